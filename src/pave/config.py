@@ -1,0 +1,264 @@
+"""What a patch is, as data: frozen dataclasses that turn into JSON and back, strictly.
+
+``PatchConfig`` alone (with the base's own config) rebuilds every module of a patch. A field is documented once, right
+under it; the command line and the docs print that text.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_T = TypeVar("_T")
+
+
+class _Strict:
+    """Unknown keys are refused when a config is read from a dictionary."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and scalars, ready for JSON or YAML."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls: type[_T], values: dict[str, Any], where: str = "") -> _T:
+        """Read what ``to_dict`` wrote.
+
+        Args:
+            values: the dictionary.
+            where: what to name in an error (a file, an option).
+
+        Raises:
+            ValueError: naming the key, what was found, and the nearest known key if there is one.
+        """
+        return read_strict(cls, values, where or cls.__name__)
+
+
+def read_strict(cls: type[_T], values: Any, where: str) -> _T:
+    """Build dataclass ``cls`` from plain values; unknown keys, wrong types and wrong values raise one ValueError."""
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            parent = _class_at(cls, first["loc"][:-1])
+            known = [f.name for f in dataclasses.fields(parent)] if parent else []  # type: ignore[arg-type]
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}" if known else ""
+            message = f"unknown key {path!r}{hint}"
+        else:
+            text = first["msg"].removeprefix("Value error, ")
+            got = first.get("input")
+            shown = "" if isinstance(got, dict) or first["type"] in ("value_error", "missing") else f", got {got!r}"
+            message = f"{path + ': ' if path else ''}{text}{shown}"
+        raise ValueError(f"{where}: {message}") from None
+
+
+def _class_at(cls: Any, loc: tuple[Any, ...]) -> Any:
+    """The dataclass that the location of a validation error points into, or None."""
+    kind: Any = cls
+    for part in loc:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(str(part))
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        if typing.get_origin(kind) not in (dict, list, tuple):
+            kind = next((a for a in typing.get_args(kind) if dataclasses.is_dataclass(a)), kind)
+    return kind if dataclasses.is_dataclass(kind) else None
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The text under each field of a config dataclass."""
+    docs: dict[str, str] = {}
+    for base in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for statement, following in zip(body, body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+            ):
+                docs[statement.target.id] = inspect.cleandoc(str(following.value.value))  # type: ignore[union-attr]
+    return docs
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig(_Strict):
+    """How the side tokens of one channel meet the video tokens."""
+
+    kind: Literal["cross_attention", "concat", "interleave"] = "cross_attention"
+    """cross_attention adds a residual to the video tokens (the paper); concat and interleave are baselines that hand the
+    side tokens to the language model as extra tokens, after the video or after each frame."""
+    alignment: Literal["timestamps", "index"] = "timestamps"
+    """timestamps: a frame sees the side steps nearest to it in seconds. index: the K steps are cut into T chunks (the paper)."""
+    neighbourhood_frames: int = 0
+    """How many further frames either side a frame may look at: 0 = its own interval only."""
+    neighbourhood_seconds: float = 0.0
+    """Seconds added either side of a frame's interval (timestamps alignment only)."""
+    empty_frames: Literal["skip", "nearest", "interpolate"] = "skip"
+    """What a frame with no side step in reach gets under timestamps alignment: nothing (exactly no residual), the nearest
+    step, or the stream linearly interpolated at the frame's time. Index alignment resamples a short stream, as the paper does."""
+    query_source: Literal["post_projector", "pre_projector", "learnable"] = "post_projector"
+    """Where queries come from: tokens as the language model sees them, vision features before the projector (the paper;
+    families that expose them), or a learnt table of (num_frames, tokens_per_frame)."""
+    num_layers: int = 2
+    """Cross-attention layers."""
+    num_heads: int = 4
+    """Attention heads; width must be a multiple of it."""
+    width: int = 256
+    """D, the width of queries, attention and feed-forward input."""
+    embed_width: int = 256
+    """Width the side features are mapped to before keys and values."""
+    share_key_value_projection: bool = False
+    """True reproduces the released code, where the key projection also makes the values."""
+    rope: bool = False
+    """3-D rotary positions on queries and keys (time, row, column)."""
+    dropout: float = 0.0
+    """Dropout before the output norm."""
+    gate: bool = False
+    """A learnt scalar per token, computed from the question and the token, that scales this channel's residual (starts at 1)."""
+    output_mlp: bool = True
+    """Two linears from D to the width of the language model; False needs width equal to that width."""
+    output_norm: bool = True
+    """LayerNorm with weight and bias from zero at the end: a fresh patch is exactly the base. False only for old checkpoints."""
+    num_frames: int | None = None
+    """T of the learnt query table (query_source learnable only)."""
+    tokens_per_frame: int | None = None
+    """S of the learnt query table (query_source learnable only)."""
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1 or self.num_heads < 1 or self.width < 1 or self.embed_width < 1:
+            raise ValueError("num_layers, num_heads, width and embed_width must be at least 1")
+        if self.width % self.num_heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
+        if self.neighbourhood_frames < 0 or not 0 <= self.neighbourhood_seconds < float("inf"):
+            raise ValueError("neighbourhood_frames and neighbourhood_seconds must not be negative")
+        if self.neighbourhood_seconds and self.alignment == "index":
+            raise ValueError("neighbourhood_seconds needs alignment 'timestamps'; use neighbourhood_frames with 'index'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.rope and self.head_width % 8:
+            raise ValueError(f"rope needs a head width (width / num_heads = {self.head_width}) that is a multiple of 8")
+        learnable = self.query_source == "learnable"
+        if learnable != (self.num_frames is not None and self.tokens_per_frame is not None):
+            raise ValueError("query_source 'learnable' needs num_frames and tokens_per_frame, and only it takes them")
+
+    @property
+    def head_width(self) -> int:
+        """H."""
+        return self.width // self.num_heads
+
+    @property
+    def adds_llm_tokens(self) -> bool:
+        """True for the baselines that lengthen the prompt."""
+        return self.kind != "cross_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(_Strict):
+    """The frozen encoder that turns a raw side stream into features."""
+
+    name: str = "log_mel"
+    """A built-in encoder (log_mel needs no weights; features reads stored ones) or a family of transformers (clap, ast, whisper)."""
+    model: str | None = None
+    """Hub id or local path of the encoder's weights, for the families of transformers."""
+    revision: str | None = None
+    """Revision on the hub."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the encoder, by its own argument names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideChannelConfig(_Strict):
+    """One side channel of a patch: what it is, how wide, and how it is fused."""
+
+    kind: str = "audio"
+    """What the stream is: audio, features, ..."""
+    width: int
+    """C, the width of the features that the encoder gives."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The encoder that made the features this patch was trained on."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """How the tokens are fused."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+
+
+LORA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings(_Strict):
+    """The low-rank part of a patch, on the linear layers of the language model only. Stored in PEFT's own format."""
+
+    rank: int = 16
+    """Rank of every update."""
+    alpha: float = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the input of the update while training."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of linear layers inside the language model's decoder. The vision tower is never touched."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if not self.targets:
+            raise ValueError("targets must name at least one linear layer; use lora: null for a patch without LoRA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig(_Strict):
+    """Everything needed to rebuild a patch on its base. The default sizes are the compact preset: at most 20 MB at 7B."""
+
+    side_channels: dict[str, SideChannelConfig]
+    """Channels by name. Residuals of several channels add; each has its own alignment, width and gate. May be empty for a
+    LoRA-only patch (the video-only baseline)."""
+    lora: LoraSettings | None = field(default_factory=LoraSettings)
+    """Low-rank updates of the language model, or null for none."""
+    missing_channel: Literal["base", "lora_only"] = "base"
+    """What a video without any of its side channels gets: exactly the base model, or the base with LoRA (the authors' behaviour)."""
+    storage_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """How tensors are stored on disk. They are trained in float32."""
+
+    def __post_init__(self) -> None:
+        for name in self.side_channels:
+            if not name.isidentifier():
+                raise ValueError(f"side channel {name!r}: a channel's name must be a Python identifier")
+        if not self.side_channels and self.lora is None:
+            raise ValueError("a patch needs at least one side channel or lora")
+        if sum(c.fusion.adds_llm_tokens for c in self.side_channels.values()) > 1:
+            raise ValueError("at most one channel of a patch can be fused with 'concat' or 'interleave'")
+
+    @classmethod
+    def compact(cls, **widths: int) -> PatchConfig:
+        """The default: fusion and LoRA together at most 20 MB at 7B. ``PatchConfig.compact(audio=128)``."""
+        return cls(side_channels={name: SideChannelConfig(kind=name, width=width) for name, width in widths.items()})
+
+    @classmethod
+    def paper(cls, **widths: int) -> PatchConfig:
+        """The published sizes: D 512, 4 heads, 2 layers, LoRA rank 64 on all seven linear kinds (18 + 323 MB at 7B)."""
+        fusion = FusionConfig(
+            width=512, embed_width=512, alignment="index", share_key_value_projection=True, query_source="pre_projector"
+        )
+        channels = {name: SideChannelConfig(kind=name, width=width, fusion=fusion) for name, width in widths.items()}
+        lora = LoraSettings(rank=64, alpha=16.0, targets=LORA_LINEARS, dropout=0.05)
+        return cls(side_channels=channels, lora=lora, missing_channel="lora_only")
