@@ -1,0 +1,122 @@
+"""Atomic writes: a reader sees the old file or the whole new one, never a half-written one.
+
+Everything is first written beside its destination (the same file system) and then moved over it with one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it replaces ``path`` when the block ends without an error.
+
+    Missing parent folders are made. After an error the temporary file is removed and ``path`` is as it was. The suffix is
+    kept, because many writers choose the format by it.
+
+    Raises:
+        ValueError: if ``path`` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"cannot write the file {target}: there is a folder of that name; choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(_mode_for(target))
+        _flush(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` to ``path`` in one step."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8, with the line ends it has, to ``path`` in one step."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path`` in one step.
+
+    Raises:
+        ValueError: if ``value`` holds a NaN or an infinity, which JSON has no word for.
+        TypeError: if ``value`` holds something that is not JSON.
+    """
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty temporary folder beside ``path``; it becomes ``path`` when the block ends without an error.
+
+    An older folder of that name is replaced whole: a file that only the old one had is gone afterwards. If a reader opens
+    ``path`` while it is replaced it may find nothing for an instant, but never a mixture of old and new. If the process dies
+    in that instant the old folder is still beside ``path`` under the name ``.NAME.old-*``.
+
+    Raises:
+        ValueError: if ``path`` is a file.
+    """
+    target = Path(path)
+    if target.is_file():
+        raise ValueError(f"cannot write the folder {target}: there is a file of that name; choose another name")
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}.new-"))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _flush(file)
+        _swap(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Put folder ``new`` in the place of ``target``; back out if that fails."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}.old-"))
+    os.replace(target, old)  # an empty folder may be renamed over
+    try:
+        os.replace(new, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Put the bytes on the disk before the rename does, so that a power cut cannot leave an empty file under the new name."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _mode_for(target: Path) -> int:
+    """The permissions that ``target`` has, or that an ordinary new file gets."""
+    return target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

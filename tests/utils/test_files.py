@@ -1,0 +1,92 @@
+"""Atomic writes leave the old content or the whole new one."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from pave.utils.files import atomic_folder, atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text
+
+
+def test_text_bytes_and_json_arrive_unchanged(tmp_path):
+    atomic_write_text(tmp_path / "deep" / "er" / "a.txt", "zwei\nZeilen – ü\r\n")
+    assert (tmp_path / "deep" / "er" / "a.txt").read_bytes() == "zwei\nZeilen – ü\r\n".encode()
+    atomic_write_bytes(tmp_path / "b.bin", b"\x00\xff")
+    assert (tmp_path / "b.bin").read_bytes() == b"\x00\xff"
+    atomic_write_json(tmp_path / "c.json", {"b": [1, 2.5, None], "a": "ü"})
+    assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8")) == {"b": [1, 2.5, None], "a": "ü"}
+    assert list((tmp_path / "c.json").read_text(encoding="utf-8"))[-1] == "\n"
+
+
+def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "a.txt"
+    atomic_write_text(target, "old")
+    with pytest.raises(RuntimeError, match="disk"), atomic_path(target) as temporary:
+        temporary.write_text("half of the ne")
+        raise RuntimeError("disk")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_old_file_is_there_until_the_block_ends(tmp_path):
+    target = tmp_path / "a.txt"
+    atomic_write_text(target, "old")
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".txt"
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    atomic_write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="JSON"):
+        atomic_write_json(tmp_path / "a.json", float("nan"))
+    assert (tmp_path / "a.json").read_text() == "1\n"
+
+
+def test_new_files_get_ordinary_permissions_and_old_ones_keep_theirs(tmp_path):
+    old_mask = os.umask(0o027)
+    try:
+        atomic_write_text(tmp_path / "a.txt", "x")
+        assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+        (tmp_path / "a.txt").chmod(0o600)
+        atomic_write_text(tmp_path / "a.txt", "y")
+        assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o600
+    finally:
+        os.umask(old_mask)
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for names in (["a", "b"], ["b", "c"]):
+        with atomic_folder(tmp_path / "patch") as folder:
+            for name in names:
+                (folder / name).write_text(name)
+            (folder / "sub").mkdir()
+            (folder / "sub" / "x").write_text("x")
+    assert sorted(os.listdir(tmp_path / "patch")) == ["b", "c", "sub"]
+    assert os.listdir(tmp_path) == ["patch"]
+    assert stat.S_IMODE((tmp_path / "patch").stat().st_mode) & 0o500 == 0o500
+
+
+def test_an_error_keeps_the_old_folder(tmp_path):
+    with atomic_folder(tmp_path / "patch") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "patch") as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "patch" / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["patch"]
+
+
+def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"folder.*choose another name"):
+        atomic_write_text(tmp_path / "folder", "x")
+    with pytest.raises(ValueError, match=r"file.*choose another name"), atomic_folder(tmp_path / "file"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
