@@ -1,0 +1,35 @@
+"""LLaVA-OneVision: one time step per frame, a 2x2 bilinear pooling after the projector, one newline token per video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pave.video_llms.interface import VideoLayout, VideoLLMInterface
+
+
+class LlavaOnevisionInterface(VideoLLMInterface):
+    model_types = ("llava_onevision",)
+
+    def pre_projector_width(self, config: Any) -> int:
+        layers = config.vision_feature_layer
+        count = 1 if isinstance(layers, int) else len(layers)
+        return int(config.vision_config.hidden_size) * count
+
+    def layouts(self, config: Any, arguments: Mapping[str, Any]) -> list[VideoLayout]:
+        videos, frames = arguments["pixel_values_videos"].shape[:2]
+        side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        return [VideoLayout(steps=frames, grid=(side, side), trailing=1)] * videos
+
+    def projector(self, inner: nn.Module) -> nn.Module:
+        return inner.multi_modal_projector
+
+    def pre_projector(
+        self, inner: nn.Module, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
+    ) -> list[Tensor]:
+        # pooled by themselves: the projector is not linear, so projecting the pooled features would be another thing
+        pooled = inner.apply_pooling(captured)
+        return list(pooled.reshape(len(layouts), -1, pooled.shape[-1]))
