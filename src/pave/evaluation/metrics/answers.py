@@ -1,0 +1,117 @@
+"""Is an answer right? Two rules, both strict: no substring hits, no first-letter guesses, nothing for an empty answer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# fmt: off
+_NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)
+# fmt: on
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+_ARTICLES = frozenset({"a", "an", "the"})
+_LEAD_IN = re.compile(
+    r"^(?:so|therefore|thus)?[\s,]*(?:the\s+)?(?:best|correct|right|final)?\s*(?:answer|option|choice)\s*"
+    r"(?:(?:is|would be)\b\s*:?|:)\s*",
+    re.IGNORECASE,
+)
+_LETTER_ALONE = re.compile(r"^\(?([A-Za-z])[).:]?$|^\[([A-Za-z])\]$")
+_LETTER_THEN_TEXT = re.compile(r"^(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])[).:])\s*(.+)$", re.DOTALL)
+
+
+def normalize_answer(text: str) -> str:
+    """The form in which two answers are compared.
+
+    1. Unicode NFKC (full-width letters become ordinary ones), then case folding.
+    2. Every word loses the punctuation around it, not inside it: ``"(bell)."`` becomes ``bell``, ``x-ray`` stays. A sign or
+       point before a digit stays, so that ``-3`` is not ``3`` and ``.5`` is not ``5``. Words left empty vanish.
+    3. The articles a, an and the are dropped, unless nothing else is there. With punctuation after it an ``A`` is a letter
+       of a list, as in ``A. bell``, and stays.
+    4. The words zero to twenty become digits.
+    5. One space between words.
+    """
+    raw = unicodedata.normalize("NFKC", text).casefold().split()
+    bare = [(_bare(word), word) for word in raw]
+    words = [word for word, _ in bare if word]
+    without_articles = [word for word, whole in bare if word and not (word in _ARTICLES and whole.endswith(word))]
+    return " ".join(_NUMBERS.get(word, word) for word in without_articles or words)
+
+
+def _bare(word: str) -> str:
+    """``word`` without the punctuation around it."""
+    start, end = 0, len(word)
+    while end > start and unicodedata.category(word[end - 1]).startswith("P"):
+        end -= 1
+    while start < end and unicodedata.category(word[start]).startswith("P"):
+        if word[start] in "-." and word[start + 1 : start + 2].isdigit():
+            break
+        start += 1
+    return word[start:end]
+
+
+def exact_match(prediction: str, accepted: str | Sequence[str]) -> bool:
+    """True if the normalised prediction equals one of the normalised accepted answers. An empty prediction is never right.
+
+    Raises:
+        ValueError: if there is no accepted answer, or one that is empty after normalisation.
+    """
+    answers = [accepted] if isinstance(accepted, str) else list(accepted)
+    normal = [normalize_answer(answer) for answer in answers]
+    if not normal or not all(normal):
+        raise ValueError(f"exact_match: every accepted answer must hold a letter or a digit, got {answers!r}")
+    return normalize_answer(prediction) in normal
+
+
+def choice_letter(index: int) -> str:
+    """0 is A, 1 is B, ..."""
+    return chr(ord("A") + index)
+
+
+def parse_choice(prediction: str, choices: Sequence[str]) -> int | None:
+    """Which choice a generated answer names, or None if it names none or is contradictory.
+
+    After an optional lead-in ("The best answer is:", "Option:", ...) the whole rest must be one of
+
+    - the text of a choice (compared by ``normalize_answer``; where two choices read the same, only a letter tells them apart),
+    - its letter: ``B``, ``b``, ``(B)``, ``[B]``, ``B.``, ``B)``, ``B:``,
+    - letter and text: ``B. red circle``, ``(B) red circle``, where both must mean the same choice.
+
+    Longer sentences are not searched for letters or texts: "A dog barks" does not name choice A, and an answer that lists
+    all the choices names none.
+
+    Raises:
+        ValueError: if there are fewer than 2 or more than 26 choices.
+    """
+    if not 2 <= len(choices) <= 26:
+        raise ValueError(f"multiple choice needs 2 to 26 choices, got {len(choices)}: {list(choices)!r}")
+    normal = [normalize_answer(choice) for choice in choices]
+    text = unicodedata.normalize("NFKC", prediction).strip()
+    for candidate in dict.fromkeys((text, _LEAD_IN.sub("", text, count=1).strip())):
+        found = _named_choice(candidate, normal)
+        if found is not None:
+            return found
+    return None
+
+
+def _named_choice(text: str, normal: list[str]) -> int | None:
+    """The choice that the whole of ``text`` names."""
+    bare = normalize_answer(text)
+    if bare and normal.count(bare) == 1:
+        return normal.index(bare)
+    if match := _LETTER_ALONE.match(text.rstrip(" .")):
+        return _index(match, len(normal))
+    if match := _LETTER_THEN_TEXT.match(text):
+        index = _index(match, len(normal))
+        rest = normalize_answer(match[match.lastindex or 0])
+        return index if index is not None and rest == normal[index] else None
+    return None
+
+
+def _index(match: re.Match[str], count: int) -> int | None:
+    letter = next(group for group in match.groups() if group)
+    index = ord(letter.upper()) - ord("A")
+    return index if index < count else None

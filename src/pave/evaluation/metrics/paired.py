@@ -1,0 +1,59 @@
+"""Is one run better than another on the same samples?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from pave.evaluation.metrics.intervals import RESAMPLES, Interval, difference_interval
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """Two runs on the same samples."""
+
+    difference: float
+    """Accuracy of the second run minus accuracy of the first, between -1 and 1."""
+    interval: Interval
+    """95 % interval of the difference, bootstrap clustered by video."""
+    only_first: int
+    """Samples that only the first run has right."""
+    only_second: int
+    """Samples that only the second run has right."""
+    p_value: float
+    """Exact two-sided McNemar test. It takes the samples as independent; trust the interval where many share a video."""
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of the exact McNemar test (McNemar 1947): a binomial test of the disagreements against 1/2."""
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"mcnemar_exact: counts must not be negative, got {only_first} and {only_second}")
+    n, k = only_first + only_second, min(only_first, only_second)
+    term = total = 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        total += term
+    return float(min(1.0, math.exp(math.log(total) - (n - 1) * math.log(2)))) if n else 1.0
+
+
+def compare_paired(
+    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedComparison:
+    """Compare two runs sample by sample.
+
+    Args:
+        first: per sample, whether the first run has it right.
+        second: the same for the second run, in the same order.
+        clusters: per sample the id of its video.
+        seed: of the bootstrap.
+        resamples: bootstrap draws.
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    interval = difference_interval(first, second, clusters, seed=seed, resamples=resamples)
+    only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
+    difference = (only_second - only_first) / len(first) if len(first) else 0.0
+    return PairedComparison(difference, interval, only_first, only_second, mcnemar_exact(only_first, only_second))
