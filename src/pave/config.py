@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 _T = TypeVar("_T")
 
 
-class _Strict:
+class Strict:
     """Unknown keys are refused when a config is read from a dictionary."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -95,7 +95,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig(_Strict):
+class FusionConfig(Strict):
     """How the side tokens of one channel meet the video tokens."""
 
     kind: Literal["cross_attention", "concat", "interleave"] = "cross_attention"
@@ -167,7 +167,7 @@ class FusionConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig(_Strict):
+class EncoderConfig(Strict):
     """The frozen encoder that turns a raw side stream into features."""
 
     name: str = "log_mel"
@@ -181,7 +181,7 @@ class EncoderConfig(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideChannelConfig(_Strict):
+class SideChannelConfig(Strict):
     """One side channel of a patch: what it is, how wide, and how it is fused."""
 
     kind: str = "audio"
@@ -202,7 +202,7 @@ LORA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraSettings(_Strict):
+class LoraSettings(Strict):
     """The low-rank part of a patch, on the linear layers of the language model only. Stored in PEFT's own format."""
 
     rank: int = 16
@@ -226,7 +226,7 @@ class LoraSettings(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchConfig(_Strict):
+class PatchConfig(Strict):
     """Everything needed to rebuild a patch on its base. The default sizes are the compact preset: at most 20 MB at 7B."""
 
     side_channels: dict[str, SideChannelConfig]

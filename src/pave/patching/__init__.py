@@ -1,1 +1,42 @@
-"""."""
+"""Joins fusion, a base model and LoRA: attach, detach, save and load patches."""
+
+from __future__ import annotations
+
+from pave.patching.checkpoint import (
+    PatchRecord,
+    load_patch,
+    load_tensors,
+    push_patch_to_hub,
+    read_record,
+    resolve_patch,
+    save_patch,
+)
+from pave.patching.fingerprint import BaseFingerprint, fingerprint
+from pave.patching.model import (
+    attach_patch,
+    detach_patch,
+    is_patched,
+    patch_name,
+    patch_parameter_groups,
+    patch_parameters,
+    patch_slot,
+)
+
+__all__ = [
+    "BaseFingerprint",
+    "PatchRecord",
+    "attach_patch",
+    "detach_patch",
+    "fingerprint",
+    "is_patched",
+    "load_patch",
+    "load_tensors",
+    "patch_name",
+    "patch_parameter_groups",
+    "patch_parameters",
+    "patch_slot",
+    "push_patch_to_hub",
+    "read_record",
+    "resolve_patch",
+    "save_patch",
+]

@@ -1,0 +1,52 @@
+# Two commands on a fresh clone: `make demo` and `make test`. Each creates .venv and installs what it needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint types contracts check bare install dev clean help
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/ -/'
+
+install: $(VENV)/.core   ## create .venv with the library
+dev: $(VENV)/.dev        ## create .venv with the library and the tools for work on it
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else "pave needs Python 3.10 to 3.13, $(PYTHON) is %d.%d; run: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.core
+
+demo: $(VENV)/.core  ## the whole story on real media: render, train, compare, report (about 6 minutes on 2 cores)
+	$(BIN)/pave demo $(DEMO)
+
+test: $(VENV)/.dev   ## every test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.dev   ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev  ## import rules between layers
+	$(BIN)/lint-imports
+
+bare:                ## the core alone, without any extra, imports and shows its help
+	rm -rf .venv-bare && $(PYTHON) -m venv .venv-bare
+	.venv-bare/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+	cd / && $(CURDIR)/.venv-bare/bin/python $(CURDIR)/.ci/import_everything.py && $(CURDIR)/.venv-bare/bin/pave --version
+	rm -rf .venv-bare
+
+check: test lint types contracts  ## all of these
+
+clean:               ## remove what the commands made
+	rm -rf $(VENV) .venv-bare runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,72 @@
+"""The README that is written beside a patch, with the front matter that the hub reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import yaml
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pave.patching.checkpoint import PatchRecord
+
+
+def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> str:
+    """Markdown that says what the patch is, on which base it works, how big it is and how to use it."""
+    base = record.base.model_id or "unknown"
+    front = {"library_name": "pave", "tags": ["pave", "video", "patch", *record.patch.side_channels]}
+    if "/" in base and not base.startswith(("/", ".")):
+        front["base_model"] = base
+    channels = [
+        f"| {name} | {channel.kind} | {channel.encoder.name}{' ' + channel.encoder.model if channel.encoder.model else ''} "
+        f"| {channel.width} | {channel.fusion.kind}, {channel.fusion.alignment} |"
+        for name, channel in record.patch.side_channels.items()
+    ]
+    table = (
+        ["| channel | kind | encoder | width | fusion |", "| --- | --- | --- | --- | --- |", *channels]
+        if channels
+        else ["None."]
+    )
+    provenance = [f"- {key}: {value}" for key, value in record.provenance.items() if not isinstance(value, dict)]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(front, sort_keys=False).strip(),
+            "---",
+            f"# Patch `{record.name}`",
+            "",
+            f"A patch for the Video LLM `{base}` ({record.base.architecture.get('model_type')}), made with pave-video "
+            f"{record.pave_version}. The base's weights and code stay as they are.",
+            "",
+            "## Side channels",
+            "",
+            *table,
+            "",
+            "## Size",
+            "",
+            f"- fusion: {_size(fusion)}",
+            f"- LoRA: {_size(adapter)}",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from transformers import AutoModelForImageTextToText",
+            "from pave import load_patch",
+            "",
+            f'model = AutoModelForImageTextToText.from_pretrained("{base}")',
+            'load_patch(model, "PATH_OR_ID_OF_THIS_PATCH")',
+            "```",
+            "",
+            "## Where it came from",
+            "",
+            *(provenance or ["Nothing was recorded."]),
+            "",
+        ]
+    )
+
+
+def _size(tensors: Mapping[str, Tensor]) -> str:
+    count = sum(t.numel() for t in tensors.values())
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    return f"{count:,} parameters, {size / 1e6:.2f} MB"

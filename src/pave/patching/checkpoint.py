@@ -1,0 +1,287 @@
+"""A patch on disk: save, load, share. docs/patch_format.md describes the files.
+
+```
+patch_config.json                what the patch is, on which base, and where it came from
+patch.safetensors                the fusion modules
+lora/adapter_config.json         the LoRA part in PEFT's own format
+lora/adapter_model.safetensors
+README.md                        a generated card
+```
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import pave
+from pave.config import PatchConfig, Strict, read_strict
+from pave.patching import lora
+from pave.patching.card import patch_card
+from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint
+from pave.patching.model import attach_patch, detach_patch, patch_name, patch_slot
+from pave.utils.files import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "patch_config.json"
+FUSION_FILE = "patch.safetensors"
+LORA_FOLDER = "lora"
+LORA_FILE = "adapter_model.safetensors"
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchRecord(Strict):
+    """The contents of ``patch_config.json``."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this format."""
+    pave_version: str = ""
+    """Version of the library that wrote the patch."""
+    name: str = "default"
+    """Name of the patch."""
+    patch: PatchConfig
+    """What is needed to rebuild the modules."""
+    base: BaseFingerprint
+    """The base the patch was trained on."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the patch came from: recipe, seed, data manifest hash, steps, metrics."""
+
+
+def save_patch(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    processor: Any = None,
+    provenance: Mapping[str, Any] | None = None,
+    storage_dtype: str | None = None,
+) -> Path:
+    """Write the attached patch to a folder, atomically: an older patch there is replaced whole or not at all.
+
+    Args:
+        model: a patched model.
+        folder: where to.
+        processor: the base's processor, so that its tokenizer and chat template enter the fingerprint.
+        provenance: JSON values to record.
+        storage_dtype: overrides the config's (training checkpoints use "float32", to resume exactly).
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if the model carries no patch, or a tensor of the patch is not finite.
+    """
+    name = patch_name(model)
+    slot = patch_slot(model)
+    dtype = getattr(torch, storage_dtype or slot.config.storage_dtype)
+    record = PatchRecord(
+        pave_version=pave.__version__,
+        name=name,
+        patch=slot.config,
+        base=fingerprint(model, processor),
+        provenance=dict(provenance or {}),
+    )
+    fusion = _to_storage(slot.fusions.state_dict(), dtype)
+    adapter = _to_storage(lora.state_dict(model, name), dtype) if slot.config.lora is not None else None
+    target = Path(folder)
+    with atomic_folder(target) as work:
+        (work / CONFIG_FILE).write_text(json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        safetensors.torch.save_file(fusion, work / FUSION_FILE, metadata={"format": "pt"})
+        if adapter is not None and slot.config.lora is not None:
+            (work / LORA_FOLDER).mkdir()
+            safetensors.torch.save_file(adapter, work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
+            config = lora.peft_config(model, slot.config.lora)
+            config.base_model_name_or_path = record.base.model_id
+            config.inference_mode = True
+            config.save_pretrained(str(work / LORA_FOLDER))
+        (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
+    return target
+
+
+def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    stored = {}
+    for key, value in tensors.items():
+        cast = value.detach().to("cpu", dtype).contiguous()
+        if not bool(torch.isfinite(cast).all()):
+            raise ValueError(f"refusing to save the patch: {key} holds NaN or infinity in {str(dtype).removeprefix('torch.')}")
+        stored[key] = cast
+    return stored
+
+
+def read_record(folder: str | Path) -> PatchRecord:
+    """Read and check ``patch_config.json`` without touching tensors.
+
+    Raises:
+        ValueError: if the file is missing, is not JSON, has unknown keys, or was written by a newer format.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} is no patch: it has no {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version {version!r} is not {FORMAT_VERSION}, the one this library reads; update pave-video"
+        )
+    return read_strict(PatchRecord, values, str(path))
+
+
+def load_patch(
+    model: _Model,
+    patch: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    processor: Any = None,
+    allow_base_mismatch: bool = False,
+) -> _Model:
+    """Attach a saved patch to a base, in place.
+
+    Args:
+        model: the base the patch was trained on.
+        patch: a local folder, or the id of a repository on the hub.
+        name: name of the slot; default, the one it was saved under.
+        revision: of the hub repository.
+        processor: the base's processor, to check tokenizer and chat template too.
+        allow_base_mismatch: load on another base all the same; a warning says what is overridden. Sizes must still fit.
+
+    Returns:
+        The same model, patched.
+
+    Raises:
+        ValueError: if anything is missing, unexpected or of another shape, or the base is another one; the model is then as it was.
+    """
+    folder = resolve_patch(patch, revision)
+    record = read_record(folder)
+    found = differences(record.base, fingerprint(model, processor))
+    if found:
+        trained_on = record.base.model_id or record.base.architecture.get("model_type")
+        text = f"{patch}: the patch was trained on another base ({trained_on}); this one differs in: {'; '.join(found)}"
+        if not allow_base_mismatch:
+            raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
+        logger.warning("%s. Loading it all the same, as asked", text)
+    attach_patch(model, record.patch, name=name or record.name)
+    try:
+        load_tensors(model, folder)
+    except BaseException:
+        detach_patch(model)
+        raise
+    return model
+
+
+def load_tensors(model: nn.Module, folder: str | Path) -> None:
+    """Copy a saved patch's tensors into the attached patch of the same config, strictly.
+
+    Raises:
+        ValueError: if the folder holds another config, or a tensor is missing, unexpected, wrongly shaped or not finite.
+    """
+    record = read_record(folder)
+    slot = patch_slot(model)
+    if record.patch != slot.config:
+        raise ValueError(
+            f"{folder} holds a patch of another config than the attached one: {_first_difference(record.patch, slot.config)}"
+        )
+    fusion = _read_tensors(Path(folder) / FUSION_FILE)
+    own = slot.fusions.state_dict()
+    lora.check_same_tensors(own, fusion, str(Path(folder) / FUSION_FILE))
+    adapter_file = Path(folder) / LORA_FOLDER / LORA_FILE
+    if record.patch.lora is not None:
+        lora.load_state_dict(model, patch_name(model), _read_tensors(adapter_file), str(adapter_file))
+    elif adapter_file.exists():
+        raise ValueError(f"{adapter_file} exists, but {CONFIG_FILE} says the patch has no LoRA")
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(fusion[key])
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the patch is incomplete")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{path}: {key} holds NaN or infinity")
+    return tensors
+
+
+def _first_difference(was: PatchConfig, is_: PatchConfig) -> str:
+    flat_was, flat_is = _flatten(was.to_dict()), _flatten(is_.to_dict())
+    for key in sorted(set(flat_was) | set(flat_is)):
+        if flat_was.get(key) != flat_is.get(key):
+            return f"{key} is {flat_was.get(key)!r} there and {flat_is.get(key)!r} here"
+    return "no difference"
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def resolve_patch(patch: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a patch, downloaded from the hub if ``patch`` is no folder.
+
+    Raises:
+        ValueError: if there is no such folder and no such repository can be had.
+    """
+    folder = Path(patch)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} was given, but {patch} is a local folder")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = [CONFIG_FILE, FUSION_FILE, f"{LORA_FOLDER}/*", "README.md"]
+        return Path(snapshot_download(str(patch), revision=revision, allow_patterns=patterns))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"no patch at {str(patch)!r}: there is no such folder, and the hub did not give it ({type(error).__name__})"
+        ) from error
+
+
+def push_patch_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    message: str = "Upload patch",
+    **saving: Any,
+) -> str:
+    """Save the attached patch and upload it to a repository on the hub, made if need be.
+
+    Args:
+        saving: further arguments of ``save_patch``.
+
+    Returns:
+        The address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        folder = save_patch(model, Path(work) / "patch", **saving)
+        commit = api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message=message)
+    return str(commit.commit_url)

@@ -1,0 +1,220 @@
+"""The classes that a patched model and its inner model are swapped to. ``attach_patch`` says why it is done this way."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pave.config import PatchConfig
+from pave.patching.call import CheckpointInCall, PatchCall, current_call, strength_overridden, strength_override
+from pave.patching.fuse import fuse
+from pave.patching.fuse import patch_call as _patch_call
+from pave.patching.slot import SLOTS
+from pave.tokens import SideTokens
+
+logger = logging.getLogger(__name__)
+
+
+class Swapped:
+    """Common to both swapped classes: copies and pickles as itself."""
+
+    _pave_base: type
+    _pave_roles: tuple[str, bool, bool]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = super().__reduce_ex__(protocol)
+        return (_rebuild, (self._pave_base, *self._pave_roles), *state[2:])
+
+
+class PatchedVideoLLM(Swapped):
+    """What a patched model can do beyond its base. Mixed into the base's own class."""
+
+    pave_strength: float
+
+    @property
+    def patch_config(self) -> PatchConfig:
+        """The attached patch's config."""
+        return next(iter(getattr(self, SLOTS).values())).config
+
+    @property
+    def patch_strength(self) -> float:
+        """How strongly the patch acts: 1 as trained, 0 exactly the base. Set it, or use ``patch_scaled`` for one block."""
+        override = strength_override(self)  # type: ignore[arg-type]
+        return self.pave_strength if override is None else override
+
+    @patch_strength.setter
+    def patch_strength(self, value: float) -> None:
+        self.pave_strength = _checked_strength(value)
+
+    def disable_patch(self) -> None:
+        """Compute exactly what the base computes, until ``enable_patch``."""
+        self.pave_strength = 0.0
+
+    def enable_patch(self) -> None:
+        """Undo ``disable_patch``."""
+        self.pave_strength = 1.0
+
+    def patch_disabled(self) -> contextlib.AbstractContextManager[None]:
+        """``with model.patch_disabled():`` computes exactly what the base computes, in this thread or task only."""
+        return strength_overridden(self, 0.0)  # type: ignore[arg-type]
+
+    def patch_scaled(self, strength: float) -> contextlib.AbstractContextManager[None]:
+        """``with model.patch_scaled(0.5):`` scales residuals and LoRA updates, in this thread or task only."""
+        return strength_overridden(self, _checked_strength(strength))  # type: ignore[arg-type]
+
+    def patch_call(
+        self,
+        side_channels: Mapping[str, SideTokens] | None = None,
+        frame_times: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> contextlib.AbstractContextManager[PatchCall | None]:
+        """For code that runs inner modules itself (``model.base_model(...)``): what ``forward`` sets up around a call."""
+        return _patch_call(self, side_channels, frame_times, input_ids, attention_mask, labels)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
+        """Save the *base*, byte for byte as without the patch, and the patch beside it under ``pave_patches/<name>``."""
+        from pave.patching.checkpoint import save_patch
+
+        tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
+        super().save_pretrained(save_directory, *args, state_dict=base_state_dict(tensors), **kwargs)  # type: ignore[misc]
+        folder = Path(save_directory) / SLOTS / next(iter(getattr(self, SLOTS)))
+        if kwargs.get("is_main_process", True):
+            save_patch(self, folder)  # type: ignore[arg-type]
+            logger.info("saved the base to %s and its patch to %s", save_directory, folder)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Refuses a state dict without the patch's tensors, which a lenient load would skip in silence."""
+        if not any(key.startswith(f"{SLOTS}.") or ".lora_" in key for key in state_dict):
+            raise ValueError(
+                "load_state_dict: the tensors hold no patch, but the model carries one; resume with PatchTrainer, or use "
+                "load_patch on a base without a patch"
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)  # type: ignore[misc]
+        wrap_checkpointing(self)  # type: ignore[arg-type]
+
+
+def _checked_strength(value: float) -> float:
+    value = float(value)
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"patch_strength must be a finite number that is not negative, got {value}")
+    return value
+
+
+@functools.cache
+def _swapped_class(base: Any, method: str, outer: bool, inner: bool) -> type:
+    namespace: dict[str, Any] = {key: getattr(base, key) for key in ("__module__", "__qualname__", "__doc__")}
+    namespace.update(_pave_base=base, _pave_roles=(method, outer, inner))
+    if inner:
+        namespace[method] = _features_method(base, method)
+    if outer:
+        namespace.update(forward=_forward_method(base), generate=_generate_method(base))
+    return type(base.__name__, (PatchedVideoLLM if outer else Swapped, base), namespace)
+
+
+def swap_classes(model: Any, method: str) -> None:
+    inner = model.base_model
+    model.__class__ = _swapped_class(model.__class__, method, True, inner is model)
+    if inner is not model:
+        inner.__class__ = _swapped_class(inner.__class__, method, False, True)
+
+
+def _rebuild(base: type, method: str, outer: bool, inner: bool) -> Any:
+    cls: Any = _swapped_class(base, method, outer, inner)
+    return cls.__new__(cls)
+
+
+def _forward_method(base: Any) -> Any:
+    original = base.forward
+    signature = inspect.signature(original)
+    parameters = list(signature.parameters.values())
+    at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    for name in ("frame_times", "side_channels"):
+        parameters.insert(at, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+    call_signature = signature
+
+    @functools.wraps(original)
+    def forward(self: Any, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any) -> Any:
+        running = current_call()
+        if side_channels is None and running is not None and running.owner is self:
+            return original(self, *args, **kwargs)  # a step of generate, or inside patch_call
+        given = call_signature.bind(self, *args, **kwargs).arguments
+        with _patch_call(
+            self, side_channels, frame_times, given.get("input_ids"), given.get("attention_mask"), given.get("labels")
+        ):
+            return original(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS
+    return forward
+
+
+_ARGUMENTS = """
+        side_channels (`dict[str, SideTokens]`, *optional*): tokens of each side channel, one row per video.
+        frame_times (`torch.Tensor` of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
+"""
+
+
+def _generate_method(base: Any) -> Any:
+    original = base.generate
+
+    @functools.wraps(original)
+    def generate(
+        self: Any, inputs: Any = None, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any
+    ) -> Any:
+        input_ids = kwargs.get("input_ids", inputs)
+        with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None):
+            return original(self, inputs, *args, **kwargs)
+
+    return generate
+
+
+def _features_method(base: Any, name: str) -> Any:
+    original = getattr(base, name)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        call = current_call()
+        if call is None or call.owner.base_model is not self:
+            return output
+        bound = signature.bind(self, *args, **kwargs).arguments
+        arguments = {**bound, **bound.pop("kwargs", {})}
+        fuse(call, self, output, arguments)
+        return output
+
+    return features
+
+
+def capture_projector_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+    call = current_call()
+    if call is not None and call.side_channels:
+        call.captured = args[0]
+
+
+def wrap_checkpointing(model: nn.Module) -> None:
+    for module in model.modules():
+        function = module.__dict__.get("_gradient_checkpointing_func")
+        if function is not None and not isinstance(function, CheckpointInCall):
+            module._gradient_checkpointing_func = CheckpointInCall(function)  # type: ignore[assignment]
+
+
+def base_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's own tensors under the base's own names, out of a patched model's state dict."""
+    return {
+        key.replace(".base_layer.", "."): value
+        for key, value in tensors.items()
+        if not key.startswith(f"{SLOTS}.") and ".lora_" not in key
+    }

@@ -1,0 +1,176 @@
+"""What a patch costs on a base: parameters, bytes and floating-point operations, counted without loading any weights.
+
+The base is built on the meta device from its config, the patch is attached to it, and parameters are counted as they are.
+Operations are counted for the prefill of one prompt, with the usual formulas: a linear layer costs 2 x inputs x outputs
+per token; attention costs 4 x queries x keys x width per layer (scores and weighted sum, no credit for the causal half).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pave.config import FusionConfig, PatchConfig
+from pave.patching import lora
+from pave.patching.model import attach_patch, patch_slot
+from pave.video_llms import get_interface
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCost:
+    """Counts of one patch on one base, for one prompt."""
+
+    base_parameters: int
+    fusion_parameters: int
+    lora_parameters: int
+    storage_dtype: str
+    base_prefill_flops: float
+    """Vision tower, projector and language model over the prompt."""
+    fusion_flops: float
+    lora_flops: float
+    """Of the un-merged update; none if it is merged into the base."""
+    llm_tokens: int
+    """Length of the prompt: video tokens and text."""
+
+    @property
+    def patch_parameters(self) -> int:
+        return self.fusion_parameters + self.lora_parameters
+
+    @property
+    def fusion_bytes(self) -> int:
+        return self.fusion_parameters * _BYTES[self.storage_dtype]
+
+    @property
+    def lora_bytes(self) -> int:
+        return self.lora_parameters * _BYTES[self.storage_dtype]
+
+    @property
+    def patch_bytes(self) -> int:
+        return self.fusion_bytes + self.lora_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts, derived ones and percentages included."""
+        base, flops = self.base_parameters, self.base_prefill_flops
+        return {
+            **asdict(self),
+            "patch_parameters": self.patch_parameters,
+            "fusion_bytes": self.fusion_bytes,
+            "lora_bytes": self.lora_bytes,
+            "patch_bytes": self.patch_bytes,
+            "fusion_parameters_percent": 100 * self.fusion_parameters / base,
+            "lora_parameters_percent": 100 * self.lora_parameters / base,
+            "patch_parameters_percent": 100 * self.patch_parameters / base,
+            "fusion_flops_percent": 100 * self.fusion_flops / flops,
+            "lora_flops_percent": 100 * self.lora_flops / flops,
+        }
+
+
+def patch_cost(
+    base_config: Any,
+    patch: PatchConfig,
+    *,
+    num_frames: int = 32,
+    text_tokens: int = 64,
+    side_steps: int = 64,
+    side_tokens_per_step: int = 1,
+    grid: tuple[int, int] | None = None,
+) -> PatchCost:
+    """Count a patch on a base, on the meta device.
+
+    Args:
+        base_config: the base's config.
+        patch: the patch.
+        num_frames: sampled frames of the video.
+        text_tokens: tokens of the prompt besides the video's.
+        side_steps: K of every channel.
+        side_tokens_per_step: M of every channel.
+        grid: (rows, columns) of tokens per step, for bases of dynamic resolution (default 14 x 14 there).
+    """
+    from transformers import AutoModelForImageTextToText
+
+    interface = get_interface(base_config)
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(base_config)
+        base_parameters = sum(p.numel() for p in model.parameters())
+        steps, tokens_per_step, trailing = _video_tokens(interface, base_config, num_frames, grid)
+        tokens = steps * tokens_per_step + trailing + text_tokens
+        base_flops = _vision_flops(model, interface, base_config, num_frames, tokens_per_step) + _llm_flops(model, tokens)
+        attach_patch(model, patch)
+    fusion_flops = sum(
+        _fusion_flops(
+            fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step
+        )
+        for name, fusion in patch_slot(model).fusions.items()
+    )
+    lora_parameters = sum(p.numel() for p in lora.parameters(model, "default"))
+    return PatchCost(
+        base_parameters=base_parameters,
+        fusion_parameters=sum(p.numel() for p in patch_slot(model).parameters()),
+        lora_parameters=lora_parameters,
+        storage_dtype=patch.storage_dtype,
+        base_prefill_flops=base_flops,
+        fusion_flops=fusion_flops,
+        lora_flops=2.0 * lora_parameters * tokens,
+        llm_tokens=tokens,
+    )
+
+
+def _video_tokens(interface: Any, config: Any, num_frames: int, grid: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(steps, tokens per step, trailing tokens) of a video of ``num_frames`` frames."""
+    if config.model_type == "llava_onevision":
+        layout = interface.layouts(config, {"pixel_values_videos": torch.empty(1, num_frames, device="meta")})[0]
+        return layout.steps, layout.tokens_per_step, layout.trailing
+    rows, columns = grid or (14, 14)
+    return -(-num_frames // interface.frames_per_step), rows * columns, 0
+
+
+def _linear_flops(module: nn.Module, tokens: float) -> float:
+    """2 x weights x tokens over all linear and convolution layers inside ``module``."""
+    return sum(2.0 * m.weight.numel() * tokens for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d)))
+
+
+def _llm_flops(model: Any, tokens: int) -> float:
+    text = model.config.get_text_config()
+    head = 2.0 * text.hidden_size * text.vocab_size  # the last position only
+    attention = text.num_hidden_layers * 4.0 * tokens**2 * text.hidden_size
+    return _linear_flops(model.get_decoder(), tokens) + attention + head
+
+
+def _vision_flops(model: Any, interface: Any, config: Any, num_frames: int, tokens_per_step: int) -> float:
+    vision = config.vision_config
+    if config.model_type == "llava_onevision":
+        patches = (vision.image_size // vision.patch_size) ** 2
+        units, width, depth = num_frames, vision.hidden_size, vision.num_hidden_layers
+        tower = model.base_model.vision_tower
+        projector_tokens = patches * units  # projected before pooling
+        tower_flops = _linear_flops(tower, patches * units)
+    else:
+        patches = tokens_per_step * vision.spatial_merge_size**2
+        units = -(-num_frames // interface.frames_per_step)
+        width, depth = interface.pre_projector_width(config), vision.depth
+        projector = interface.projector(model.base_model)
+        projector_tokens = tokens_per_step * units
+        tower_flops = _linear_flops(model.base_model.visual, patches * units) - _linear_flops(projector, patches * units)
+    attention = depth * 4.0 * units * patches**2 * width  # frames attend within themselves
+    return tower_flops + attention + _linear_flops(interface.projector(model.base_model), projector_tokens)
+
+
+def _fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: int, M: int) -> float:
+    """Linear layers by the stream they act on, plus windowed attention over the K * M tokens cut into T windows."""
+    if config.adds_llm_tokens:
+        return _linear_flops(fusion, K * M)
+    reach = 1 + 2 * config.neighbourhood_frames
+    side = sum(2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear) and is_side_linear(name))
+    total = sum(2.0 * m.weight.numel() for m in fusion.modules() if isinstance(m, nn.Linear))
+    attention = config.num_layers * 4.0 * S * max(K, T) * M * reach * config.width
+    return side * K * M + (total - side) * T * S + attention
+
+
+def is_side_linear(name: str) -> bool:
+    """True for the linear layers of a fusion module that act on side tokens rather than on video tokens."""
+    return name.rsplit(".", 1)[-1] in ("side_projection", "key_projection", "value_projection")

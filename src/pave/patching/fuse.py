@@ -1,0 +1,159 @@
+"""What happens within one call of a patched model: check what was given, fuse it into the video tokens once, say what LoRA does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pave.config import PatchConfig
+from pave.patching.call import PatchCall, as_row_tensor, entered, rows_of_videos, weights_of_rows
+from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
+from pave.tokens import QuestionTokens, SideTokens
+from pave.video_llms import get_interface
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def patch_call(
+    model: Any,
+    side_channels: Mapping[str, SideTokens] | None,
+    frame_times: Tensor | None,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+) -> Iterator[PatchCall | None]:
+    config: PatchConfig = model.patch_config
+    sides = _checked_sides(config, side_channels or {}, frame_times)
+    call = PatchCall(
+        model, next(iter(getattr(model, SLOTS))), model.patch_strength, sides, frame_times, input_ids, attention_mask, labels
+    )
+    if not config.side_channels or config.missing_channel == "lora_only":
+        call.lora_weight = call.strength
+    with entered(call):
+        yield call
+    if not call.consumed and any(bool(side.present_B().any()) for side in sides.values()):
+        raise ValueError(
+            f"side_channels ({', '.join(sides)}) were given, but no video was encoded in this call; pass the video's pixels in "
+            "the same call, or leave side_channels out"
+        )
+
+
+def _checked_sides(
+    config: PatchConfig, side_channels: Mapping[str, SideTokens], frame_times: Tensor | None
+) -> dict[str, SideTokens]:
+    sides: dict[str, SideTokens] = {}
+    for name, side in side_channels.items():
+        if name not in config.side_channels:
+            known = ", ".join(config.side_channels) or "none"
+            raise ValueError(f"side_channels: this patch has no channel {name!r}; it has: {known}")
+        if not isinstance(side, SideTokens):
+            raise ValueError(f"side_channels[{name!r}]: expected SideTokens, got {type(side).__name__}")
+        channel = config.side_channels[name]
+        if side.width != channel.width:
+            raise ValueError(
+                f"side_channels[{name!r}]: the features are {side.width} wide, but the patch was made for width {channel.width} "
+                f"(encoder {channel.encoder.name})"
+            )
+        if channel.fusion.alignment == "timestamps":
+            if side.times_BK is None:
+                raise ValueError(f"side_channels[{name!r}]: alignment 'timestamps' needs SideTokens with times_BK")
+            if frame_times is None:
+                raise ValueError(
+                    f"frame_times is missing: channel {name!r} is aligned by time, so pass the seconds of the sampled frames, "
+                    "a tensor of shape (videos, frames)"
+                )
+        clean = side.without_nonfinite()
+        dropped = int((side.valid_BK & ~clean.valid_BK).sum())
+        if dropped:
+            logger.warning("side channel %r: %d steps hold NaN or infinity and are treated as missing", name, dropped)
+        sides[name] = clean
+    counts = {name: len(side) for name, side in sides.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"side_channels disagree in the number of videos: {counts}")
+    return sides
+
+
+def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any]) -> None:
+    """Let the video tokens in ``output.pooler_output`` meet the side channels of the call, once."""
+    if not call.side_channels or call.consumed:
+        return
+    call.consumed = True
+    model: Any = call.owner
+    interface = get_interface(model.config)
+    layouts = interface.layouts(model.config, arguments)
+    videos = interface.split(output.pooler_output, layouts)
+    count = len(next(iter(call.side_channels.values())))
+    if count != len(videos):
+        raise ValueError(f"side_channels hold {count} videos, but the call has {len(videos)} videos")
+    if call.strength == 0.0:
+        return
+    slot: PatchSlot = getattr(model, SLOTS)[call.name]
+    rows = _video_rows(call, interface, [layout.num_tokens for layout in layouts])
+    present_B = torch.stack([side.present_B().cpu() for side in call.side_channels.values()]).any(dim=0)
+    if model.patch_config.missing_channel == "base":
+        num_rows = len(videos) if call.input_ids is None else call.input_ids.shape[0]
+        weight = weights_of_rows(present_B.tolist(), rows, num_rows, call.strength)
+        call.lora_weight = as_row_tensor(weight, videos[0].device)
+    pre_projector = None
+    if slot.needs_pre_projector():
+        assert call.captured is not None
+        pre_projector = interface.pre_projector(inner, call.captured, layouts, arguments)
+        call.captured = None
+    device = next(iter(slot.parameters())).device
+    times = _step_times(call, interface, [layout.steps for layout in layouts])
+    batch = batch_videos(videos, layouts, pre_projector, times)
+    sides = {name: side.to(device) for name, side in call.side_channels.items()}
+    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
+    output.pooler_output = interface.join(
+        add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength), output.pooler_output
+    )
+
+
+def _video_rows(call: PatchCall, interface: Any, tokens_per_video: list[int]) -> list[int]:
+    if call.input_ids is None:
+        return list(range(len(tokens_per_video)))
+    config = call.owner.config
+    return rows_of_videos(call.input_ids, interface.video_token_id(config), tokens_per_video)
+
+
+def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | None:
+    if call.frame_times is None:
+        return None
+    frame_times = call.frame_times.double()
+    if frame_times.ndim != 2 or frame_times.shape[0] != len(steps):
+        raise ValueError(f"frame_times must have shape ({len(steps)} videos, frames), got {tuple(frame_times.shape)}")
+    times: Tensor = interface.step_times(frame_times)
+    counted = torch.isfinite(times).sum(dim=1).tolist()
+    wrong = [row for row, (n, T) in enumerate(zip(counted, steps, strict=True)) if n != T]
+    if wrong:
+        row = wrong[0]
+        raise ValueError(
+            f"frame_times: video {row} has times for {counted[row]} time steps of the model, but {steps[row]} steps were encoded "
+            f"(the model merges {interface.frames_per_step} sampled frame(s) into a step)"
+        )
+    return times[:, : max(steps)].nan_to_num()
+
+
+def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int]) -> QuestionTokens | None:
+    """The embedded prompt of each video's row, up to the first answer token."""
+    if not slot.needs_question():
+        return None
+    if call.input_ids is None:
+        raise ValueError("a gated channel reads the question: pass input_ids, not inputs_embeds")
+    owner: Any = call.owner
+    ids = call.input_ids
+    valid = torch.ones_like(ids, dtype=torch.bool) if call.attention_mask is None else call.attention_mask.bool()
+    for placeholder in interface.placeholder_ids(call.owner.config):
+        valid = valid & (ids != placeholder)
+    if call.labels is not None:
+        valid = valid & ((call.labels != -100).cumsum(dim=1) == 0)
+    with torch.no_grad():
+        embeds = owner.get_input_embeddings()(ids)
+    index = torch.tensor(rows, device=ids.device)
+    return QuestionTokens(embeds[index], valid[index])

@@ -1,0 +1,163 @@
+"""LoRA through PEFT: the only file that imports it.
+
+PEFT's layers are injected in place, so that the base keeps its class. Which rows of a batch a LoRA update acts on is a
+property of the call (a row without its side channel is the base, bit for bit), so each injected layer's class is swapped
+for a subclass that asks the current call.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from pave.config import LoraSettings
+from pave.patching.call import current_call
+
+
+class _PerCall:
+    """Mixin over a PEFT LoRA layer: the update acts with the weight that the current call gives to each row."""
+
+    pave_default_weight: float
+    _pave_base: type
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        call = current_call()
+        weight = self.pave_default_weight if call is None else call.lora_weight
+        if isinstance(weight, Tensor):
+            return self._forward_rows(x, weight, *args, **kwargs)
+        if weight == 0.0:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
+        updated: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        if weight == 1.0:
+            return updated
+        base: Tensor = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
+        return base + weight * (updated - base)
+
+    def _forward_rows(self, x: Tensor, weight_rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Rows with weight 0 take the base's output of the whole batch, so they equal the base bit for bit."""
+        if x.ndim != 3 or x.shape[0] % len(weight_rows):
+            raise ValueError(
+                f"a LoRA layer got an input of shape {tuple(x.shape)} for {len(weight_rows)} prompts; rows with and without "
+                "side channels cannot share a batch on this base: pass them in separate batches"
+            )
+        weight = weight_rows.repeat_interleave(x.shape[0] // len(weight_rows)).to(x.device)[:, None, None]
+        base: Tensor = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
+        updated: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        blended = base + weight.to(base.dtype) * (updated - base)
+        return torch.where(weight == 0, base, torch.where(weight == 1, updated, blended))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = super().__reduce_ex__(protocol)
+        return (_rebuild, (self._pave_base,), *state[2:])
+
+
+def _rebuild(base: type) -> Any:
+    cls: Any = _per_call_class(base)
+    return cls.__new__(cls)
+
+
+@functools.cache
+def _per_call_class(base: Any) -> type:
+    return type(base.__name__, (_PerCall, base), {"__module__": base.__module__, "__doc__": base.__doc__, "_pave_base": base})
+
+
+def _layers(model: nn.Module, name: str) -> dict[str, Any]:
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLayer) and name in m.lora_A}
+
+
+def target_regex(model: Any, settings: LoraSettings) -> str:
+    """A pattern for the chosen linear layers of the language model's decoder, and nothing else.
+
+    Raises:
+        ValueError: if a target names no linear layer of the decoder, with the ones there are.
+    """
+    decoder = model.get_decoder()
+    prefix = next(path for path, module in model.named_modules() if module is decoder)
+    found = {path.rsplit(".", 1)[-1] for path, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    unknown = sorted(set(settings.targets) - found)
+    if unknown:
+        raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
+    return re.escape(prefix) + r"\..*\.(" + "|".join(re.escape(t) for t in settings.targets) + ")"
+
+
+def peft_config(model: Any, settings: LoraSettings) -> peft.LoraConfig:
+    """PEFT's own description of the LoRA part."""
+    return peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=target_regex(model, settings),
+        task_type="CAUSAL_LM",
+    )
+
+
+def inject(model: Any, name: str, settings: LoraSettings, default_weight: float) -> None:
+    """Put LoRA layers for patch ``name`` into the language model, in float32, in place.
+
+    Args:
+        default_weight: weight of the update outside any call of the patched model (someone runs an inner module directly).
+    """
+    peft.inject_adapter_in_model(peft_config(model, settings), model, adapter_name=name)
+    for layer in _layers(model, name).values():
+        layer.__class__ = _per_call_class(layer.__class__)
+        layer.pave_default_weight = default_weight
+        for parameter in _own_parameters(layer, name):
+            parameter.data = parameter.data.float()
+
+
+def _own_parameters(layer: Any, name: str) -> list[nn.Parameter]:
+    return [p for path, p in layer.named_parameters() if f".{name}." in f".{path}." and not path.startswith("base_layer.")]
+
+
+def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    """The trainable LoRA parameters of patch ``name``."""
+    return [p for layer in _layers(model, name).values() for p in _own_parameters(layer, name)]
+
+
+def remove(model: Any, name: str) -> None:
+    """Take the LoRA layers out again; the base's own linear layers come back as the very same modules."""
+    for path, layer in _layers(model, name).items():
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer.base_layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def state_dict(model: Any, name: str) -> dict[str, Tensor]:
+    """The LoRA tensors under PEFT's on-disk names (``base_model.model.….lora_A.weight``)."""
+    own = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {f"base_model.model.{key}": value for key, value in own.items()}
+
+
+def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load tensors under PEFT's on-disk names, strictly.
+
+    Raises:
+        ValueError: naming a missing, unexpected or wrongly shaped tensor, and ``where``.
+    """
+    own = state_dict(model, name)
+    check_same_tensors(own, tensors, where)
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+
+def check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Both hold the same names and shapes, or one ValueError names the first difference and counts the rest."""
+    missing, unexpected = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing:
+        raise ValueError(f"{where}: {len(missing)} tensor(s) missing, the first is {missing[0]}")
+    if unexpected:
+        raise ValueError(f"{where}: {len(unexpected)} unexpected tensor(s), the first is {unexpected[0]}")
+    for key, value in own.items():
+        if value.shape != given[key].shape:
+            raise ValueError(
+                f"{where}: {key} has shape {tuple(given[key].shape)}, this base and config need {tuple(value.shape)}"
+            )

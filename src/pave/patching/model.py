@@ -1,0 +1,149 @@
+"""Attach a patch to a base model in place, and take it off again.
+
+The mechanism: the *class* of the model and of its inner model is swapped for a cached dynamic subclass with the same name.
+The outer subclass gives ``forward`` and ``generate`` the arguments ``side_channels`` and ``frame_times``; the inner one
+lets the video features meet the side channels. Modules of the patch are looked up through the module tree at call time.
+What this buys over the alternatives (hooks, instance wrappers, a wrapping module):
+
+- ``isinstance``, ``generate``, ``config``, ``from_pretrained`` names and the Trainer's inspection of the signature work as
+  for the base: the default Trainer drops columns that the signature does not name, so a keyword hook would lose them.
+- deepcopy, pickling, FSDP and PEFT, which copy or replace submodules, never leave a stale reference behind.
+- detaching restores the very class; nothing was wrapped.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from pave.config import PatchConfig
+from pave.patching import lora
+from pave.patching.call import CheckpointInCall
+from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, swap_classes, wrap_checkpointing
+from pave.patching.slot import SLOTS, PatchSlot
+from pave.video_llms import get_interface
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+# --- attach and detach ----------------------------------------------------------------------------------------------
+
+
+def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed: int = 0) -> _Model:
+    """Attach a fresh patch to a base model, in place. Until it is trained, the model computes exactly what it did.
+
+    Afterwards only the patch's parameters require gradients, and ``model(**batch, side_channels={"audio": SideTokens},
+    frame_times=...)`` and ``model.generate`` with the same arguments use the side channels.
+
+    Args:
+        model: a Video LLM of transformers (a ``...ForConditionalGeneration``).
+        config: what to attach.
+        name: name of the patch, an identifier; it names the slot and the LoRA adapter.
+        seed: of the fresh weights; the global random state is left alone.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
+    """
+    if is_patched(model):
+        raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
+    if not name.isidentifier():
+        raise ValueError(f"name: a patch's name must be a Python identifier, got {name!r}")
+    base: Any = model
+    interface = get_interface(base.config)
+    trainable = [path for path, p in model.named_parameters() if p.requires_grad]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        slot = PatchSlot(
+            config,
+            llm_width=interface.llm_width(base.config),
+            pre_projector_width=interface.pre_projector_width(base.config),
+        )
+        model.requires_grad_(False)
+        if config.lora is not None:
+            always = not config.side_channels or config.missing_channel == "lora_only"
+            lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
+    embeddings = base.get_input_embeddings().weight
+    if embeddings.device.type != "meta":
+        slot = slot.to(embeddings.device)
+    model.add_module(SLOTS, nn.ModuleDict({name: slot}))
+    slot.train(model.training)
+    base.pave_strength = 1.0
+    base.pave_base_trainable = trainable
+    swap_classes(base, interface.features_method)
+    for parameter in patch_parameters(model):
+        parameter.requires_grad_(True)
+    if slot.needs_pre_projector():
+        base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
+    wrap_checkpointing(model)
+    return model
+
+
+def detach_patch(model: _Model) -> _Model:
+    """Take the patch off again: the very class, modules, parameters and ``requires_grad`` flags of the base.
+
+    Raises:
+        ValueError: if the model carries no patch.
+    """
+    name = patch_name(model)
+    base: Any = model
+    lora.remove(model, name)
+    for swapped in (base, base.base_model):
+        if isinstance(swapped, Swapped):
+            swapped.__class__ = type(swapped)._pave_base
+    module: Any
+    for module in model.modules():
+        function = getattr(module, "_gradient_checkpointing_func", None)
+        if isinstance(function, CheckpointInCall):
+            module._gradient_checkpointing_func = function.function
+    delattr(base, SLOTS)
+    if "pave_hook" in base.__dict__:
+        base.pave_hook.remove()
+        del base.pave_hook
+    trainable = set(base.pave_base_trainable)
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(path in trainable)
+    del base.pave_strength, base.pave_base_trainable
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """True if a patch is attached to ``model`` itself."""
+    return isinstance(model, PatchedVideoLLM)
+
+
+def patch_name(model: nn.Module) -> str:
+    """The name of the attached patch.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not is_patched(model):
+        raise ValueError(f"this {type(model).__name__} carries no patch; call attach_patch or load_patch first")
+    return next(iter(getattr(model, SLOTS)))
+
+
+def patch_slot(model: nn.Module) -> PatchSlot:
+    """The fusion modules of the attached patch."""
+    slot: PatchSlot = getattr(model, SLOTS)[patch_name(model)]
+    return slot
+
+
+def patch_parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters by role: "fusion", "output_norm", "gate", "lora". Disjoint and complete."""
+    groups: dict[str, list[nn.Parameter]] = {"fusion": [], "output_norm": [], "gate": []}
+    fusion: Any
+    for fusion in patch_slot(model).fusions.values():
+        for role, parameters in fusion.parameter_groups().items():
+            groups[role] += parameters
+    groups["lora"] = lora.parameters(model, patch_name(model))
+    return groups
+
+
+def patch_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every trainable parameter of the patch."""
+    return [p for group in patch_parameter_groups(model).values() for p in group]

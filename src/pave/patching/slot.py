@@ -1,0 +1,121 @@
+"""One patch's modules on a base: a fusion module per side channel, and how their outputs enter the video tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pave.config import PatchConfig
+from pave.fusion import build_fusion
+from pave.tokens import QuestionTokens, SideTokens, VideoTokens
+from pave.video_llms import VideoLayout
+
+SLOTS = "pave_patches"
+"""Name of the submodule of a base that holds its patches, one slot each."""
+
+
+class PatchSlot(nn.Module):
+    """The fusion modules of one named patch.
+
+    Args:
+        config: the patch.
+        llm_width: E of the base.
+        pre_projector_width: C of the base's features before the projector.
+    """
+
+    def __init__(self, config: PatchConfig, *, llm_width: int, pre_projector_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.fusions = nn.ModuleDict(
+            {
+                name: build_fusion(
+                    channel.fusion, side_width=channel.width, llm_width=llm_width, pre_projector_width=pre_projector_width
+                )
+                for name, channel in config.side_channels.items()
+            }
+        )
+
+    def needs_pre_projector(self) -> bool:
+        return any(c.fusion.query_source == "pre_projector" for c in self.config.side_channels.values())
+
+    def needs_frame_times(self) -> bool:
+        return any(c.fusion.alignment == "timestamps" for c in self.config.side_channels.values())
+
+    def needs_question(self) -> bool:
+        return any(c.fusion.gate for c in self.config.side_channels.values())
+
+    def forward(
+        self, video: VideoTokens, side_channels: Mapping[str, SideTokens], question: QuestionTokens | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The summed residual of all given channels that add one.
+
+        Returns:
+            residual_BTSE in the dtype of the patch, and touched_BT: True where some channel has a say. Elsewhere the
+            residual is exactly zero and the base's token must stay bit for bit.
+        """
+        z = video.post_projector_BTSE
+        total: Tensor | None = None
+        touched_BT = torch.zeros_like(video.valid_BT)
+        for name, side in side_channels.items():
+            fusion = self.fusions[name]
+            if self.config.side_channels[name].fusion.adds_llm_tokens:
+                continue
+            residual_BTSE = fusion(video, side, question)
+            touched_BT = touched_BT | (side.present_B()[:, None] & video.valid_BT)
+            total = residual_BTSE if total is None else total + residual_BTSE
+        return (z.new_zeros(()).expand_as(z) if total is None else total), touched_BT
+
+
+def batch_videos(
+    videos: Sequence[Tensor], layouts: Sequence[VideoLayout], pre_projector: Sequence[Tensor] | None, times_BT: Tensor | None
+) -> VideoTokens:
+    """Pad the videos of a call to one batch of T steps and S tokens.
+
+    Args:
+        videos: per video (T * S + trailing, E).
+        pre_projector: per video (T * S, C), or None.
+        times_BT: seconds of each step, NaN behind the last.
+    """
+    T = max(layout.steps for layout in layouts)
+    S = max(layout.tokens_per_step for layout in layouts)
+    device = videos[0].device
+    steps = torch.tensor([layout.steps for layout in layouts], device=device)
+    valid_BT = torch.arange(T, device=device)[None] < steps[:, None]
+
+    def stack(tokens: Sequence[Tensor]) -> Tensor:
+        per_video = [
+            x[: lay.steps * lay.tokens_per_step].view(lay.steps, lay.tokens_per_step, -1) for x, lay in zip(tokens, layouts)
+        ]
+        if len(set(layouts)) == 1:
+            return torch.stack(per_video)
+        out = tokens[0].new_zeros(len(tokens), T, S, tokens[0].shape[-1])
+        for row, x in enumerate(per_video):
+            out[row, : x.shape[0], : x.shape[1]] = x
+        return out
+
+    grids = {layout.grid for layout in layouts}
+    return VideoTokens(
+        stack(videos),
+        valid_BT,
+        times_BT,
+        None if pre_projector is None else stack(pre_projector),
+        grid=grids.pop() if len(grids) == 1 else None,
+    )
+
+
+def add_residual(
+    videos: Sequence[Tensor], layouts: Sequence[VideoLayout], residual_BTSE: Tensor, touched_BT: Tensor, strength: float
+) -> list[Tensor]:
+    """The tokens of each video with the residual added; untouched steps and trailing tokens stay bit for bit."""
+    out = []
+    for row, (tokens, layout) in enumerate(zip(videos, layouts, strict=True)):
+        T, S = layout.steps, layout.tokens_per_step
+        body = tokens[: T * S].view(T, S, -1)
+        residual = residual_BTSE[row, :T, :S].to(tokens.device, tokens.dtype)
+        if strength != 1.0:
+            residual = residual * strength
+        fused = torch.where(touched_BT[row, :T, None, None].to(tokens.device), body + residual, body)
+        out.append(torch.cat([fused.reshape(T * S, -1), tokens[T * S :]]))
+    return out
