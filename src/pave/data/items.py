@@ -1,0 +1,29 @@
+"""One decoded sample, between the dataset and the collator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pave.side_channels import SideFeatures
+
+
+@dataclass(frozen=True)
+class PatchItem:
+    """A video's sampled frames, its side features and a conversation about it."""
+
+    id: str
+    """Names the sample in every error."""
+    frames_FHWC: NDArray[np.uint8]
+    """RGB."""
+    times_F: NDArray[np.float64]
+    """Seconds of each frame on the video's clock."""
+    turns: tuple[tuple[str, str | None], ...]
+    """(question, answer) pairs; the last answer may be None where nothing is learnt from it."""
+    side: Mapping[str, SideFeatures | None] = field(default_factory=dict)
+    """Features by channel; a channel that is None or not there is missing."""

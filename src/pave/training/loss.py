@@ -1,0 +1,69 @@
+"""The next-token loss, with the language-model head run only where there is a label.
+
+A prompt with video is thousands of tokens long and an answer a few; logits of the whole vocabulary over the prompt cost
+gigabytes and are thrown away. Here the head sees the hidden states of the labelled positions alone.
+
+Why a hook on the head and not the ``logits_to_keep`` argument: not every family has it or takes a mask for it, while every
+family has output embeddings, and the one call of ``model`` that distributed wrappers and the patch rely on stays in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE = -100
+
+
+def answer_loss(
+    model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None = None
+) -> tuple[Tensor, Any]:
+    """The loss that ``model(**inputs)`` would return, at a fraction of its memory.
+
+    The token at position n is predicted from position n - 1, in float32; the sum over labelled tokens is divided by
+    ``num_items``, or by their number in this batch. The labels still go through the model, because a gated patch must know
+    where the question ends.
+
+    Args:
+        model: what is called, perhaps in a distributed wrapper.
+        head: the output embeddings inside it (``get_output_embeddings()``).
+        inputs: the model's arguments with ``labels`` (B, L), -100 where nothing is learnt.
+        num_items: labelled tokens of the whole optimizer step, over accumulation and processes.
+
+    Returns:
+        The loss and the model's output, whose ``logits`` are those of the labelled positions, (tokens, vocabulary), row by row.
+
+    Raises:
+        ValueError: if there is no label, or the head is not run on one hidden state per token of the prompt.
+    """
+    labels_BL: Tensor = inputs["labels"]
+    next_BL = F.pad(labels_BL, (0, 1), value=IGNORE)[:, 1:]
+    keep_BL = next_BL != IGNORE
+    targets = next_BL[keep_BL]
+    if not len(targets):
+        raise ValueError("the batch has no label: nothing could be learnt from it")
+
+    def only_answers(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_BLE, *rest = args
+        if hidden_BLE.shape[:2] != keep_BL.shape:
+            raise ValueError(
+                f"the language-model head was handed hidden states of shape {tuple(hidden_BLE.shape)} for labels of shape "
+                f"{tuple(keep_BL.shape)}: this base cannot be trained with the loss on answers only"
+            )
+        return (hidden_BLE[keep_BL.to(hidden_BLE.device)], *rest)
+
+    handle = head.register_forward_pre_hook(only_answers)
+    try:
+        return plain_loss(model, {**inputs, "shift_labels": targets}, num_items)
+    finally:
+        handle.remove()
+
+
+def plain_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None = None) -> tuple[Tensor, Any]:
+    """The model's own loss, with logits over the whole prompt: for patches that lengthen the prompt."""
+    items = {} if num_items is None else {"num_items_in_batch": num_items}
+    outputs = model(**inputs, use_cache=False, **items)
+    return (outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]), outputs
