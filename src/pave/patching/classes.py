@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, PatchCall, current_call, strength_overridden, strength_override
-from pave.patching.fuse import fuse
+from pave.patching.fuse import fuse, lengthen
 from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
@@ -150,10 +150,18 @@ def _forward_method(base: Any) -> Any:
         if side_channels is None and running is not None and running.owner is self:
             return original(self, *args, **kwargs)  # a step of generate, or inside patch_call
         given = call_signature.bind(self, *args, **kwargs).arguments
+        named = {**given, **given.pop("kwargs", {})}
+        del named["self"]
         with _patch_call(
-            self, side_channels, frame_times, given.get("input_ids"), given.get("attention_mask"), given.get("labels")
-        ):
-            return original(self, *args, **kwargs)
+            self, side_channels, frame_times, named.get("input_ids"), named.get("attention_mask"), named.get("labels")
+        ) as call:
+            plan = lengthen(call, named)
+            if plan is None:
+                return original(self, *args, **kwargs)
+            output = original(self, **plan.arguments)
+            if output.logits.shape[1] == plan.source_BL.shape[1]:
+                output.logits = plan.shrink(output.logits)
+            return output
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS
@@ -174,8 +182,15 @@ def _generate_method(base: Any) -> Any:
         self: Any, inputs: Any = None, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any
     ) -> Any:
         input_ids = kwargs.get("input_ids", inputs)
-        with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None):
-            return original(self, inputs, *args, **kwargs)
+        with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None) as call:
+            plan = lengthen(call, {**kwargs, "input_ids": input_ids})
+            if plan is None:
+                return original(self, inputs, *args, **kwargs)
+            output = original(self, None, *args, **plan.arguments)
+            if isinstance(output, Tensor):
+                return plan.shrink(output)
+            output.sequences = plan.shrink(output.sequences)
+            return output
 
     return generate
 

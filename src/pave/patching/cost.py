@@ -102,9 +102,7 @@ def patch_cost(
         base_flops = _vision_flops(model, interface, base_config, num_frames, tokens_per_step) + _llm_flops(model, tokens)
         attach_patch(model, patch)
     fusion_flops = sum(
-        _fusion_flops(
-            fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step
-        )
+        _fusion_flops(fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step)
         for name, fusion in patch_slot(model).fusions.items()
     )
     lora_parameters = sum(p.numel() for p in lora.parameters(model, "default"))
@@ -165,7 +163,9 @@ def _fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: in
     if config.adds_llm_tokens:
         return _linear_flops(fusion, K * M)
     reach = 1 + 2 * config.neighbourhood_frames
-    side = sum(2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear) and is_side_linear(name))
+    side = sum(
+        2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear) and is_side_linear(name)
+    )
     total = sum(2.0 * m.weight.numel() for m in fusion.modules() if isinstance(m, nn.Linear))
     attention = config.num_layers * 4.0 * S * max(K, T) * M * reach * config.width
     return side * K * M + (total - side) * T * S + attention

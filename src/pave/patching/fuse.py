@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pave.config import PatchConfig
 from pave.patching.call import PatchCall, as_row_tensor, entered, rows_of_videos, weights_of_rows
+from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening
 from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
 from pave.tokens import QuestionTokens, SideTokens
 from pave.video_llms import get_interface
@@ -110,9 +111,19 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
     batch = batch_videos(videos, layouts, pre_projector, times)
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
     residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
-    output.pooler_output = interface.join(
-        add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength), output.pooler_output
-    )
+    fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
+    if call.extra_tokens is not None:
+        fused = insert_tokens(fused, call.extra_tokens)
+    output.pooler_output = interface.join(fused, output.pooler_output)
+
+
+def lengthen(call: PatchCall | None, arguments: Mapping[str, Any]) -> Lengthening | None:
+    """The longer prompt of this call, where a channel hands its tokens to the language model; else None."""
+    if call is None or not call.side_channels:
+        return None
+    interface = get_interface(call.owner.config)
+    call.extra_tokens = plan_lengthening(call, interface, arguments, _step_times)
+    return call.extra_tokens
 
 
 def _video_rows(call: PatchCall, interface: Any, tokens_per_video: list[int]) -> list[int]:
