@@ -1,4 +1,4 @@
-"""Video and audio files. The only module that decodes or encodes media."""
+"""Writing video files with sound."""
 
 from __future__ import annotations
 
@@ -16,10 +16,6 @@ from pave.utils.files import atomic_path
 _WRITE_TICKS = 90_000  # time base of files written with explicit frame times; divides by 24, 25, 30, 50 and 60
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _LAYOUTS = {1: "mono", 2: "stereo"}
-
-
-class MediaError(ValueError):
-    """A media file is missing, damaged, or not what it was used as. The message is one sentence that names the file."""
 
 
 def write_video(
@@ -123,7 +119,7 @@ def _check_audio(audio: NDArray[np.float32], sample_rate: int) -> NDArray[np.flo
     samples_nC = samples_nC[:, None] if samples_nC.ndim == 1 else samples_nC
     if samples_nC.ndim != 2 or not len(samples_nC) or samples_nC.shape[1] not in _LAYOUTS:
         raise ValueError(
-            f"write_video: audio must be (samples,), (samples, 1) or (samples, 2) with at least one sample, got shape {audio.shape}"
+            f"write_video: audio must be (samples,) or (samples, 1 or 2 channels), not empty, got shape {audio.shape}"
         )
     if not np.isfinite(samples_nC).all():
         raise ValueError("write_video: audio holds samples that are not finite")

@@ -1,0 +1,24 @@
+"""Video and audio files. The only package that decodes or encodes media.
+
+The clock of a video starts at its first frame: every time here, of frames and of sound, is in seconds after that.
+"""
+
+from pave.data.media.container import MediaError
+from pave.data.media.frames import VideoClip, read_frames
+from pave.data.media.probing import AudioInfo, MediaInfo, VideoInfo, probe
+from pave.data.media.sampling import FrameSampling
+from pave.data.media.sound import read_audio
+from pave.data.media.writing import write_video
+
+__all__ = [
+    "AudioInfo",
+    "FrameSampling",
+    "MediaError",
+    "MediaInfo",
+    "VideoClip",
+    "VideoInfo",
+    "probe",
+    "read_audio",
+    "read_frames",
+    "write_video",
+]

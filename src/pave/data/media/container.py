@@ -1,0 +1,237 @@
+"""Opening media files safely, and the time stamps of their frames as the container states them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import av.container
+import av.error
+import av.stream
+
+MAX_PACKETS = 2_000_000
+"""Longest stream that is read: 18 hours at 30 frames a second."""
+MAX_PIXELS = 16_384 * 16_384
+"""Largest picture that is decoded."""
+_REORDER_DEPTH = 32
+"""A frame is decoded at most this many frames before one that is shown earlier (H.264 and HEVC allow 16)."""
+_REFUSED_FORMATS = {"hls", "dash", "concat", "image2", "imf", "sdp", "rtsp", "tty", "bin", "xbin", "adf", "idf"}
+"""Formats that are lists of other files, or text that FFmpeg would draw as a picture."""
+
+
+class MediaError(ValueError):
+    """A media file is missing, damaged, or not what it was used as. The message is one sentence that names the file."""
+
+
+@contextmanager
+def open_media(path: str | os.PathLike[str]) -> Iterator[av.container.InputContainer]:
+    """Open a local file for reading. Errors of FFmpeg inside the block become MediaError too.
+
+    Raises:
+        MediaError: if the file is missing, empty, not a regular file, or holds nothing that FFmpeg can read.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise MediaError(f"{name}: there is no such file")
+    if not os.path.isfile(name):
+        raise MediaError(f"{name}: this is not a regular file")
+    if os.path.getsize(name) == 0:
+        raise MediaError(f"{name}: the file is empty (0 bytes)")
+    url = f"file:{Path(name).absolute()}"
+    try:
+        # Only local files: a playlist under the name of a video must not reach the network.
+        with av.open(url, metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
+            refused = _REFUSED_FORMATS.intersection(container.format.name.split(","))
+            if refused:
+                raise MediaError(f"{name}: the file is not video or audio (it reads as {refused.pop()!r})")
+            yield container
+    except av.error.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise MediaError(f"{name}: the file cannot be read as video or audio ({reason})") from error
+
+
+def find_video(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first video stream that is not a cover picture, or None."""
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if cover not in stream.disposition), None)
+
+
+def require_video(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The video stream, checked.
+
+    Raises:
+        MediaError: if there is none, no decoder for it, or its pictures are absurdly large.
+    """
+    stream = find_video(container)
+    if stream is None:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream at all"
+        raise MediaError(f"{name}: the file has no video stream (it holds {kinds})")
+    if stream.codec_context is None:
+        raise MediaError(f"{name}: no decoder for its video stream")
+    check_size(stream.codec_context.width, stream.codec_context.height, name)
+    return stream
+
+
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse pictures without pixels or with absurdly many."""
+    if not 0 < width * height <= MAX_PIXELS:
+        raise MediaError(f"{name}: the file states a picture size of {width}x{height}, which cannot be right")
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """What the container says about the frames of a video stream, before anything is decoded.
+
+    ``ticks`` are the presentation times of all frames in ascending order, counted in ``tick`` seconds; ``end_tick`` is when
+    the last frame leaves the screen. ``order`` is the position of each frame in decoding order. ``keys`` are the keyframes
+    as (presentation tick, decoding tick, position in decoding order), in presentation order.
+    """
+
+    ticks: list[int]
+    end_tick: int
+    tick: Fraction
+    order: list[int]
+    keys: list[tuple[int, int, int]]
+    num_packets: int
+    trusted: bool
+    """False where packets do not tell when frames are shown; then only decoding does."""
+    problem: str | None
+    """Why the file looks damaged, or None."""
+
+
+def index_packets(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> PacketIndex:
+    """Read the whole file once without decoding. Leaves the container at its end.
+
+    Frames before the first keyframe, frames that an edit list cuts out and empty packets (which repeat the last picture) are
+    not frames here: a decoder gives no picture for them.
+
+    Raises:
+        MediaError: if the stream has no packet, or more than MAX_PACKETS.
+    """
+    shown: dict[int, tuple[int, int]] = {}  # presentation tick -> (position in decoding order, duration)
+    keys: list[tuple[int, int, int]] = []
+    count = 0
+    unstamped = repeated = broken = False
+    last_end = Fraction(0)
+    problems: list[str] = []
+    for packet in iterate_packets(container, None, problems.append):
+        if packet.pts is not None and packet.time_base is not None:
+            last_end = max(last_end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream_index != stream.index:
+            continue
+        count += 1
+        if count > MAX_PACKETS:
+            raise MediaError(f"{name}: the video has more than {MAX_PACKETS} frames; cut it into shorter files")
+        broken |= packet.is_corrupt
+        if packet.pts is None:
+            unstamped = True
+            continue
+        if packet.is_keyframe:
+            unstamped |= packet.dts is None and bool(keys)
+            keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts, count - 1))
+        if keys and packet.pts >= keys[0][0] and not packet.is_discard:
+            repeated |= packet.pts in shown
+            shown[packet.pts] = (count - 1, packet.duration or 0)
+    if not count:
+        raise MediaError(f"{name}: the video stream holds no frames")
+    ticks = sorted(shown)
+    tick = stream.time_base or Fraction(1, 90_000)
+    last = shown[ticks[-1]][1] or (ticks[-1] - ticks[-2] if len(ticks) > 1 else _default_duration(stream, tick)) if ticks else 0
+    return PacketIndex(
+        ticks=ticks,
+        end_tick=ticks[-1] + last if ticks else 0,
+        tick=tick,
+        order=[shown[t][0] for t in ticks],
+        keys=sorted(keys),
+        num_packets=count,
+        # AVI stores no presentation times; FFmpeg guesses them, in the wrong order where there are B-frames.
+        trusted=bool(ticks) and not unstamped and not repeated and container.format.name != "avi",
+        problem=next(iter(problems), None) or _problem(container, stream, count, broken, last_end),
+    )
+
+
+def iterate_packets(
+    container: av.container.InputContainer, stream: av.stream.Stream | None, damaged: Callable[[str], None]
+) -> Iterator[av.Packet]:
+    """The packets of a stream (None: of all). Empty ones are left out: a decoder would refuse them, or take them for the end
+    (in Theora they repeat the last picture). Where reading fails midway, ``damaged`` is told what happened, and unless it
+    raises the packets end there."""
+    packets = container.demux() if stream is None else container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError as error:
+            damaged(f"reading stops midway ({error.strerror})")
+            return
+        if packet.size:
+            yield packet
+
+
+StreamT = TypeVar("StreamT", av.VideoStream, av.AudioStream)
+
+
+def decode_packets(
+    container: av.container.InputContainer, stream: StreamT, damaged: Callable[[str], None]
+) -> Iterator[tuple[av.Packet | None, list[Any]]]:
+    """Every packet of a stream with the frames that come out after it; at the end None with the frames still inside.
+
+    A packet that does not decode is left out after ``damaged`` is told so, unless that raises.
+    """
+    shown = 0
+    for packet in chain(iterate_packets(container, stream, damaged), [None]):
+        try:
+            frames: list[Any] = stream.decode(packet)
+        except av.error.FFmpegError as error:
+            at = "" if packet is None or packet.pts is None else f" at {float(packet.pts * (stream.time_base or 0)):.6g} s"
+            damaged(f"the packet{at} does not decode ({error.strerror}), after {shown} frames that did")
+            continue
+        shown += len(frames)
+        yield packet, frames
+
+
+def _default_duration(stream: av.VideoStream, tick: Fraction) -> int:
+    return round(1 / (nominal_rate(stream) * tick))
+
+
+def nominal_rate(stream: av.VideoStream) -> Fraction:
+    """Frames per second as the file states or FFmpeg guesses, else 25."""
+    return stream.guessed_rate or stream.average_rate or Fraction(25)
+
+
+def _problem(
+    container: av.container.InputContainer, stream: av.VideoStream, count: int, broken: bool, last_end: Fraction
+) -> str | None:
+    """Signs of a file that was cut off: fewer packets, or less time, than its header states."""
+    formats = container.format.name.split(",")
+    if "mov" in formats and stream.frames > count:
+        return f"it states {stream.frames} video frames but holds {count}"
+    if "matroska" in formats and container.duration:
+        stated = Fraction(container.duration, av.time_base)
+        if last_end < stated - max(Fraction(1, 2), stated / 50):
+            return f"it states a length of {float(stated):.6g} s but ends after {float(last_end):.6g} s"
+    return "a packet of the file is cut off or marked as damaged" if broken else None
+
+
+def first_frame_tick(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """Presentation tick of the first frame, zero of the video's clock: ``index_packets(...).ticks[0]``, but reading only the
+    file's first packets. 0 where packets carry no presentation times."""
+    key: int | None = None
+    first: list[int] = []
+    for position, packet in enumerate(iterate_packets(container, stream, lambda what: None)):
+        if packet.pts is not None:
+            if key is None and packet.is_keyframe:
+                key = packet.pts
+            if key is not None and packet.pts >= key and not packet.is_discard:
+                first.append(packet.pts)
+        if len(first) > _REORDER_DEPTH or position > MAX_PACKETS:
+            break
+    return min(first, default=0)
