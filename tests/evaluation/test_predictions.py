@@ -1,0 +1,108 @@
+"""Prediction files: nothing lost when a run is killed, nothing mixed up when it goes on, scores from the file alone."""
+
+import json
+
+import pytest
+
+from pave.evaluation.predictions import Prediction, PredictionFile, check_same_sample, read_predictions
+from pave.evaluation.result import compare_results, rescore, score_predictions
+
+SETTINGS = {"base": "b", "patch": None, "sampling": {"num_frames": 8}}
+
+
+def make(number, prediction="bell", **changes):
+    values = {"id": f"s{number}", "type": "sound", "video": f"v{number // 2}.mp4", "question": "what?", "truth": "bell"}
+    return Prediction(**{**values, "prediction": prediction, **changes})
+
+
+def test_predictions_survive_and_come_back_in_the_order_of_the_samples(tmp_path):
+    path = tmp_path / "p.jsonl"
+    file = PredictionFile(path, SETTINGS)
+    file.append([make(2), make(0, choices=("bell", "buzz ü"))])
+    file.append([make(1, None, error="broken")])
+    again = PredictionFile(path, SETTINGS)
+    assert set(again.done) == {"s0", "s1", "s2"} and again.done == file.done
+    ordered = again.finish(["s0", "s1", "s2"])
+    assert [p.id for p in ordered] == ["s0", "s1", "s2"]
+    settings, read = read_predictions(path)
+    assert settings == SETTINGS and read == ordered
+    assert read[0].choices == ("bell", "buzz ü")
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    path = tmp_path / "p.jsonl"
+    PredictionFile(path, SETTINGS).append([make(0), make(1)])
+    whole = path.read_bytes()
+    for cut in range(1, 60):
+        path.write_bytes(whole[:-cut])
+        file = PredictionFile(path, SETTINGS)
+        assert list(file.done) == ["s0"]
+        file.append([make(1)])
+        assert path.read_bytes() == whole
+
+
+def test_other_settings_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    PredictionFile(path, SETTINGS)
+    with pytest.raises(ValueError, match=r"p\.jsonl holds predictions of another run: sampling was .*8.*now it is .*4"):
+        PredictionFile(path, {**SETTINGS, "sampling": {"num_frames": 4}})
+    (tmp_path / "q.jsonl").write_text('{"id": "s0"}\n')
+    with pytest.raises(ValueError, match="not a predictions file"):
+        PredictionFile(tmp_path / "q.jsonl", SETTINGS)
+    path.write_text(path.read_text() + "{broken\n" + json.dumps(make(0).to_dict()) + "\n")
+    with pytest.raises(ValueError, match="line 2: not valid JSON"):
+        read_predictions(path)
+    path.write_text(path.read_text().replace("{broken\n", '{"id": "x", "kind": "sound"}\n'))
+    with pytest.raises(ValueError, match="line 2"):
+        read_predictions(path)
+
+
+def test_a_changed_sample_is_refused(tmp_path):
+    check_same_sample(make(0), make(0, None), tmp_path)
+    with pytest.raises(ValueError, match=r"'s0' has changed.*truth was 'bell', now it is 'buzz'"):
+        check_same_sample(make(0), make(0, truth="buzz"), tmp_path)
+
+
+def test_correct_uses_choices_where_there_are_any():
+    assert make(0, "The bell.").correct
+    assert not make(0, "B").correct
+    assert make(0, "B", choices=("buzz", "bell")).correct
+    assert not make(0, "A", choices=("buzz", "bell")).correct
+    assert not make(0, None, error="broken").correct
+    assert not make(0, "").correct
+    for bad in (make(0, choices=("buzz", "dog")), make(0, truth="?"), make(0, None, truth=""), make(0, choices=("bell",))):
+        with pytest.raises(ValueError, match="sample 's0'"):
+            assert bad.correct
+
+
+def test_scores_by_type_with_failures_counted_wrong(tmp_path):
+    predictions = [
+        make(0),
+        make(1, "buzz"),
+        make(2, None, error="no such file"),
+        make(3, "red", type="colour", truth="red"),
+    ]
+    result = score_predictions(predictions, SETTINGS)
+    assert list(result.by_type) == ["sound", "colour"]
+    sound = result.by_type["sound"]
+    assert (sound.n_correct, sound.n_scored, sound.n_expected) == (1, 2, 3)
+    assert result.overall.accuracy == 0.5
+    assert result.failures == [("s2", "no such file")]
+    data = json.loads(json.dumps(result.to_dict()))
+    assert data["by_type"]["sound"]["accuracy"] == pytest.approx(1 / 3)
+    assert data["overall"]["n_scored"] == 3 and data["failures"] == [{"id": "s2", "error": "no such file"}]
+    file = PredictionFile(tmp_path / "p.jsonl", SETTINGS)
+    file.append(predictions)
+    assert rescore(tmp_path / "p.jsonl") == result
+    with pytest.raises(ValueError, match="'s0' comes more than once"):
+        score_predictions([make(0), make(0)])
+
+
+def test_two_runs_are_compared_sample_by_sample_whatever_their_order():
+    first = score_predictions([make(i, "bell" if i < 2 else "buzz") for i in range(8)])
+    second = score_predictions([make(i, "bell" if i != 0 else "buzz") for i in reversed(range(8))])
+    comparison = compare_results(first, second)["all"]
+    assert (comparison.only_first, comparison.only_second) == (1, 6)
+    assert compare_results(first, second)["sound"] == comparison
+    with pytest.raises(ValueError, match=r"1 are in one only, such as 's7'"):
+        compare_results(first, score_predictions([make(i) for i in range(7)]))
