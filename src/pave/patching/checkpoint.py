@@ -102,10 +102,7 @@ def save_patch(
         if adapter is not None and slot.config.lora is not None:
             (work / LORA_FOLDER).mkdir()
             safetensors.torch.save_file(adapter, work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
-            config = lora.peft_config(model, slot.config.lora)
-            config.base_model_name_or_path = record.base.model_id
-            config.inference_mode = True
-            config.save_pretrained(str(work / LORA_FOLDER))
+            lora.save_config(model, name, str(work / LORA_FOLDER), record.base.model_id)
         (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
     return target
 

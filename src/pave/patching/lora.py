@@ -7,6 +7,7 @@ for a subclass that asks the current call.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Mapping
@@ -87,24 +88,20 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     return re.escape(prefix) + r"\..*\.(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
-def peft_config(model: Any, settings: LoraSettings) -> peft.LoraConfig:
-    """PEFT's own description of the LoRA part."""
-    return peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=target_regex(model, settings),
-        task_type="CAUSAL_LM",
-    )
-
-
 def inject(model: Any, name: str, settings: LoraSettings, default_weight: float) -> None:
     """Put LoRA layers for patch ``name`` into the language model, in float32, in place.
 
     Args:
         default_weight: weight of the update outside any call of the patched model (someone runs an inner module directly).
     """
-    peft.inject_adapter_in_model(peft_config(model, settings), model, adapter_name=name)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=target_regex(model, settings),
+        task_type="CAUSAL_LM",
+    )
+    peft.inject_adapter_in_model(config, model, adapter_name=name)
     for layer in _layers(model, name).values():
         layer.__class__ = _per_call_class(layer.__class__)
         layer.pave_default_weight = default_weight
@@ -128,6 +125,14 @@ def remove(model: Any, name: str) -> None:
         setattr(model.get_submodule(parent), leaf, layer.base_layer)
     if hasattr(model, "peft_config"):
         del model.peft_config
+
+
+def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None:
+    """Write PEFT's ``adapter_config.json`` of patch ``name``."""
+    config = copy.deepcopy(model.peft_config[name])
+    config.base_model_name_or_path = base_id
+    config.inference_mode = True
+    config.save_pretrained(folder)
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:

@@ -56,6 +56,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     base: Any = model
     interface = get_interface(base.config)
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
+    if config.lora is not None:
+        lora.target_regex(model, config.lora)  # refuse before anything is touched
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         slot = PatchSlot(

@@ -1,0 +1,153 @@
+"""What a call refuses, and which rows of a batch its videos stand in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, patched, side_tokens, small_config
+
+from pave import PatchConfig, SideTokens, attach_patch, detach_patch
+from pave.patching.call import rows_of_videos, weights_of_rows
+
+
+@pytest.fixture(scope="module")
+def model_and_batch():
+    case = CASES["llava_onevision"]
+    model, processor = patched(case)
+    return model, case.batch(processor), processor
+
+
+def test_videos_are_counted_into_rows():
+    ids = torch.tensor([[7, 7, 7, 1], [1, 2, 3, 4], [7, 7, 1, 7]])
+    assert rows_of_videos(ids, 7, [3, 2, 1]) == [0, 2, 2]
+    assert rows_of_videos(ids, 7, [1, 2, 3]) == [0, 0, 2]
+    with pytest.raises(ValueError, match="6 video placeholders .*make 5 tokens"):
+        rows_of_videos(ids, 7, [3, 2])
+    with pytest.raises(ValueError, match="row 0 has room for 3"):
+        rows_of_videos(ids, 7, [4, 2])
+
+
+def test_rows_weigh_by_their_videos():
+    assert weights_of_rows([True, False, False], [0, 0, 1], 2, 0.5) == [0.5, 0.0]
+    assert weights_of_rows([True, True], [0, 1], 2, 1.0) == 1.0
+    assert weights_of_rows([False, False], [0, 1], 2, 1.0) == 0.0
+
+
+def test_side_channels_without_a_video_raise(model_and_batch):
+    model, batch, processor = model_and_batch
+    ids = processor.tokenizer(["what sound?"] * 2, return_tensors="pt")
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": batch["frame_times"]}
+    with pytest.raises(ValueError, match=r"side_channels \(audio\) were given, but no video was encoded"):
+        model(**ids, **given)
+    with pytest.raises(ValueError, match="no video was encoded"):
+        model.generate(**ids, **given, max_new_tokens=2)
+    side = side_tokens()
+    none = SideTokens(side.embeds_BKMC, torch.zeros_like(side.valid_BK), side.times_BK)
+    model(**ids, side_channels={"audio": none}, frame_times=batch["frame_times"])  # nothing is lost here
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"side_channels": {"depth": side_tokens()}}, "no channel 'depth'; it has: audio"),
+        ({"side_channels": {"audio": side_tokens(width=5)}}, "5 wide, but the patch was made for width 12"),
+        ({"side_channels": {"audio": torch.zeros(2, 3, 1, 12)}}, "expected SideTokens, got Tensor"),
+        ({"side_channels": {"audio": side_tokens(videos=3)}}, "hold 3 videos, but the call has 2"),
+        ({"side_channels": {"audio": SideTokens(torch.zeros(2, 3, 1, 12))}}, "needs SideTokens with times_BK"),
+        ({"frame_times": None}, "frame_times is missing"),
+        ({"frame_times": torch.zeros(2, 3)}, "times for 3 time steps of the model, but 4 steps were encoded"),
+        ({"frame_times": torch.zeros(2, 5)}, "times for 5 time steps of the model, but 4 steps were encoded"),
+        ({"frame_times": torch.zeros(3, 4)}, r"must have shape \(2 videos, frames\)"),
+    ],
+)
+def test_bad_calls_get_one_clear_sentence(model_and_batch, change, message):
+    model, batch, _ = model_and_batch
+    with pytest.raises(ValueError, match=message):
+        model(**{**batch, "side_channels": {"audio": side_tokens()}, **change})
+    with torch.no_grad():  # and the failed call left nothing behind
+        assert torch.isfinite(model(**batch, side_channels={"audio": side_tokens()}).logits).all()
+
+
+def test_attaching_refuses_what_cannot_be():
+    model, _ = CASES["llava_onevision"].build()
+    with pytest.raises(ValueError, match="carries no patch"):
+        detach_patch(model)
+    with pytest.raises(ValueError, match="must be a Python identifier"):
+        attach_patch(model, small_config(), name="my patch")
+    bad = PatchConfig.from_dict({**small_config().to_dict(), "lora": {"targets": ["q_proj", "qkv"]}})
+    with pytest.raises(ValueError, match=r"no linear layer named \['qkv'\]; it has .*'q_proj'"):
+        attach_patch(model, bad)
+    assert all(p.requires_grad for p in model.parameters())  # a failed attach changes nothing
+    attach_patch(model, small_config(), name="first")
+    with pytest.raises(ValueError, match="already carries the patch 'first'"):
+        attach_patch(model, small_config())
+    with pytest.raises(ValueError, match="finite number that is not negative"):
+        model.patch_strength = float("nan")
+
+
+def test_seed_decides_the_fresh_weights_and_leaves_the_global_state():
+    weights = []
+    for seed in (0, 0, 1):
+        model, _ = CASES["llava_onevision"].build()
+        state = torch.get_rng_state()
+        attach_patch(model, small_config(), seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(torch.cat([p.flatten() for n, p in model.named_parameters() if "lora_A" in n or "side_embed" in n]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_lora_touches_the_language_model_only():
+    model, _ = patched(CASES["qwen2_5_vl"])
+    names = {n.rsplit(".lora_", 1)[0] for n, _ in model.named_parameters() if ".lora_" in n}
+    assert len(names) == 2 * 3 and all(n.startswith("model.language_model.layers.") for n in names)
+
+
+def test_two_channels_add_up():
+    from dataclasses import replace
+
+    config = small_config(lora=False)
+    both = replace(config, side_channels={"audio": config.side_channels["audio"], "depth": config.side_channels["audio"]})
+    case = CASES["llava_onevision"]
+    model, processor = patched(case, both)
+    batch = case.batch(processor)
+    a, d = side_tokens(seed=3), side_tokens(seed=4)
+
+    def fused(side_channels):
+        seen = []
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+        with torch.no_grad():
+            model(**batch, side_channels=side_channels)
+        handle.remove()
+        return seen[0]
+
+    base = fused({})
+    alone = fused({"audio": a}) - base, fused({"depth": d}) - base
+    torch.testing.assert_close(fused({"audio": a, "depth": d}) - base, alone[0] + alone[1], atol=1e-5, rtol=1e-5)
+    assert all(x.abs().max() > 0.1 for x in alone)
+
+
+def test_the_gate_reads_the_question_but_never_the_answer():
+    case = CASES["llava_onevision"]
+    model, processor = patched(case, small_config(gate=True, lora=False))
+    seen = []
+    gate = model.pave_patches["default"].fusions["audio"].gate
+    gate.register_forward_pre_hook(lambda _, args: seen.append(args[1]))
+    batch = case.batch(processor, ("what sound?", "which object was moving?"))
+    given = {"side_channels": {"audio": side_tokens()}}
+    with torch.no_grad():
+        model.generate(**batch, **given, max_new_tokens=1)
+        answer = torch.full((2, 3), 9)
+        longer = dict(batch, input_ids=torch.cat([batch["input_ids"], answer], 1))
+        longer["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(answer)], 1)
+        labels = torch.full_like(longer["input_ids"], -100)
+        labels[:, -3:] = answer
+        model(**longer, labels=labels, **given)
+    asked, trained = seen
+    embeddings = model.get_input_embeddings()
+    for row in range(2):
+        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        ids = ids[ids != model.config.video_token_id]
+        for question in (asked, trained):
+            assert torch.equal(question.embeds_BLE[row][question.valid_BL[row]], embeddings(ids))

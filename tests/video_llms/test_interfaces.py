@@ -1,0 +1,152 @@
+"""What the interfaces say of a base, against the base's own code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES
+from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
+
+from pave.patching.slot import batch_videos
+from pave.video_llms import get_interface
+
+
+def features(model, batch):
+    """(features output, input of the projector, bound arguments) of one call of the features method."""
+    interface = get_interface(model.config)
+    seen = []
+    handle = interface.projector(model.base_model).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    names = ("pixel_values_videos", "video_grid_thw")
+    arguments = {k: batch[k] for k in names if k in batch}
+    if "llava" in model.config.model_type:
+        arguments |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    with torch.no_grad():
+        output = model.base_model.get_video_features(**arguments, return_dict=True)
+    handle.remove()
+    return output, seen[0], arguments
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_changing_one_frame_changes_exactly_its_step(name):
+    case = CASES[name]
+    model, processor = case.build()
+    interface = get_interface(model.config)
+    batch = case.batch(processor)
+    before, _, arguments = features(model, batch)
+    layouts = interface.layouts(model.config, arguments)
+    times = interface.step_times(batch["frame_times"])
+    for video, frames in enumerate(case.frames):
+        assert layouts[video].steps == -(-frames // interface.frames_per_step)
+        for frame in range(0, frames, interface.frames_per_step):
+            changed = dict(batch)
+            pixels = batch["pixel_values_videos"].clone()
+            if "video_grid_thw" in batch:
+                t, h, w = batch["video_grid_thw"][video].tolist()
+                start = sum(int(g.prod()) for g in batch["video_grid_thw"][:video]) + frame // 2 * h * w
+                pixels[start : start + h * w] += 1
+            else:
+                pixels[video, frame] += 1
+            changed["pixel_values_videos"] = pixels
+            after, _, _ = features(model, changed)
+            was = interface.split(before.pooler_output, layouts)
+            now = interface.split(after.pooler_output, layouts)
+            assert [torch.equal(a, b) for a, b in zip(was, now, strict=True)] == [v != video for v in range(len(was))]
+            stack_was = batch_videos(was, layouts, None, times).post_projector_BTSE[video]
+            stack_now = batch_videos(now, layouts, None, times).post_projector_BTSE[video]
+            step = frame // interface.frames_per_step
+            moved = (stack_was != stack_now).flatten(1).any(1).tolist()
+            assert moved[: layouts[video].steps] == [t == step for t in range(layouts[video].steps)]
+            # the step's time is the mean over the frames it was made of
+            group = batch["frame_times"][video, frame : frame + interface.frames_per_step]
+            torch.testing.assert_close(times[video, step], group.mean())
+
+
+def test_llava_onevision_queries_are_the_tower_pooled_by_itself():
+    model, processor = tiny_llava_onevision()
+    interface = get_interface(model.config)
+    output, captured, arguments = features(model, CASES["llava_onevision"].batch(processor))
+    layouts = interface.layouts(model.config, arguments)
+    queries = interface.pre_projector(model.base_model, captured, layouts, arguments)
+    assert queries[0].shape == (16, interface.pre_projector_width(model.config))
+    # 4 x 4 patches to 2 x 2 tokens: the bilinear resampling without aligned corners is the mean of each 2 x 2 block
+    blocks = captured.view(2, 4, 2, 2, 2, 2, -1).mean(dim=(3, 5)).reshape(2, 16, -1)
+    torch.testing.assert_close(torch.stack(queries), blocks)
+    projected = model.base_model.apply_pooling(model.base_model.multi_modal_projector(captured)).reshape(2, 16, -1)
+    torch.testing.assert_close(output.pooler_output[:, :-1], projected)
+
+
+def test_qwen2_5_vl_queries_are_in_frame_order_although_the_tower_is_not():
+    model, processor = tiny_qwen2_5_vl()
+    interface = get_interface(model.config)
+    case = CASES["qwen2_5_vl"]
+    batch = type(case)(case.build, case.frames, side=96).batch(processor)  # several windows per frame
+    output, captured, arguments = features(model, batch)
+    layouts = interface.layouts(model.config, arguments)
+    assert layouts[0].grid == (6, 6)
+    tokens = torch.cat(list(output.pooler_output))
+    with torch.no_grad():
+        merged = model.base_model.visual.merger(captured)
+    assert not torch.allclose(merged, tokens, atol=1e-5)  # the merger really works in another order
+    # the queries are the mean of each merged group: find each token's group by the merger's output
+    order = torch.cdist(tokens, merged).argmin(dim=1)
+    torch.testing.assert_close(merged[order], tokens)
+    expected = captured.view(-1, 4, captured.shape[-1]).mean(1)[order]
+    queries = torch.cat(interface.pre_projector(model.base_model, captured, layouts, arguments))
+    torch.testing.assert_close(queries, expected)
+
+
+@pytest.mark.parametrize(("frames", "side", "agrees"), [((12, 14), 32, False), ((4, 6), 160, True)])
+def test_qwen_positions_agree_with_transformers_unless_a_video_is_longer_than_wide(frames, side, agrees):
+    model, processor = tiny_qwen2_5_vl()
+    interface = get_interface(model.config)
+    batch = type(CASES["qwen2_5_vl"])(tiny_qwen2_5_vl, frames, side=side).batch(processor)
+    batch.pop("frame_times")
+    batch["second_per_grid_ts"] = torch.tensor([0.9, 0.7])
+    ours = interface.position_ids(model.config, batch)
+    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+    theirs, _ = model.model.get_rope_index(**{k: batch[k] for k in names})
+    if agrees:
+        assert torch.equal(ours, theirs)
+        return
+    assert not torch.equal(ours, theirs)
+    for row in range(2):  # text after the video starts one past the largest position of any axis
+        video = (batch["mm_token_type_ids"][row] == 2).nonzero().flatten()
+        after = int(video[-1]) + 1
+        assert torch.equal(ours[:, row, : after], theirs[:, row, : after])
+        assert ours[:, row, after].tolist() == [int(ours[:, row, video].max()) + 1] * 3
+        assert int(theirs[0, row, after]) <= int(theirs[:, row, video].max())  # what transformers 5.23 does
+
+
+def test_explicit_positions_are_followed_through_generation():
+    """With ``position_ids`` in the batch, decoding with and without a cache agree, and differ from the base's own rule."""
+    model, processor = tiny_qwen2_5_vl()
+    batch = type(CASES["qwen2_5_vl"])(tiny_qwen2_5_vl, (12, 12)).batch(processor)
+    batch.pop("frame_times")
+    own = model(**batch).logits
+    batch["position_ids"] = get_interface(model.config).position_ids(model.config, batch)
+    explicit = model(**batch).logits
+    assert not torch.allclose(own[:, -1], explicit[:, -1], atol=1e-4)
+    tokens = model.generate(**batch, max_new_tokens=5, do_sample=False)
+    ids = batch["input_ids"]
+    for _ in range(5):  # by hand: every new token takes the next position
+        positions = batch["position_ids"]
+        extra = positions[..., -1:] + torch.arange(1, ids.shape[1] - positions.shape[-1] + 1)
+        step = dict(batch, input_ids=ids, position_ids=torch.cat([positions, extra], -1))
+        grown = ids.shape[1] - batch["attention_mask"].shape[1]
+        step["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones(2, grown, dtype=torch.long)], 1)
+        step["mm_token_type_ids"] = torch.cat([batch["mm_token_type_ids"], torch.zeros(2, grown, dtype=torch.long)], 1)
+        ids = torch.cat([ids, model(**step).logits[:, -1].argmax(-1)[:, None]], 1)
+    assert torch.equal(tokens, ids)
+
+
+def test_step_times_merge_frames_as_the_model_does():
+    interface = get_interface(tiny_qwen2_5_vl()[0].config)
+    nan = float("nan")
+    times = torch.tensor([[0.0, 1.0, 4.0, 6.0, nan], [0.0, 2.0, 3.0, nan, nan]], dtype=torch.float64)
+    got = interface.step_times(times)
+    torch.testing.assert_close(got, torch.tensor([[0.5, 5.0, nan], [1.0, 3.0, nan]], dtype=torch.float64), equal_nan=True)
+
+
+def test_an_unknown_family_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'gpt2' are not supported; supported: .*llava_onevision.*qwen2_5_vl"):
+        get_interface(type("Config", (), {"model_type": "gpt2"})())
