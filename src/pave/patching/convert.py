@@ -229,8 +229,8 @@ def _count_layers(weights: Mapping[str, Tensor]) -> int:
 def _query_table(tensor: Tensor, shape: torch.Size) -> Tensor:
     """A table stored flat (T * S, D), or with a leading 1, in the shape (T, S, D)."""
     T, S, D = shape
-    flat = tuple(tensor.shape[1:] if tensor.shape[0] == 1 else tensor.shape) == (T * S, D)
-    return tensor.reshape(shape) if flat or tuple(tensor.shape) == (1, T, S, D) else tensor
+    stored = ((T * S, D), (1, T * S, D), (1, T, S, D))
+    return tensor.reshape(shape) if tuple(tensor.shape) in stored else tensor
 
 
 def _unused_shapes(
