@@ -222,7 +222,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_with_a_missing_row(case
         batch = case.batch(processor)
         model.train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
         labels = batch["input_ids"].clone()
         labels[labels == model.config.video_token_id] = -100

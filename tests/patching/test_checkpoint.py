@@ -27,7 +27,9 @@ def logits(model, batch):
         return model(**batch, side_channels={"audio": side_tokens()}).logits
 
 
-@pytest.mark.parametrize("config", [small_config(), small_config(lora=False), small_config(gate=True, query_source="pre_projector")])
+@pytest.mark.parametrize(
+    "config", [small_config(), small_config(lora=False), small_config(gate=True, query_source="pre_projector")]
+)
 def test_a_reloaded_patch_computes_the_same(case, config, tmp_path):
     model, processor = patched(case, config)
     batch = case.batch(processor)
@@ -224,7 +226,10 @@ BROKEN = {
     "not json": (lambda d: (d / "patch_config.json").write_text("{"), "patch_config.json is not valid JSON"),
     "newer": (lambda d: edit_config(d, lambda v: v.update(format_version=2)), "format_version 2 is not 1"),
     "a list": (lambda d: (d / "patch_config.json").write_text("[]"), "format_version None is not 1"),
-    "unknown key": (lambda d: edit_config(d, lambda v: v["patch"].update(loras=None)), "unknown key 'patch.loras'; did you mean 'lora'"),
+    "unknown key": (
+        lambda d: edit_config(d, lambda v: v["patch"].update(loras=None)),
+        "unknown key 'patch.loras'; did you mean 'lora'",
+    ),
     "bad value": (
         lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(alignment="times")),
         r"patch\.side_channels\.audio\.fusion\.alignment: Input should be 'timestamps' or 'index', got 'times'",

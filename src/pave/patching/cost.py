@@ -18,6 +18,8 @@ from pave.patching import lora
 from pave.patching.model import attach_patch, patch_slot
 from pave.video_llms import get_interface
 
+_SIDE_LINEARS = ("side_embed", "key", "value")
+"""Linear layers of a fusion module that act on side tokens; the others act on video tokens."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -163,14 +165,7 @@ def _fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: in
     if config.adds_llm_tokens:
         return _linear_flops(fusion, K * M)
     reach = 1 + 2 * config.neighbourhood_frames
-    side = sum(
-        2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear) and is_side_linear(name)
-    )
-    total = sum(2.0 * m.weight.numel() for m in fusion.modules() if isinstance(m, nn.Linear))
+    linears = {name: 2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear)}
+    side = sum(cost for name, cost in linears.items() if name.rsplit(".", 1)[-1] in _SIDE_LINEARS)
     attention = config.num_layers * 4.0 * S * max(K, T) * M * reach * config.width
-    return side * K * M + (total - side) * T * S + attention
-
-
-def is_side_linear(name: str) -> bool:
-    """True for the linear layers of a fusion module that act on side tokens rather than on video tokens."""
-    return name.rsplit(".", 1)[-1] in ("side_projection", "key_projection", "value_projection")
+    return side * K * M + (sum(linears.values()) - side) * T * S + attention
