@@ -18,8 +18,8 @@ import av.stream
 
 MAX_PACKETS = 2_000_000
 """Longest stream that is read: 18 hours at 30 frames a second."""
-MAX_PIXELS = 16_384 * 16_384
-"""Largest picture that is decoded."""
+MAX_PIXELS = 128_000_000
+"""Largest picture that is decoded (8K has 33 million pixels)."""
 _REORDER_DEPTH = 32
 """A frame is decoded at most this many frames before one that is shown earlier (H.264 and HEVC allow 16)."""
 _REFUSED_FORMATS = {"hls", "dash", "concat", "image2", "imf", "sdp", "rtsp", "tty", "bin", "xbin", "adf", "idf"}
@@ -53,8 +53,12 @@ def open_media(path: str | os.PathLike[str]) -> Iterator[av.container.InputConta
                 raise MediaError(f"{name}: the file is not video or audio (it reads as {refused.pop()!r})")
             yield container
     except av.error.FFmpegError as error:
-        reason = error.strerror or type(error).__name__
-        raise MediaError(f"{name}: the file cannot be read as video or audio ({reason})") from error
+        raise MediaError(f"{name}: the file cannot be read as video or audio ({_reason(error)})") from error
+
+
+def _reason(error: av.error.FFmpegError) -> str:
+    text = error.strerror or type(error).__name__
+    return "no reason given" if text.startswith("Error number") else text
 
 
 def find_video(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -143,7 +147,7 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
         raise MediaError(f"{name}: the video stream holds no frames")
     ticks = sorted(shown)
     tick = stream.time_base or Fraction(1, 90_000)
-    last = shown[ticks[-1]][1] or (ticks[-1] - ticks[-2] if len(ticks) > 1 else _default_duration(stream, tick)) if ticks else 0
+    last = _last_duration(shown, ticks, round(1 / (nominal_rate(stream) * tick)))
     return PacketIndex(
         ticks=ticks,
         end_tick=ticks[-1] + last if ticks else 0,
@@ -170,7 +174,7 @@ def iterate_packets(
         except StopIteration:
             return
         except av.error.FFmpegError as error:
-            damaged(f"reading stops midway ({error.strerror})")
+            damaged(f"reading stops midway ({_reason(error)})")
             return
         if packet.size:
             yield packet
@@ -192,14 +196,21 @@ def decode_packets(
             frames: list[Any] = stream.decode(packet)
         except av.error.FFmpegError as error:
             at = "" if packet is None or packet.pts is None else f" at {float(packet.pts * (stream.time_base or 0)):.6g} s"
-            damaged(f"the packet{at} does not decode ({error.strerror}), after {shown} frames that did")
-            continue
+            frames = []
+            damaged(f"the packet{at} does not decode ({_reason(error)}), after {shown} frames that did")
         shown += len(frames)
         yield packet, frames
 
 
-def _default_duration(stream: av.VideoStream, tick: Fraction) -> int:
-    return round(1 / (nominal_rate(stream) * tick))
+def _last_duration(shown: dict[int, tuple[int, int]], ticks: list[int], usual: int) -> int:
+    """How long the last frame stays: as its packet says; as long as the frame before it where that is not usable; else the
+    usual time. MP4 only stores the distance to the next packet, which with B-frames and a variable rate is another thing."""
+    if not ticks:
+        return 0
+    order = [shown[tick][0] for tick in ticks]
+    steady = len({duration for _, duration in shown.values()}) == 1
+    stated = shown[ticks[-1]][1] if steady or order == sorted(order) else 0
+    return stated or (ticks[-1] - ticks[-2] if len(ticks) > 1 else usual)
 
 
 def nominal_rate(stream: av.VideoStream) -> Fraction:

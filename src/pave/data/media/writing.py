@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from math import ceil
 
 import av
-import av.error
+import av.container
 import numpy as np
 from numpy.typing import NDArray
 
@@ -81,16 +82,27 @@ def write_video(
             sound = container.add_stream("aac", rate=sample_rate, layout=layout)
             sound.codec_context.bit_rate = audio_bit_rate
             sound.codec_context.flags |= av.codec.context.Flags.bitexact
-        shift_ticks = round(shift / time_base)
+        # Containers do not begin before 0, so sound that does begins there and the video later, by a whole number of ticks.
+        shift_ticks = ceil(Fraction(shift) / time_base)
+        first_sample = round((Fraction(audio_start) + shift_ticks * time_base) * sample_rate)
+        durations = dict(zip(ticks_F.tolist(), [*np.diff(ticks_F).tolist(), int(ticks_F[-1] - ticks_F[-2]) if F > 1 else 0]))
         for pixels_HWC, tick in zip(frames_FHWC, ticks_F):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_HWC), format="rgb24")
             frame.pts, frame.time_base = int(tick) + shift_ticks, time_base
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
+            _mux(container, video.encode(frame), shift_ticks, durations)
+        _mux(container, video.encode(None), shift_ticks, durations)
         if sound is not None and audio_nC is not None:
-            for piece in _audio_pieces(audio_nC, sample_rate, round((audio_start + shift) * sample_rate)):
+            for piece in _audio_pieces(audio_nC, sample_rate, first_sample):
                 container.mux(sound.encode(piece))
             container.mux(sound.encode(None))
+
+
+def _mux(container: av.container.OutputContainer, packets: list[av.Packet], shift: int, durations: dict[int, int]) -> None:
+    """Write packets, each with the time its frame stays on screen (which x264 does not know when the rate varies)."""
+    for packet in packets:
+        assert packet.pts is not None
+        packet.duration = durations[packet.pts - shift]
+        container.mux(packet)
 
 
 def _frame_ticks(

@@ -1,0 +1,75 @@
+"""Small media files for tests. Every video frame carries its own index as black and white bars, so a wrong frame shows."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+
+HEIGHT, WIDTH, BITS = 48, 128, 8
+VARIABLE_STEPS = [1, 2, 1, 3, 1, 1, 7, 2]
+
+
+def bars(count, height=HEIGHT, width=WIDTH):
+    frames = np.zeros((count, height, width, 3), dtype=np.uint8)
+    step = width // BITS
+    for index in range(count):
+        for bit in range(BITS):
+            if index >> bit & 1:
+                frames[index, :, bit * step : (bit + 1) * step] = 255
+    return frames
+
+
+def indices(frames_FHWC):
+    step = frames_FHWC.shape[2] // BITS
+    middle = frames_FHWC[:, 4:-4].astype(float)
+    bright = [middle[:, :, bit * step + 4 : (bit + 1) * step - 4].mean(axis=(1, 2, 3)) > 128 for bit in range(BITS)]
+    return [int(sum(int(bright[bit][i]) << bit for bit in range(BITS))) for i in range(len(frames_FHWC))]
+
+
+def encode(path, ticks, unit=Fraction(1, 20), codec="libx264", first=0, gop=12, b_frames=3, container_options=None, fmt=None):
+    """A file with one frame at each of ``ticks`` (counts of ``unit`` seconds), many keyframes and B-frames."""
+    with av.open(str(path), "w", format=fmt, options=container_options or {}) as container:
+        options = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"} if codec == "libx264" else {}
+        if codec == "libvpx-vp9":
+            options = {"deadline": "realtime", "cpu-used": "8"}
+        stream = container.add_stream(codec, rate=1 / unit, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.gop_size = gop
+        if codec != "libvpx-vp9":
+            stream.codec_context.max_b_frames = b_frames
+        if codec != "mpeg4":
+            stream.codec_context.time_base = unit
+        for pixels, tick in zip(bars(len(ticks)), ticks, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = first + tick, unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+CONSTANT = list(range(100))
+VARIABLE = [0, *np.cumsum(np.resize(VARIABLE_STEPS, 99)).tolist()]
+
+
+def noise(seconds, rate, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * rate)).astype(np.float32)
+
+
+def write_sound(path, samples_nC, rate, codec, sample_format, layout, starts=None, container_format=None, piece=1000):
+    """A sound file; ``starts`` are the (source, destination) samples of pieces, to leave gaps."""
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.codec_context.format = sample_format
+        size = stream.codec_context.frame_size or piece
+        shift = 0
+        for start in range(0, len(samples_nC), size):
+            if starts and start >= starts[0]:
+                shift = starts[1]
+            block = samples_nC[start : start + size]
+            data = np.ascontiguousarray(block.T if sample_format.endswith("p") else block.reshape(1, -1))
+            frame = av.AudioFrame.from_ndarray(data, format=sample_format, layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start + shift, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
