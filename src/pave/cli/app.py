@@ -1,0 +1,73 @@
+"""The verbs, put together. Importing this loads neither torch nor transformers: every verb imports them when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from pave import __version__
+from pave.cli import ask, demo, init, show, train
+from pave.cli import eval as evaluate
+from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
+
+app = typer.Typer(
+    name="pave",
+    help="""\b
+    pave demo
+    pave ask video.mp4 "What is heard?" --compare
+
+    Patches that teach a frozen Video LLM to use sound or other side channels.
+
+    Results go to standard output, messages and progress to standard error. Exit codes: 0 done, 1 the job failed,
+    2 wrong usage or bad input, 130 interrupted.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+VERBS = {
+    "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
+    "ask": (ask.command, "Answer a question about a video, with a patch or without."),
+    "init": (init.command, "Write a commented recipe and a sample file to start from."),
+    "train": (train.command, "Train a patch from a recipe."),
+    "eval": (evaluate.command, "Score a file of samples."),
+    "show": (show.command, "What a patch is and what it costs, without loading weights."),
+}
+
+for name, (function, summary) in VERBS.items():
+    app.command(name, short_help=summary)(guarded(function))
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"pave {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+    debug: bool = typer.Option(
+        False, "--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error, and more messages. Anywhere on the line."
+    ),
+) -> None:
+    debug_mode.set(debug)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run; see ``pave.cli.main``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = given[: given.index("--")] if "--" in given else given
+    if "--debug" in options:
+        given.remove("--debug")
+        given.insert(0, "--debug")
+    try:
+        app(given, prog_name="pave")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -1,0 +1,34 @@
+"""Which models the command line loads when it is told little."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pave.data.media import FrameSampling
+    from pave.evaluation.inference import VideoQA
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    base: str | None,
+    patch: str | None,
+    device: str,
+    dtype: str,
+    sampling: FrameSampling | None,
+    allow_base_mismatch: bool,
+) -> VideoQA:
+    """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
+    from pave.evaluation.inference import VideoQA
+    from pave.playground import base_path
+
+    name = base
+    if base is None:
+        name = "the small base inside pave"
+        base = str(base_path())
+        logger.info("no --base given: using the small base inside pave, which knows the demo's miniature world only")
+    return VideoQA.from_pretrained(
+        base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=name
+    )

@@ -1,0 +1,107 @@
+"""What all verbs share: errors become exit codes, and ``--json`` keeps standard output to one JSON object."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NoReturn, TypeVar
+
+import typer
+
+from pave.utils.console import setup_logging
+from pave.utils.optional import MissingExtraError
+
+DEBUG_VARIABLE = "PAVE_DEBUG"
+debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+JsonOption = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else there.")
+BaseOption = typer.Option(
+    None, "--base", help="The frozen Video LLM: a folder or a hub id. Default: the small one inside pave."
+)
+PatchOption = typer.Option(None, "--patch", help="A patch: a folder or a hub id.")
+DeviceOption = typer.Option("auto", "--device", help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
+DtypeOption = typer.Option(
+    "auto", "--dtype", help="How the base's weights are held: auto (as stored), float32, bfloat16, float16."
+)
+MismatchOption = typer.Option(False, "--allow-base-mismatch", help="Load the patch although it was trained on another base.")
+
+
+class JobFailed(Exception):
+    """The job ran but did not succeed. The message is one sentence for the user."""
+
+
+def guarded(function: _Function) -> _Function:
+    """Turn errors of a verb into one clear sentence on standard error and an exit code.
+
+    Bad input (ValueError, a missing file, a missing extra) is 2, anything else 1. With ``--json`` the sentence is also printed
+    as ``{"error": ..., "exit_code": ...}``. The traceback is shown only on request (``--debug`` or PAVE_DEBUG=1).
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        debug = debug_mode.get()
+        as_json = bool(kwargs.get("json_output"))
+        setup_logging(logging.DEBUG if debug else logging.INFO)
+        try:
+            with _stdout_kept_for_json(as_json):
+                value = function(*args, **kwargs)
+            _emit(value, as_json)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted", INTERRUPTED, as_json, None)
+        except JobFailed as error:
+            _fail(str(error), FAILED, as_json, error if debug else None)
+        except (ValueError, MissingExtraError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            _fail(_sentence(error), BAD_INPUT, as_json, error if debug else None)
+        except Exception as error:
+            hint = "" if debug else "; run again with --debug for the traceback"
+            _fail(f"{type(error).__name__}: {_sentence(error)}{hint}", FAILED, as_json, error if debug else None)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class Result:
+    """What a verb returns: text for people, data for ``--json``."""
+
+    def __init__(self, text: str, data: dict[str, Any]) -> None:
+        self.text = text
+        self.data = data
+
+
+def _emit(value: Any, as_json: bool) -> None:
+    if isinstance(value, Result):
+        text = json.dumps(value.data, ensure_ascii=False, allow_nan=False) if as_json else value.text
+        if text:
+            print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _stdout_kept_for_json(as_json: bool) -> Iterator[None]:
+    """With ``--json``, whatever anything prints while the verb runs goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield
+
+
+def _fail(message: str, code: int, as_json: bool, error: BaseException | None) -> NoReturn:
+    if error is not None:
+        logging.getLogger("pave").error("", exc_info=error)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
+    print(f"pave: {message}", file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+def _sentence(error: BaseException) -> str:
+    """The message on one line; for an error of the operating system, the file and the reason."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or "no further message"

@@ -1,0 +1,139 @@
+"""``pave show``: what a patch is and what it costs, without loading any weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pave.cli.shared import JsonOption, Result
+
+if TYPE_CHECKING:
+    from pave.config import PatchConfig
+    from pave.patching.cost import PatchCost
+
+DEFAULT_BASE = "llava-onevision-qwen2-7b"
+DEFAULT_WIDTH = 128
+
+
+def command(
+    patch: str | None = typer.Argument(None, help="A saved patch: a folder or a hub id."),
+    config: Path | None = typer.Option(
+        None, "--config", help="A recipe (YAML) or a patch config (JSON) instead of a saved patch."
+    ),
+    preset: str | None = typer.Option(
+        None, "--preset", help="compact or paper instead of a saved patch: the sizes for one audio channel."
+    ),
+    base: str | None = typer.Option(
+        None, "--base", help=f"The base: a built-in name such as {DEFAULT_BASE}, a folder, a config file or a hub id."
+    ),
+    frames: int = typer.Option(32, "--frames", min=1, help="Frames of the prompt that operations are counted for."),
+    text_tokens: int = typer.Option(64, "--text-tokens", min=0, help="Text tokens of that prompt."),
+    side_steps: int = typer.Option(64, "--side-steps", min=1, help="Side steps of every channel."),
+    json_output: bool = JsonOption,
+) -> Result:
+    """\b
+    pave show --preset compact --base llava-onevision-qwen2-7b
+
+    Print what a patch is made of, and its parameters, bytes and operations beside those of its base. Nothing but configs is
+    read: no weights are loaded, and a 7B base needs no memory.
+    """
+    from pave.patching.cost import patch_cost
+    from pave.video_llms.known import load_config
+
+    given = [name for name, value in (("PATCH", patch), ("--config", config), ("--preset", preset)) if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both say which patch to show; give only one")
+    subject = _subject(patch, config, preset)
+    base_name = base or subject.base or DEFAULT_BASE
+    base_config = load_config(base_name)
+    cost = patch_cost(base_config, subject.patch, num_frames=frames, text_tokens=text_tokens, side_steps=side_steps)
+    data = {
+        "name": subject.name,
+        "base": base_name,
+        "patch": subject.patch.to_dict(),
+        "cost": cost.to_dict(),
+        "prompt": {"frames": frames, "text_tokens": text_tokens, "side_steps": side_steps, "llm_tokens": cost.llm_tokens},
+        "provenance": subject.provenance,
+    }
+    return Result(_table(subject, base_name, cost, frames, side_steps), data)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What to show."""
+
+    name: str
+    patch: PatchConfig
+    base: str | None = None
+    provenance: dict[str, Any] | None = None
+
+
+def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Subject:
+    from pave.config import PatchConfig
+
+    if patch is not None:
+        from pave.patching import read_record, resolve_patch
+
+        record = read_record(resolve_patch(patch))
+        return _Subject(patch, record.patch, record.base.model_id, record.provenance)
+    if config is not None:
+        return _from_file(config)
+    if preset not in (None, "compact", "paper"):
+        raise ValueError(f"--preset: there is no preset {preset!r}; it is compact or paper")
+    make = PatchConfig.paper if preset == "paper" else PatchConfig.compact
+    width = 1024 if preset == "paper" else DEFAULT_WIDTH
+    return _Subject(f"preset {preset or 'compact'}, one audio channel of width {width}", make(audio=width))
+
+
+def _from_file(path: Path) -> _Subject:
+    """A recipe, or a patch config as JSON."""
+    import json
+
+    from pave.config import PatchConfig
+
+    if path.suffix == ".json":
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: a patch config is an object with side_channels and lora, not a {type(values).__name__}")
+        return _Subject(str(path), PatchConfig.from_dict(values.get("patch", values), where=str(path)))
+    from pave.training.recipe import read_recipe
+
+    recipe = read_recipe(path)
+    local = path.parent / recipe.base.model
+    return _Subject(str(path), recipe.patch, str(local) if local.is_dir() else recipe.base.model)
+
+
+def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_steps: int) -> str:
+    values = cost.to_dict()
+    lines = [subject.name, f"on {base}: {cost.base_parameters:,} parameters", ""]
+    for name, channel in subject.patch.side_channels.items():
+        encoder = channel.encoder.model or channel.encoder.name
+        fusion = channel.fusion
+        lines.append(
+            f"side channel {name}: {channel.kind}, {encoder}, width {channel.width}; {fusion.kind}, {fusion.num_layers} layers of "
+            f"width {fusion.width}, aligned by {fusion.alignment}, queries {fusion.query_source}"
+        )
+    lora = subject.patch.lora
+    lines.append("no LoRA" if lora is None else f"LoRA rank {lora.rank} on {', '.join(lora.targets)}")
+    lines += ["", f"{'':<10}{'parameters':>16}{'of base':>10}{'stored':>12}{'prefill':>16}{'of base':>10}"]
+    for part in ("fusion", "lora"):
+        lines.append(
+            f"{part:<10}{values[f'{part}_parameters']:>16,}{values[f'{part}_parameters_percent']:>9.3f}%"
+            f"{values[f'{part}_bytes'] / 1e6:>9.2f} MB{values[f'{part}_flops'] / 1e9:>9.2f} GFLOP{values[f'{part}_flops_percent']:>9.3f}%"
+        )
+    patch_flops = cost.fusion_flops + cost.lora_flops
+    lines.append(
+        f"{'patch':<10}{cost.patch_parameters:>16,}{values['patch_parameters_percent']:>9.3f}%{cost.patch_bytes / 1e6:>9.2f} MB"
+        f"{patch_flops / 1e9:>9.2f} GFLOP{100 * patch_flops / cost.base_prefill_flops:>9.3f}%"
+    )
+    lines.append(
+        f"base prefill: {cost.base_prefill_flops / 1e9:,.1f} GFLOP for {frames} frames and {side_steps} side steps, "
+        f"{cost.llm_tokens} tokens in the language model"
+    )
+    return "\n".join(lines)
