@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
 
 from pave import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, SideTokens, attach_patch
 from pave.patching import patch_parameter_groups, patch_parameters
+from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
 
 WIDTH = 12
 """C of the side features in these tests."""
@@ -24,7 +24,9 @@ class Case:
     frames: tuple[int, ...]
     side: int = SIDE
 
-    def batch(self, processor: Any, questions: tuple[str, ...] = ("what sound?", "which object?"), seed: int = 0) -> dict[str, Any]:
+    def batch(
+        self, processor: Any, questions: tuple[str, ...] = ("what sound?", "which object?"), seed: int = 0
+    ) -> dict[str, Any]:
         """The processor's batch, with frame times one second apart."""
         generator = torch.Generator().manual_seed(seed)
         videos = [torch.randint(0, 256, (n, self.side, self.side, 3), generator=generator).byte().numpy() for n in self.frames]
@@ -45,7 +47,9 @@ class Case:
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
-                video_metadata=[{"fps": 1.0, "total_num_frames": len(v), "frames_indices": list(range(len(v)))} for v in videos],
+                video_metadata=[
+                    {"fps": 1.0, "total_num_frames": len(v), "frames_indices": list(range(len(v)))} for v in videos
+                ],
             )
         )
         times = torch.full((len(videos), max(map(len, videos))), float("nan"), dtype=torch.float64)

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 import torch
-from cases import CASES, patched, shake, side_tokens, small_config
 
+from cases import CASES, patched, shake, side_tokens, small_config
 from pave import SideTokens, attach_patch, detach_patch
 from pave.patching import is_patched, patch_parameters
 
@@ -85,7 +85,7 @@ def test_disabled_scaled_to_zero_and_detached_are_the_base(case, base, config):
 
 
 def test_detaching_restores_the_very_base(case):
-    model, processor = case.build()
+    model, _processor = case.build()
     model.get_input_embeddings().requires_grad_(False)
     before = (type(model), type(model.base_model), list(model.state_dict()), set(model.__dict__), repr(model))
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
@@ -308,6 +308,8 @@ def test_batched_equals_one_by_one(case):
             single |= {"pixel_values_videos": parts[row], "video_grid_thw": grid[row : row + 1]}
             if "second_per_grid_ts" in batch:
                 single["second_per_grid_ts"] = batch["second_per_grid_ts"][row : row + 1]
-        alone = logits(model, single, side_channels={"audio": side.select([row])}, frame_times=batch["frame_times"][row : row + 1])
+        alone = logits(
+            model, single, side_channels={"audio": side.select([row])}, frame_times=batch["frame_times"][row : row + 1]
+        )
         keep = batch["attention_mask"][row].bool()
         torch.testing.assert_close(alone[0][keep], together[row][keep], atol=2e-5, rtol=1e-4)

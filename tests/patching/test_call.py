@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES, patched, side_tokens, small_config
 
+from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig, SideTokens, attach_patch, detach_patch
 from pave.patching.call import rows_of_videos, weights_of_rows
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from cases import CASES, patched, shake, side_tokens, small_config
 from transformers import AutoModelForImageTextToText
 
 import pave
+from cases import CASES, patched, shake, side_tokens, small_config
 from pave import PatchConfig, attach_patch, detach_patch, load_patch, save_patch
 from pave.patching import fingerprint, is_patched, patch_parameters, push_patch_to_hub, read_record
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, patched, side_tokens, small_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig
 from pave.patching.cost import patch_cost
 from pave.video_llms.known import KNOWN_CONFIGS, load_config

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CASES
-from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 
+from cases import CASES
 from pave.patching.slot import batch_videos
 from pave.video_llms import get_interface
+from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 
 
 def features(model, batch):
@@ -41,7 +41,7 @@ def test_changing_one_frame_changes_exactly_its_step(name):
             changed = dict(batch)
             pixels = batch["pixel_values_videos"].clone()
             if "video_grid_thw" in batch:
-                t, h, w = batch["video_grid_thw"][video].tolist()
+                _t, h, w = batch["video_grid_thw"][video].tolist()
                 start = sum(int(g.prod()) for g in batch["video_grid_thw"][:video]) + frame // 2 * h * w
                 pixels[start : start + h * w] += 1
             else:
@@ -112,7 +112,7 @@ def test_qwen_positions_agree_with_transformers_unless_a_video_is_longer_than_wi
     for row in range(2):  # text after the video starts one past the largest position of any axis
         video = (batch["mm_token_type_ids"][row] == 2).nonzero().flatten()
         after = int(video[-1]) + 1
-        assert torch.equal(ours[:, row, : after], theirs[:, row, : after])
+        assert torch.equal(ours[:, row, :after], theirs[:, row, :after])
         assert ours[:, row, after].tolist() == [int(ours[:, row, video].max()) + 1] * 3
         assert int(theirs[0, row, after]) <= int(theirs[:, row, video].max())  # what transformers 5.23 does
 
