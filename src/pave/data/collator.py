@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pave.config import SideChannelConfig
-from pave.data.items import PatchItem
+from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
 from pave.tokens import SideTokens
 from pave.video_llms import get_interface
@@ -50,7 +50,7 @@ class PatchCollator:
         with_ids: add ``sample_ids``.
 
     Raises:
-        ValueError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long, a
+        SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long, a
             row would have no target, features have another width than the patch, or the videos of a batch cannot be stacked.
     """
 
@@ -98,7 +98,7 @@ class PatchCollator:
         for text in (text for turn in item.turns for text in turn if text):
             found = self._special.search(text)
             if found:
-                raise ValueError(
+                raise SampleError(
                     f"sample {item.id!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
                     "remove it from the question or answer"
                 )
@@ -108,7 +108,7 @@ class PatchCollator:
         try:
             return render_prompt(self.processor, turns)
         except ValueError as error:
-            raise ValueError(f"sample {item.id!r}: {error}") from None
+            raise SampleError(f"sample {item.id!r}: {error}") from None
 
     def _processed(self, items: Sequence[PatchItem], prompts: Sequence[Prompt]) -> dict[str, Any]:
         try:
@@ -125,16 +125,16 @@ class PatchCollator:
         except ValueError as error:
             counts = {item.id: len(item.frames_FHWC) for item in items}
             if len(set(counts.values())) > 1:
-                raise ValueError(
+                raise SampleError(
                     f"the videos of one batch have different numbers of frames ({counts}) and the base's processor cannot stack "
                     "them; use a batch size of 1 or sample as many frames as every video has"
                 ) from error
-            raise ValueError(f"samples {list(counts)}: the base's processor refused them: {error}") from error
+            raise SampleError(f"samples {list(counts)}: the base's processor refused them: {error}") from error
         data = dict(batch)
         lengths = data["attention_mask"].sum(dim=1).tolist()
         for item, length in zip(items, lengths, strict=True):
             if self.max_length is not None and length > self.max_length:
-                raise ValueError(
+                raise SampleError(
                     f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
                     f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length"
                 )
@@ -148,7 +148,7 @@ class PatchCollator:
             try:
                 targets = self._targets(prompt, row_ids)
             except ValueError as error:
-                raise ValueError(f"sample {item.id!r}: {error}") from None
+                raise SampleError(f"sample {item.id!r}: {error}") from None
             kept = positions[torch.tensor(targets)]
             labels[row, kept] = batch["input_ids"][row, kept]
         return labels
@@ -190,7 +190,7 @@ class PatchCollator:
         for item in items:
             features = item.side.get(name)
             if features is not None and features.features_KMC.shape[-1] != width:
-                raise ValueError(
+                raise SampleError(
                     f"sample {item.id!r}: the features of side channel {name!r} are {features.features_KMC.shape[-1]} wide, "
                     f"but the patch takes {width}"
                 )

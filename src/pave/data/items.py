@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from pave.side_channels import SideFeatures
 
 
+class SampleError(ValueError):
+    """A sample cannot be used. The message is one sentence that names it, also when it comes from a worker process."""
+
+    def __init__(self, message: str) -> None:
+        # a DataLoader raises errors of its workers again with the whole traceback as the message
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
 @dataclass(frozen=True)
 class PatchItem:
     """A video's sampled frames, its side features and a conversation about it."""

@@ -1,0 +1,174 @@
+"""The numbers of a training run: what a recipe says of them, and the TrainingArguments made from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from pave.config import Strict
+
+
+@dataclass
+class PatchTrainingArguments(transformers.TrainingArguments):
+    """``transformers.TrainingArguments`` with one learning rate for each role of a patch's parameters.
+
+    ``learning_rate`` is that of the fusion.
+    """
+
+    output_norm_multiplier: float = field(
+        default=20.0,
+        metadata={
+            "help": "Times learning_rate: the rate of the last LayerNorm of the fusion, which starts at zero. At the start only "
+            "it gets a gradient, and what it passes on is scaled by its own weights near zero: a slow saddle, which a larger "
+            "rate for this one layer removes without giving up the exact identity at the start. 1 is the published behaviour."
+        },
+    )
+    lora_learning_rate: float | None = field(default=None, metadata={"help": "Rate of the LoRA part; default learning_rate."})
+    gate_learning_rate: float | None = field(default=None, metadata={"help": "Rate of the gates; default learning_rate."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("output_norm_multiplier", "lora_learning_rate", "gate_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
+
+    def role_learning_rates(self) -> dict[str, float]:
+        """The peak learning rate of every role."""
+        rate = self.learning_rate
+        return {
+            "fusion": rate,
+            "output_norm": rate * self.output_norm_multiplier,
+            "gate": rate if self.gate_learning_rate is None else self.gate_learning_rate,
+            "lora": rate if self.lora_learning_rate is None else self.lora_learning_rate,
+        }
+
+
+def _known() -> set[str]:
+    return {f.name for f in dataclasses.fields(PatchTrainingArguments) if f.init}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Strict):
+    """The ``training`` section of a recipe."""
+
+    seed: int = 0
+    """Seed of the fresh patch, of the order of the samples and of dropout."""
+    epochs: float = 1.0
+    """Passes over the training samples; not used where steps or data.stages are given. Rounded up to whole steps."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 8
+    """Videos per device in one forward pass."""
+    accumulation: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: float = 1e-4
+    """Peak rate of the fusion."""
+    output_norm_multiplier: float = 20.0
+    """Times learning_rate, for the last LayerNorm of the fusion (it starts at zero); 1 is the published behaviour."""
+    lora_learning_rate: float | None = None
+    """Peak rate of the LoRA part; default learning_rate."""
+    gate_learning_rate: float | None = None
+    """Peak rate of the gates; default learning_rate."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """How the rates fall after the warm-up."""
+    warmup: float = 0.03
+    """Share of all steps in which the rates rise from zero."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay, on matrices only (no norms, biases or scalars)."""
+    beta1: float = 0.9
+    """AdamW."""
+    beta2: float = 0.999
+    """AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: mixed precision, the patch stays in float32."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+    workers: int = 0
+    """Processes that decode ahead; 0 decodes in the main process."""
+    log_every: int = 10
+    """Steps between two log entries."""
+    save_every: int | None = None
+    """Steps between two checkpoints; default only the finished patch is saved."""
+    keep_checkpoints: int | None = 2
+    """Older checkpoints are deleted; null keeps all."""
+    eval_every: int | None = None
+    """Steps between two evaluations of the loss on data.eval."""
+    report_to: tuple[str, ...] = ()
+    """Trackers by the Trainer's names: tensorboard, wandb, ..."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "save_every", "eval_every", "keep_checkpoints"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a share of all steps, between 0 and 1, got {self.warmup}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        unknown = sorted(set(self.trainer) - _known())
+        if unknown:
+            raise ValueError(f"trainer: transformers.TrainingArguments has no argument {unknown[0]!r}")
+
+    def num_steps(self, samples: int, world_size: int = 1) -> int:
+        """Optimizer steps for that many training samples."""
+        if self.steps is not None:
+            return self.steps
+        per_step = self.batch_size * self.accumulation * world_size
+        return max(1, -int(-self.epochs * samples // per_step))
+
+    def arguments(self, output_dir: str, num_steps: int) -> PatchTrainingArguments:
+        """The arguments for the Trainer.
+
+        Args:
+            output_dir: checkpoints and logs go here.
+            num_steps: optimizer steps of the run.
+
+        Raises:
+            ValueError: if transformers refuses a value, in its words.
+        """
+        values: dict[str, Any] = {
+            "output_dir": output_dir,
+            "seed": self.seed,
+            "max_steps": num_steps,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "learning_rate": self.learning_rate,
+            "output_norm_multiplier": self.output_norm_multiplier,
+            "lora_learning_rate": self.lora_learning_rate,
+            "gate_learning_rate": self.gate_learning_rate,
+            "lr_scheduler_type": self.schedule,
+            "warmup_steps": round(self.warmup * num_steps),
+            "weight_decay": self.weight_decay,
+            "adam_beta1": self.beta1,
+            "adam_beta2": self.beta2,
+            "max_grad_norm": self.max_grad_norm,
+            "bf16": self.precision == "bfloat16",
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "dataloader_num_workers": self.workers,
+            "dataloader_persistent_workers": self.workers > 0,
+            "logging_steps": self.log_every,
+            "logging_first_step": True,
+            "save_strategy": "steps" if self.save_every else "no",
+            "save_steps": self.save_every or 500,
+            "save_total_limit": self.keep_checkpoints,
+            "eval_strategy": "steps" if self.eval_every else "no",
+            "eval_steps": self.eval_every,
+            "prediction_loss_only": True,
+            "report_to": list(self.report_to),
+        }
+        if self.activation_checkpointing:  # renamed in transformers 5.23
+            values["activation_checkpointing" if "activation_checkpointing" in _known() else "gradient_checkpointing"] = True
+        values.update(self.trainer)
+        return PatchTrainingArguments(**values)

@@ -1,0 +1,147 @@
+"""One experiment as one YAML file: which base, which patch, which data, how it is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pave.config import PatchConfig, Strict, read_strict
+from pave.data.media import FrameSampling
+from pave.training.arguments import TrainingConfig
+from pave.training.sampler import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(Strict):
+    """The frozen Video LLM."""
+
+    model: str
+    """Hub id, or a folder (relative to the recipe)."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """How its weights are held; auto as they are stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Strict):
+    """The samples and how their videos are read. Paths are relative to the recipe."""
+
+    train: str
+    """Samples to learn from, a .jsonl file."""
+    eval: str | None = None
+    """Samples whose loss is watched, a .jsonl file."""
+    root: str | None = None
+    """Folder that the paths inside the sample files start from; default each file's own folder."""
+    frames: FrameSampling = field(default_factory=FrameSampling)
+    """Which frames of a video the base sees."""
+    max_length: int | None = None
+    """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""
+    cache: str | None = None
+    """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
+    cache_gigabytes: float = 4.0
+    """Most that the cache may hold in each process that decodes (memory) or on disk (folder)."""
+    stages: tuple[Stage, ...] = ()
+    """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
+
+    def __post_init__(self) -> None:
+        if not self.cache_gigabytes > 0:
+            raise ValueError(f"cache_gigabytes must be positive, got {self.cache_gigabytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Strict):
+    """A training run."""
+
+    base: BaseConfig
+    """The frozen Video LLM."""
+    patch: PatchConfig
+    """What is attached to it."""
+    data: DataConfig
+    """What it learns from."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How it learns."""
+    output: str
+    """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
+
+    def __post_init__(self) -> None:
+        if self.data.stages and self.training.steps is not None:
+            raise ValueError("training.steps and data.stages both say how long to train; give only one of them")
+        if self.training.eval_every and self.data.eval is None:
+            raise ValueError("training.eval_every needs data.eval")
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: the YAML file.
+        overrides: ``"training.learning_rate=1e-4"``: a dotted path (list items by number) and a YAML value.
+
+    Raises:
+        ValueError: naming the file or the override, the key, and what was found.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping with the keys base, patch, data, training and output")
+    if not overrides:
+        return read_strict(Recipe, values, str(path))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4")
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
+        _set(values, key.split("."), value, override)
+    return read_strict(Recipe, values, f"{path} with {' '.join(overrides)}")
+
+
+def _set(values: Any, keys: list[str], value: Any, override: str) -> None:
+    for place, key in enumerate(keys):
+        last = place + 1 == len(keys)
+        if isinstance(values, list):
+            if not key.isdigit() or int(key) >= len(values):
+                raise ValueError(
+                    f"override {override!r}: {'.'.join(keys[:place])} is a list of {len(values)}, it has no item {key!r}"
+                )
+            index: Any = int(key)
+        elif isinstance(values, dict):
+            index = key
+            if not last and values.get(key) is None:
+                values[key] = {}
+        else:
+            raise ValueError(f"override {override!r}: {'.'.join(keys[:place])} is {values!r} and has no keys")
+        if last:
+            values[index] = value
+        else:
+            values = values[index]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen and key_node.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

@@ -1,0 +1,198 @@
+"""Run a recipe from its files to a saved patch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+
+from pave.data.collator import PatchCollator
+from pave.data.dataset import PatchDataset
+from pave.data.samples import Sample, manifest_hash, read_samples
+from pave.patching import attach_patch, save_patch
+from pave.side_channels import build_encoder
+from pave.training.arguments import PatchTrainingArguments
+from pave.training.callbacks import RunProgress
+from pave.training.recipe import Recipe
+from pave.training.sampler import Stage, StagedSampler
+from pave.training.trainer import PatchTrainer, last_checkpoint
+from pave.utils.files import atomic_write_text
+from pave.utils.optional import require
+
+logger = logging.getLogger(__name__)
+
+PATCH_FOLDER = "patch"
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves behind."""
+
+    patch: Path
+    """Folder of the saved patch."""
+    model: Any
+    """The patched model, in evaluation mode."""
+    processor: Any
+    """The base's processor."""
+    steps: int
+    """Optimizer steps."""
+    train_loss: float
+    """Mean loss over the run (over the part since resuming)."""
+    eval_loss: float | None
+    """Loss on data.eval at the end, where given."""
+    seconds: float
+    """Of this call, loading included."""
+
+
+def run_recipe(
+    recipe: Recipe, *, folder: str | Path = ".", base: str | Path | None = None, resume: bool = False, progress: bool = True
+) -> RunResult:
+    """Load the base, attach a fresh patch, train it, save it under ``<output>/patch``.
+
+    Args:
+        recipe: what to do.
+        folder: what relative paths of the recipe's base and data start from: the recipe's own folder.
+        base: load the base from here instead of ``recipe.base.model``.
+        resume: go on from the last complete checkpoint in the output folder; the result is that of an uninterrupted run.
+        progress: show a progress bar and log the losses.
+
+    Raises:
+        ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
+            resume from.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    output = Path(recipe.output)
+    checkpoint = _prepare_output(recipe, output, resume)
+    for tracker in recipe.training.report_to:
+        if tracker == "tensorboard":
+            require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
+    train = _samples(recipe, recipe.data.train, folder)
+    held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
+    model, processor = load_base(recipe, folder, base)
+    attach_patch(model, recipe.patch, seed=recipe.training.seed)
+    args, sampler = _plan(recipe, train)
+    provenance = {
+        "recipe": recipe.to_dict(),
+        "data": {"train": manifest_hash(train), "train_samples": len(train)},
+        "seed": recipe.training.seed,
+    }
+    trainer = PatchTrainer(
+        model,
+        args,
+        data_collator=PatchCollator(
+            processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length, train=True
+        ),
+        train_sampler=sampler,
+        train_dataset=build_dataset(recipe, train, folder),
+        eval_dataset=build_dataset(recipe, held_out, folder) if held_out else None,
+        provenance=provenance,
+        processor=processor,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    if progress:
+        trainer.add_callback(RunProgress())
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
+    model.eval()
+    outcome = {"steps": trainer.state.global_step, "train_loss": result.training_loss, "eval_loss": eval_loss}
+    patch = output / PATCH_FOLDER
+    if trainer.is_world_process_zero():
+        save_patch(model, patch, processor=processor, provenance={**provenance, **outcome})
+        logger.info("saved the patch to %s", patch)
+    return RunResult(
+        patch, model, processor, trainer.state.global_step, result.training_loss, eval_loss, time.monotonic() - start
+    )
+
+
+def load_base(recipe: Recipe, folder: Path, base: str | Path | None = None) -> tuple[Any, Any]:
+    """The base model and its processor.
+
+    Raises:
+        ValueError: if there is no such folder and the hub does not give it.
+    """
+    name: str | Path = recipe.base.model if base is None else base
+    if base is None and (folder / recipe.base.model).is_dir():
+        name = folder / recipe.base.model
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(name, revision=recipe.base.revision)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            name, revision=recipe.base.revision, dtype=recipe.base.dtype
+        )
+    except OSError as error:
+        raise ValueError(f"base.model {str(name)!r} is no folder with a model, and the hub did not give it: {error}") from error
+    return model, processor
+
+
+def build_dataset(recipe: Recipe, samples: list[Sample], folder: str | Path = ".") -> PatchDataset:
+    """The dataset a recipe describes, for these samples."""
+    cache: str | None = recipe.data.cache
+    if cache is not None and cache != "memory":
+        cache = str(Path(folder) / cache)
+    return PatchDataset(
+        samples,
+        recipe.data.frames,
+        {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()},
+        recipe.patch.side_channels,
+        cache=cache,
+        cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
+    )
+
+
+def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
+    samples = list(read_samples(folder / path, data_root=None if recipe.data.root is None else folder / recipe.data.root))
+    if not samples:
+        raise ValueError(f"{folder / path}: the file holds no sample")
+    return samples
+
+
+def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, StagedSampler]:
+    """The Trainer's arguments and the order of the samples. Both come from the final arguments, which may change sizes."""
+    training = recipe.training
+    args = training.arguments(recipe.output, num_steps=1)
+    stages = recipe.data.stages
+    if not stages:
+        stages = (Stage(steps=training.num_steps(len(train), args.world_size)),)
+    steps = sum(stage.steps for stage in stages)
+    args = training.arguments(recipe.output, num_steps=steps)
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    sampler = StagedSampler([sample.type for sample in train], stages, per_step, seed=training.seed)
+    return args, sampler
+
+
+def _prepare_output(recipe: Recipe, output: Path, resume: bool) -> Path | None:
+    """Write the recipe into the output folder; the checkpoint to resume from, if any."""
+    checkpoint = last_checkpoint(output)
+    record = output / RECIPE_FILE
+    if resume:
+        if checkpoint is None:
+            raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
+        before = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
+        now = yaml.safe_load(_as_yaml(recipe))
+        if before is not None and before != now:
+            changed = next(key for key in now if before.get(key) != now[key])
+            raise ValueError(
+                f"{output}: the checkpoints there come from another recipe, {changed!r} differs; resume with {record}"
+            )
+    elif checkpoint is not None:
+        raise ValueError(
+            f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
+        )
+    atomic_write_text(record, _as_yaml(recipe))
+    return checkpoint
+
+
+def _as_yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,156 @@
+"""Recipes: strict reading, overrides, and errors that name the file and the key."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pave.config import field_docs
+from pave.training.arguments import PatchTrainingArguments, TrainingConfig
+from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
+from pave.training.sampler import Stage
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+TEXT = """
+base: {model: some/base}
+patch:
+  side_channels: {audio: {width: 64}}
+data:
+  train: train.jsonl
+  frames: {num_frames: 8}
+training: {learning_rate: 1e-4, batch_size: 2}
+output: runs/x
+"""
+
+
+def write(tmp_path, text=TEXT):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_values_and_defaults(tmp_path):
+    recipe = read_recipe(write(tmp_path))
+    assert recipe.base.model == "some/base" and recipe.patch.side_channels["audio"].width == 64
+    assert recipe.training.learning_rate == 1e-4 and recipe.training.seed == 0
+    assert recipe.data.frames.num_frames == 8
+    assert Recipe.from_dict(yaml.safe_load(yaml.safe_dump(_lists(recipe.to_dict())))) == recipe
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_overrides(tmp_path):
+    text = TEXT.replace("train: train.jsonl", "train: train.jsonl\n  stages: [{steps: 3}, {steps: 4, weights: {sound: 1}}]")
+    recipe = read_recipe(
+        write(tmp_path, text),
+        [
+            "training.learning_rate=3e-3",
+            "data.stages.1.steps=9",
+            "patch.lora=null",
+            "patch.side_channels.audio.fusion.width=32",
+            "training.report_to=[tensorboard]",
+        ],
+    )
+    assert recipe.training.learning_rate == 3e-3 and recipe.data.stages == (
+        Stage(steps=3),
+        Stage(steps=9, weights={"sound": 1}),
+    )
+    assert recipe.patch.lora is None and recipe.patch.side_channels["audio"].fusion.width == 32
+    assert recipe.training.report_to == ("tensorboard",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("learning_rate", "learning_rat", r"recipe.yaml: unknown key 'training.learning_rat'; did you mean 'learning_rate'"),
+        ("batch_size: 2", "batch_size: many", r"recipe.yaml: training.batch_size: .*'many'"),
+        ("batch_size: 2", "batch_size: 0", r"recipe.yaml: training: batch_size must be at least 1"),
+        ("output: runs/x", "", r"recipe.yaml: output"),
+        (
+            "{width: 64}",
+            "{width: 64, widht: 3}",
+            r"recipe.yaml: unknown key 'patch.side_channels.audio.widht'; did you mean 'width'",
+        ),
+        ("num_frames: 8", "num_frames: 8, fps: 1", r"recipe.yaml: data.frames: num_frames cannot be combined"),
+        ("batch_size: 2", "steps: 3, eval_every: 2", r"training.eval_every needs data.eval"),
+        ("batch_size: 2", "trainer: {learning_rte: 1}", r"no argument 'learning_rte'"),
+        ("batch_size: 2", "batch_size: 2, batch_size: 3", r"recipe.yaml: not valid YAML: the key 'batch_size' is given twice"),
+        ("output: runs/x", "output: [", r"recipe.yaml: not valid YAML"),
+        (TEXT, "just text", r"recipe.yaml: a recipe is a mapping"),
+        ("train: train.jsonl", "train: a\n  stages: [{step: 1}]", r"data.stages.0"),
+    ],
+)
+def test_errors_name_the_file_and_the_key(tmp_path, old, new, message):
+    assert old in TEXT
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(tmp_path, TEXT.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1", r"with training.learning_rat=1: unknown key"),
+        ("training.learning_rate", r"expected key=value"),
+        ("output.x=1", r"output is 'runs/x' and has no keys"),
+        ("data.stages=[{steps: 1}]", None),
+        ("data.stages.0.steps=1", r"data.stages.0.steps=1"),
+        ("training.seed=[", r"not a YAML value"),
+    ],
+)
+def test_bad_overrides_are_named(tmp_path, override, message):
+    if message is None:
+        read_recipe(write(tmp_path), [override])
+        return
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(tmp_path), [override])
+
+
+def test_steps_and_stages_together_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="only one of them"):
+        read_recipe(write(tmp_path), ["training.steps=5", "data.stages=[{steps: 1}]"])
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.yaml: cannot be read"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_numbers_reach_the_trainer():
+    training = TrainingConfig(
+        learning_rate=1e-3, warmup=0.1, schedule="linear", weight_decay=0.01, beta2=0.98, accumulation=3, save_every=7, seed=5
+    )
+    args = training.arguments("out", 200)
+    assert isinstance(args, PatchTrainingArguments)
+    assert (args.learning_rate, args.warmup_steps, args.weight_decay, args.adam_beta2) == (1e-3, 20, 0.01, 0.98)
+    assert (args.max_steps, args.gradient_accumulation_steps, args.save_steps, args.seed) == (200, 3, 7, 5)
+    assert args.lr_scheduler_type == "linear" and args.save_strategy == "steps" and args.report_to == []
+    assert TrainingConfig(trainer={"seed": 9}).arguments("out", 1).seed == 9
+    assert TrainingConfig(activation_checkpointing=True).arguments("out", 1).gradient_checkpointing is True
+    with pytest.raises(ValueError, match="output_norm_multiplier"):
+        TrainingConfig(output_norm_multiplier=-1).arguments("out", 1)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 13), (2, 25), (0.5, 7), (0.01, 1)])
+def test_epochs_are_rounded_up_to_whole_steps(epochs, steps):
+    assert TrainingConfig(epochs=epochs, batch_size=4, accumulation=2).num_steps(100) == steps
+
+
+@pytest.mark.parametrize("config", [Recipe, BaseConfig, DataConfig, TrainingConfig, Stage])
+def test_every_field_is_documented(config):
+    assert set(field_docs(config)) == {f.name for f in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_recipes_of_the_project_are_valid(path):
+    recipe = read_recipe(path)
+    assert path.read_text().startswith("# "), "a recipe starts with what it is and how to run it"
+    assert f"pave train recipes/{path.name}" in path.read_text()
+    dataclasses.replace(recipe.training, precision="float32").arguments("unused", 10)  # bfloat16 needs a device that has it
