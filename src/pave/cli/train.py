@@ -1,0 +1,47 @@
+"""``pave train``: run a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pave.cli.shared import JsonOption, Result
+
+PLAYGROUND = "playground"
+"""What a recipe writes as ``base.model`` for the small base inside the package."""
+
+
+def command(
+    recipe: Path = typer.Argument(..., help="The recipe, a YAML file; pave init writes one to start from."),
+    overrides: list[str] | None = typer.Argument(
+        None, help="Changes to it: training.learning_rate=1e-4 data.frames.num_frames=16"
+    ),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the recipe's output folder."),
+    json_output: bool = JsonOption,
+) -> Result:
+    """\b
+    pave train recipe.yaml training.steps=200
+
+    Train a patch as the recipe says and save it under <output>/patch. An interrupted run goes on with --resume and ends as if
+    it had not been interrupted.
+    """
+    from pave.training.recipe import read_recipe
+
+    plan = read_recipe(recipe, overrides or [])
+    from pave.playground import base_path
+    from pave.training.run import run_recipe
+
+    base = base_path() if plan.base.model == PLAYGROUND else None
+    result = run_recipe(plan, folder=recipe.parent, base=base, resume=resume)
+    data = {
+        "patch": str(result.patch),
+        "steps": result.steps,
+        "train_loss": result.train_loss,
+        "eval_loss": result.eval_loss,
+        "seconds": round(result.seconds, 1),
+    }
+    losses = f"mean loss {result.train_loss:.4g}" + (
+        "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4g}"
+    )
+    return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
