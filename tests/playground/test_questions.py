@@ -75,9 +75,13 @@ def visible(scene: Scene) -> np.ndarray:
     """Everything there is to see, as numbers, the first object of the answer's choices first."""
     order = sorted((0, 1), key=lambda i: scene.things[i].name)
     moves = [float(order[0] == m) for m in scene.movers]
-    lit = [[float(any(f.segment == s and f.kind == kind for f in scene.flashes)) for kind in LIGHTS] for s in range(NUM_SEGMENTS)]
+    lit = [
+        [float(any(f.segment == s and f.kind == kind for f in scene.flashes)) for kind in LIGHTS] for s in range(NUM_SEGMENTS)
+    ]
     looks = [
-        [scene.things[i].colour == c for c in COLOURS] + [scene.things[i].shape == s for s in SHAPES] + [scene.things[i].lane == 0]
+        [scene.things[i].colour == c for c in COLOURS]
+        + [scene.things[i].shape == s for s in SHAPES]
+        + [scene.things[i].lane == 0]
         for i in order
     ]
     lit_mover = [float(any(f.segment == s for f in scene.flashes)) * (2 * moves[s] - 1) for s in range(NUM_SEGMENTS)]

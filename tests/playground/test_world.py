@@ -43,7 +43,11 @@ def test_objects_differ_in_colour_shape_and_lane_and_both_move():
 def test_events_lie_inside_one_segment_each():
     for scene in SCENES:
         assert 1 <= len(scene.flashes) <= 2 and len(scene.sounds) == 1
-        assert len({flash.kind for flash in scene.flashes}) == len({flash.segment for flash in scene.flashes}) == len(scene.flashes)
+        assert (
+            len({flash.kind for flash in scene.flashes})
+            == len({flash.segment for flash in scene.flashes})
+            == len(scene.flashes)
+        )
         for event in (*scene.flashes, *scene.sounds):
             assert event.segment * SEGMENT < event.start < event.end < (event.segment + 1) * SEGMENT
 
