@@ -10,7 +10,7 @@ import typer
 
 from pave.cli.shared import JsonOption, Result
 
-RECIPE, TRAIN, HELD_OUT, VIDEOS = "recipe.yaml", "train.jsonl", "held_out.jsonl", "videos"
+RECIPE, TRAIN, HELD_OUT = "recipe.yaml", "train.jsonl", "held_out.jsonl"
 
 
 def command(
@@ -25,46 +25,19 @@ def command(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there and not an empty folder; choose another name")
+    from pave.playground.clips import clip_name, render_clip, write_samples
+    from pave.playground.world import draw_scene
     from pave.utils.files import atomic_folder
 
+    splits: tuple[tuple[str, Any, int], ...] = ((TRAIN, "train", 16), (HELD_OUT, "test", 4))
     with atomic_folder(folder) as work:
         (work / RECIPE).write_text(_RECIPE.replace("OUTPUT", json.dumps(str(folder / "run"))), encoding="utf-8")
-        for name, split, count in ((TRAIN, "train", 16), (HELD_OUT, "test", 4)):
-            rows = _write_videos(work, split, count)
-            (work / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    files = [str(folder / name) for name in (RECIPE, TRAIN, HELD_OUT, VIDEOS)]
+        for name, split, count in splits:
+            for index in range(count):
+                render_clip(work / clip_name(split, index), draw_scene(0, split, index))
+            write_samples(work / name, split, count, [["sound"], ["first_mover"]])
+    files = [str(folder / name) for name in (RECIPE, TRAIN, HELD_OUT, "clips")]
     return Result(f"wrote {', '.join(files)}\nnext: pave train {files[0]}", {"folder": str(folder), "files": files})
-
-
-def _write_videos(folder: Path, split: Any, count: int) -> list[dict[str, Any]]:
-    """Scenes of the miniature world as video files, and one question about what is heard and one about what is seen."""
-    import numpy as np
-
-    from pave.data.media import write_video
-    from pave.playground.questions import ask
-    from pave.playground.render import FPS, SAMPLE_RATE, draw_frames, draw_sound
-    from pave.playground.world import draw_scene
-
-    (folder / VIDEOS).mkdir(exist_ok=True)
-    rows = []
-    for index in range(count):
-        scene = draw_scene(0, split, index)
-        video = f"{VIDEOS}/{split}-{index:03d}.mp4"
-        write_video(folder / video, draw_frames(scene), fps=FPS, audio=draw_sound(scene), sample_rate=SAMPLE_RATE)
-        rng = np.random.default_rng(index)
-        for kind in ("sound", "first_mover"):
-            question = ask(scene, kind, rng)
-            rows.append(
-                {
-                    "id": f"{split}-{index:03d}-{kind}",
-                    "video": video,
-                    "question": question.text,
-                    "answer": question.answer,
-                    "choices": list(question.choices),
-                    "type": kind,
-                }
-            )
-    return rows
 
 
 _RECIPE = """\
