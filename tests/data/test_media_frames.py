@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -92,6 +93,47 @@ def test_seeking_skips_what_need_not_be_decoded(tmp_path):
         (96, [99]),
     ]
     assert frames_module._plan(index, [3, 20]) == [(None, [3, 20])]
+
+
+def test_single_frames_are_reached_by_seeking_alone(tmp_path, monkeypatch):
+    """Without the fallback that decodes from the start, which would hide a seek that lands wrong."""
+    tries = []
+    by_time = frames_module._Reader._by_time
+
+    def counted(self, *arguments):
+        tries.append(arguments)
+        return by_time(self, *arguments)
+
+    monkeypatch.setattr(frames_module._Reader, "_by_time", counted)
+    for name in ("a.mp4", "a.mkv"):
+        path = encode(tmp_path / name, VARIABLE)
+        for index in range(26, 100, 3):
+            tries.clear()
+            clip = read_frames(path, FrameSampling(num_frames=1, start=VARIABLE[index] / 20, end=VARIABLE[index] / 20 + 0.01))
+            assert clip.indices_F.tolist() == [index]
+            assert len(tries) == 1
+            assert tries[0][1][0][0] is not None
+
+
+@pytest.mark.parametrize(
+    ("skip", "seconds", "expected"), [(0.0, 2.0, range(40)), (0.5, 2.0, range(10, 50)), (0.6, 9.0, range(12, 100))]
+)
+def test_edit_lists_cut_frames_out(tmp_path, skip, seconds, expected):
+    path = encode(tmp_path / "a.mp4", CONSTANT)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12
+    length, media_time = struct.unpack(">Ii", data[at : at + 8])
+    assert length == 5000
+    with av.open(str(path)) as container:
+        unit = container.streams.video[0].time_base
+    data[at : at + 8] = struct.pack(">Ii", int(seconds * 1000), media_time + int(skip / unit))
+    path.write_bytes(data)
+    clip = read_frames(path)
+    assert indices(clip.frames_FHWC) == list(expected)
+    np.testing.assert_allclose(clip.times_F, np.arange(len(expected)) / 20, atol=1e-9)
+    assert probe(path).video.num_frames == len(expected)
+    late = read_frames(path, FrameSampling(num_frames=1, start=1.8, end=1.85))
+    assert indices(late.frames_FHWC) == [expected[36]]
 
 
 def test_sampling_asks_for_more_than_there_is(tmp_path):

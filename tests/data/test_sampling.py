@@ -44,6 +44,7 @@ def test_frames_per_second():
     assert choose(ticks, 30, FrameSampling(fps=25)) == (ticks, 75)
     assert choose(ticks, 30, FrameSampling(fps=0.1)) == ([0], 1)
     assert choose([0, 3, 4, 9, 10, 22], 23, FrameSampling(fps=2))[0] == [0, 2, 4, 5]  # nearest to 0, 5, 10, 15, 20
+    assert choose([0, 10], 20, FrameSampling(fps=1, start=0.5))[0] == [0, 1]  # 5 is as near to 0 as to 10: the earlier
     # Millisecond stamps of a 30 Hz video at its own rate: rounding loses no frame.
     assert len(choose([round(i * 1000 / 30) for i in range(90)], 3000, FrameSampling(fps=30), Fraction(1, 1000))[0]) == 90
 

@@ -31,8 +31,9 @@ class MediaError(ValueError):
 
 
 @contextmanager
-def open_media(path: str | os.PathLike[str]) -> Iterator[av.container.InputContainer]:
-    """Open a local file for reading. Errors of FFmpeg inside the block become MediaError too.
+def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[av.container.InputContainer]:
+    """Open a local file for reading, with ``options`` for FFmpeg's demuxer. Errors of FFmpeg inside the block become
+    MediaError too.
 
     Raises:
         MediaError: if the file is missing, empty, not a regular file, or holds nothing that FFmpeg can read.
@@ -47,7 +48,7 @@ def open_media(path: str | os.PathLike[str]) -> Iterator[av.container.InputConta
     url = f"file:{Path(name).absolute()}"
     try:
         # Only local files: a playlist under the name of a video must not reach the network.
-        with av.open(url, metadata_errors="ignore", options={"protocol_whitelist": "file"}) as container:
+        with av.open(url, metadata_errors="ignore", options={**options, "protocol_whitelist": "file"}) as container:
             refused = _REFUSED_FORMATS.intersection(container.format.name.split(","))
             if refused:
                 raise MediaError(f"{name}: the file is not video or audio (it reads as {refused.pop()!r})")
@@ -157,7 +158,7 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
         num_packets=count,
         # AVI stores no presentation times; FFmpeg guesses them, in the wrong order where there are B-frames.
         trusted=bool(ticks) and not unstamped and not repeated and container.format.name != "avi",
-        problem=next(iter(problems), None) or _problem(container, stream, count, broken, last_end),
+        problem=next(iter(problems), None) or _problem(container, stream, name, count, broken, last_end),
     )
 
 
@@ -219,17 +220,29 @@ def nominal_rate(stream: av.VideoStream) -> Fraction:
 
 
 def _problem(
-    container: av.container.InputContainer, stream: av.VideoStream, count: int, broken: bool, last_end: Fraction
+    container: av.container.InputContainer, stream: av.VideoStream, name: str, count: int, broken: bool, last_end: Fraction
 ) -> str | None:
     """Signs of a file that was cut off: fewer packets, or less time, than its header states."""
-    formats = container.format.name.split(",")
-    if "mov" in formats and stream.frames > count:
-        return f"it states {stream.frames} video frames but holds {count}"
-    if "matroska" in formats and container.duration:
+    missing = missing_packets(container, stream, name, count)
+    if missing is not None:
+        return missing
+    if "matroska" in container.format.name and container.duration:
         stated = Fraction(container.duration, av.time_base)
         if last_end < stated - max(Fraction(1, 2), stated / 50):
             return f"it states a length of {float(stated):.6g} s but ends after {float(last_end):.6g} s"
     return "a packet of the file is cut off or marked as damaged" if broken else None
+
+
+def missing_packets(
+    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, name: str, count: int
+) -> str | None:
+    """What is missing from an MP4 stream of which ``count`` packets were read, or None. An edit list may hide packets, so
+    where some seem to be missing they are counted again without it."""
+    if "mov" not in container.format.name.split(",") or count >= stream.frames:
+        return None
+    with open_media(name, ignore_editlist="1") as plain:
+        count = sum(1 for _ in iterate_packets(plain, plain.streams[stream.index], lambda what: None))
+    return f"it states {stream.frames} {stream.type} packets but holds {count}" if count < stream.frames else None
 
 
 def first_frame_tick(container: av.container.InputContainer, stream: av.VideoStream) -> int:

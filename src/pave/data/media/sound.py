@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pave.data.media.child import run_in_child
-from pave.data.media.container import MediaError, decode_packets, find_video, first_frame_tick, open_media
+from pave.data.media.container import MediaError, decode_packets, find_video, first_frame_tick, missing_packets, open_media
 from pave.side_channels.base import AudioClip
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,9 @@ class _Track:
             if packet is not None and packet.is_corrupt:
                 damaged("a packet is cut off or marked as damaged")
             yield from frames
-        if "mov" in container.format.name.split(",") and count < stream.frames:
-            damaged(f"it states {stream.frames} packets but holds {count}")
+        missing = missing_packets(container, stream, self.name, count)
+        if missing is not None:
+            damaged(missing)
 
     def _place(self, frame: av.AudioFrame, stream: av.AudioStream, damaged: Callable[[str], None]) -> None:
         samples = _mono(frame)
