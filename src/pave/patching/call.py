@@ -30,6 +30,7 @@ class PatchCall:
         "consumed",
         "extra_tokens",
         "frame_times",
+        "fused",
         "input_ids",
         "labels",
         "lora_weight",
@@ -62,6 +63,8 @@ class PatchCall:
         """What entered the projector, where queries come from there."""
         self.consumed = False
         """True once the video features have met the side channels."""
+        self.fused: set[str] = set()
+        """Channels whose fusion module has run in this call."""
         self.lora_weight: float | Tensor = 0.0
         """Weight of the LoRA update: one for all rows, or (rows,)."""
         self.extra_tokens: Any = None

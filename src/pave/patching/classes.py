@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, PatchCall, current_call, strength_overridden, strength_override
-from pave.patching.fuse import fuse, lengthen
+from pave.patching.fuse import fuse, lengthen, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
@@ -157,8 +157,8 @@ def _forward_method(base: Any) -> Any:
         ) as call:
             plan = lengthen(call, named)
             if plan is None:
-                return original(self, *args, **kwargs)
-            output = original(self, **plan.arguments)
+                return touch_unused(call, original(self, *args, **kwargs))
+            output = touch_unused(call, original(self, **plan.arguments))
             if output.logits.shape[1] == plan.source_BL.shape[1]:
                 output.logits = plan.shrink(output.logits)
             return output

@@ -110,11 +110,31 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
     times = _step_times(call, interface, [layout.steps for layout in layouts])
     batch = batch_videos(videos, layouts, pre_projector, times)
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
+    call.fused |= set(sides)
     residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
     fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
     if call.extra_tokens is not None:
         fused = insert_tokens(fused, call.extra_tokens)
     output.pooler_output = interface.join(fused, output.pooler_output)
+
+
+def touch_unused(call: PatchCall | None, output: Any) -> Any:
+    """Give every fusion module a part in the graph, with gradient zero where it did not run in this call.
+
+    In distributed training a process whose batch lacks a channel would otherwise have parameters without a gradient: DDP
+    then waits for ever, and FSDP reduces other shapes than its peers. LoRA layers see to it by themselves.
+    """
+    if call is None or not call.owner.training or not torch.is_grad_enabled():
+        return output
+    fusions: Any = getattr(call.owner, SLOTS)[call.name].fusions
+    idle = [p for name, f in fusions.items() if name not in call.fused for p in f.parameters() if p.requires_grad]
+    if idle:
+        zero = torch.stack([p.sum() for p in idle]).sum() * 0.0
+        for key in ("loss", "logits"):
+            value = getattr(output, key, None)
+            if value is not None:
+                setattr(output, key, value + zero.to(value.device, value.dtype))
+    return output
 
 
 def lengthen(call: PatchCall | None, arguments: Mapping[str, Any]) -> Lengthening | None:

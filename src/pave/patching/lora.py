@@ -31,6 +31,8 @@ class _PerCall:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         call = current_call()
         weight = self.pave_default_weight if call is None else call.lora_weight
+        if not isinstance(weight, Tensor) and weight == 0.0 and self.training and torch.is_grad_enabled():  # type: ignore[attr-defined]
+            weight = torch.zeros(1, device=x.device)  # a gradient of zero rather than none, for DDP and FSDP
         if isinstance(weight, Tensor):
             return self._forward_rows(x, weight, *args, **kwargs)
         if weight == 0.0:
@@ -43,12 +45,13 @@ class _PerCall:
 
     def _forward_rows(self, x: Tensor, weight_rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Rows with weight 0 take the base's output of the whole batch, so they equal the base bit for bit."""
-        if x.ndim != 3 or x.shape[0] % len(weight_rows):
+        if len(weight_rows) > 1 and (x.ndim != 3 or x.shape[0] % len(weight_rows)):
             raise ValueError(
                 f"a LoRA layer got an input of shape {tuple(x.shape)} for {len(weight_rows)} prompts; rows with and without "
                 "side channels cannot share a batch on this base: pass them in separate batches"
             )
-        weight = weight_rows.repeat_interleave(x.shape[0] // len(weight_rows)).to(x.device)[:, None, None]
+        weight = weight_rows.repeat_interleave(x.shape[0] // len(weight_rows)).to(x.device)
+        weight = weight.view(-1, *[1] * (x.ndim - 1))
         base: Tensor = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
         updated: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         blended = base + weight.to(base.dtype) * (updated - base)
