@@ -215,10 +215,11 @@ def test_a_gap_in_the_stream_stays_clear_and_no_step_vanishes():
     spans = step_columns(times, axis, columns=200)
     assert spans == [(5, 15), (0, 5), (15, 25), (145, 155), (155, 165)]
     dense = np.linspace(0, 20, 5000)
-    peak = np.zeros((1, 5000))
-    peak[0, 1234] = 1.0
-    drawn = on_timeline(peak, dense, axis)
-    assert drawn.max() == 1.0 and abs(int(drawn.argmax()) - COLUMNS * dense[1234] / 20) <= 1
+    for k in range(1230, 1240):
+        peak = np.zeros((1, 5000))
+        peak[0, k] = 1.0
+        drawn = on_timeline(peak, dense, axis)
+        assert drawn.max() == 1.0 and abs(int(drawn.argmax()) - COLUMNS * dense[k] / 20) <= 1
 
 
 def test_ticks_are_round_and_bounded():

@@ -32,12 +32,14 @@ def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_behind(tmp
 def test_the_old_file_is_there_until_the_block_ends(tmp_path):
     target = tmp_path / "a.txt"
     atomic_write_text(target, "old")
-    with atomic_path(target) as temporary:
-        temporary.write_text("new")
-        assert temporary.parent == target.parent
-        assert temporary.suffix == ".txt"
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
+    with target.open() as reader:
+        with atomic_path(target) as temporary:
+            temporary.write_text("new")
+            assert temporary.parent == target.parent
+            assert temporary.suffix == ".txt"
+            assert target.read_text() == "old"
+        assert target.read_text() == "new"
+        assert reader.read() == "old"  # replaced, not written over
     assert os.listdir(tmp_path) == ["a.txt"]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-VERBS = {
+VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
     "ask": (ask.command, "Answer a question about a video, with a patch or without."),
     "init": (init.command, "Write a commented recipe and a sample file to start from."),

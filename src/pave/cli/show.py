@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE = "llava-onevision-qwen2-7b"
 DEFAULT_WIDTH = 128
+PRESETS = ("compact", "paper")
 
 
 def command(
@@ -40,12 +41,14 @@ def command(
     Print what a patch is made of, and its parameters, bytes and operations beside those of its base. Nothing but configs is
     read: no weights are loaded, and a 7B base needs no memory.
     """
-    from pave.patching.cost import patch_cost
-    from pave.video_llms.known import load_config
-
+    if preset not in (None, *PRESETS):
+        raise ValueError(f"--preset: there is no preset {preset!r}; it is {' or '.join(PRESETS)}")
     given = [name for name, value in (("PATCH", patch), ("--config", config), ("--preset", preset)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both say which patch to show; give only one")
+    from pave.patching.cost import patch_cost
+    from pave.video_llms.known import load_config
+
     subject = _subject(patch, config, preset)
     base_name = base or subject.base or DEFAULT_BASE
     base_config = load_config(base_name)
@@ -81,8 +84,6 @@ def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Sub
         return _Subject(patch, record.patch, record.base.model_id, record.provenance)
     if config is not None:
         return _from_file(config)
-    if preset not in (None, "compact", "paper"):
-        raise ValueError(f"--preset: there is no preset {preset!r}; it is compact or paper")
     make = PatchConfig.paper if preset == "paper" else PatchConfig.compact
     width = 1024 if preset == "paper" else DEFAULT_WIDTH
     return _Subject(f"preset {preset or 'compact'}, one audio channel of width {width}", make(audio=width))
