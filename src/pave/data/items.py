@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pave.side_channels import SideFeatures
+    from pave.side_channels.base import SideFeatures
 
 
 class SampleError(ValueError):

@@ -146,9 +146,26 @@ def build_dataset(recipe: Recipe, samples: list[Sample], folder: str | Path = ".
 
 
 def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
-    samples = list(read_samples(folder / path, data_root=None if recipe.data.root is None else folder / recipe.data.root))
+    """Read a file of samples and check, before anything slow begins, that all can be learnt from."""
+    name = folder / path
+    samples = read_samples(name, data_root=None if recipe.data.root is None else folder / recipe.data.root)
     if not samples:
-        raise ValueError(f"{folder / path}: the file holds no sample")
+        raise ValueError(f"{name}: the file holds no sample")
+    for sample in samples:
+        if all(answer is None for _, answer in sample.turns):
+            raise ValueError(f"{name}: sample {sample.id!r} has no answer to learn from")
+    files = [
+        (s.id, p)
+        for s in samples
+        for p in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
+        if p is not None
+    ]
+    missing = [(sample, file) for sample, file in files if not Path(file).is_file()]
+    if missing:
+        sample_id, file = missing[0]
+        raise ValueError(
+            f"{name}: {len(missing)} of {len(files)} files are not there, the first is {file} of sample {sample_id!r}"
+        )
     return samples
 
 

@@ -1,0 +1,223 @@
+"""Samples to decoded items: frames, their times, side features. Decoding happens when an item is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from pave.config import SideChannelConfig
+from pave.data.items import PatchItem, SampleError
+from pave.data.media import FrameSampling, read_audio, read_frames
+from pave.data.samples import Sample
+from pave.side_channels.base import SideEncoder, SideFeatures
+from pave.utils.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DecodedVideo:
+    """What is read from the files of one sample, and cached."""
+
+    frames_FHWC: NDArray[np.uint8]
+    times_F: NDArray[np.float64]
+    side: Mapping[str, SideFeatures | None]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        count = self.frames_FHWC.nbytes + self.times_F.nbytes
+        for features in self.side.values():
+            if features is not None:
+                count += features.features_KMC.nbytes + features.times_K.nbytes
+        return count
+
+
+@dataclass
+class CacheReport:
+    """What a cache did so far, in this process."""
+
+    hits: int = 0
+    misses: int = 0
+    items: int = 0
+    """Videos that this process put into it."""
+    num_bytes: int = 0
+    """Bytes of those."""
+    full: bool = False
+    """True once a video did not fit any more."""
+
+
+class PatchDataset(Dataset[PatchItem]):
+    """A map-style dataset of ``PatchItem``. It works in the worker processes of a DataLoader.
+
+    Samples about one video (and the same side files) share one entry of the cache. A cache is filled until it is full and
+    then stays as it is; each process has its own memory cache, while a folder is shared by all and outlives the run (its
+    entries are named by the files' paths, sizes and modification times, the sampling and the encoders).
+
+    A video without an audio track lacks an audio channel; that is an ordinary case.
+
+    Args:
+        samples: what to read.
+        frame_sampling: which frames of a video are taken.
+        encoders: by channel, what makes its features. Their weights stay on the CPU.
+        channels: the patch's channels by name.
+        cache: "memory", a folder, or None.
+        cache_bytes: most that the cache may hold; for a folder, most that one process adds.
+
+    Raises:
+        ValueError: if a channel has no encoder, or one of another width.
+        SampleError: from an item, if its files are missing or damaged or do not suit an encoder.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        frame_sampling: FrameSampling,
+        encoders: Mapping[str, SideEncoder[Any]],
+        channels: Mapping[str, SideChannelConfig],
+        *,
+        cache: str | None = None,
+        cache_bytes: int = 4 * 2**30,
+    ) -> None:
+        missing = sorted(set(channels) - set(encoders))
+        if missing:
+            raise ValueError(f"side channel {missing[0]!r} has no encoder")
+        for name, channel in channels.items():
+            if encoders[name].width != channel.width:
+                raise ValueError(
+                    f"side channel {name!r}: the encoder {channel.encoder.name!r} gives features of width {encoders[name].width}, but the "
+                    f"patch says width {channel.width}; set the channel's width to {encoders[name].width}"
+                )
+        self.samples = list(samples)
+        self.frame_sampling = frame_sampling
+        self.encoders = {name: encoders[name] for name in channels}
+        self.cache_bytes = cache_bytes
+        self.cache_report = CacheReport()
+        self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
+        self._folder = Path(cache) if cache is not None and cache != "memory" else None
+        self._specs = {name: encoder.spec().to_dict() for name, encoder in self.encoders.items()}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> PatchItem:
+        sample = self.samples[index]
+        try:
+            video = self._video(sample)
+        except ValueError as error:
+            raise SampleError(f"sample {sample.id!r}: {error}") from error
+        return PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side)
+
+    @property
+    def types(self) -> list[str]:
+        """The type of every sample, for a staged order."""
+        return [sample.type for sample in self.samples]
+
+    # --- reading
+
+    def _video(self, sample: Sample) -> DecodedVideo:
+        if self._memory is None and self._folder is None:
+            return self._decode(sample)
+        key = self._key(sample)
+        found = self._memory.get(key) if self._memory is not None else self._load(key)
+        if found is not None:
+            self.cache_report.hits += 1
+            return found
+        self.cache_report.misses += 1
+        video = self._decode(sample)
+        self._keep(key, video)
+        return video
+
+    def _decode(self, sample: Sample) -> DecodedVideo:
+        clip = read_frames(sample.video, self.frame_sampling)
+        side = {name: self._features(name, sample) for name in self.encoders}
+        return DecodedVideo(clip.frames_FHWC, clip.times_F, side)
+
+    def _features(self, name: str, sample: Sample) -> SideFeatures | None:
+        """The channel's features: from its own file if the sample names one, else sound from the video. null: missing."""
+        encoder = self.encoders[name]
+        path = sample.side_channels.get(name)
+        if path is None and name in sample.side_channels:
+            return None
+        if encoder.source == "audio":
+            assert encoder.sample_rate is not None
+            clip = read_audio(sample.video if path is None else path, encoder.sample_rate)
+            return None if clip is None else encoder.encode(clip)
+        return None if path is None else encoder.encode(path)
+
+    # --- caching
+
+    def _key(self, sample: Sample) -> str:
+        own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
+        files = {path: _stamp(path) for path in (sample.video, *own.values()) if path is not None}
+        facts = [os.path.abspath(sample.video), own, files, self.frame_sampling.to_dict(), self._specs]
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _keep(self, key: str, video: DecodedVideo) -> None:
+        report = self.cache_report
+        if report.num_bytes + video.num_bytes > self.cache_bytes:
+            if not report.full:
+                report.full = True
+                logger.warning(
+                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (cache_gigabytes)",
+                    report.items,
+                    report.num_bytes / 2**30,
+                )
+            return
+        if self._memory is not None:
+            self._memory[key] = video
+        else:
+            self._store(key, video)
+        report.items += 1
+        report.num_bytes += video.num_bytes
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+    def _store(self, key: str, video: DecodedVideo) -> None:
+        tensors = {"frames": torch.from_numpy(video.frames_FHWC), "times": torch.from_numpy(video.times_F)}
+        for name, features in video.side.items():
+            if features is not None:
+                tensors[f"{name}.features"] = features.features_KMC.contiguous()
+                tensors[f"{name}.times"] = features.times_K.contiguous()
+        with atomic_path(self._path(key)) as work:
+            safetensors.torch.save_file(tensors, work)
+
+    def _load(self, key: str) -> DecodedVideo | None:
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError):
+            logger.warning("%s is damaged and is made again", path)
+            return None
+        side = {
+            name: SideFeatures(tensors[f"{name}.features"], tensors[f"{name}.times"]) if f"{name}.features" in tensors else None
+            for name in self.encoders
+        }
+        return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Size and modification time; a missing file is reported by the reader, not here."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)

@@ -1,0 +1,214 @@
+"""PatchDataset on real files: what an item holds, what a cache keeps, and errors that name the sample."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pave.config import EncoderConfig, SideChannelConfig
+from pave.data.dataset import PatchDataset
+from pave.data.items import SampleError
+from pave.data.media import FrameSampling, write_video
+from pave.data.samples import Sample
+from pave.side_channels.base import SideFeatures
+
+RATE = 16000
+SAMPLING = FrameSampling(num_frames=4)
+
+
+class Loudness:
+    """An encoder small enough to check by hand: the mean loudness of every quarter of a second."""
+
+    source = "audio"
+    sample_rate = RATE
+    width = 1
+    tokens_per_step = 1
+
+    def __init__(self, gain=1.0):
+        self.gain = gain
+        self.calls = 0
+
+    def encode(self, clip):
+        self.calls += 1
+        step = RATE // 4
+        count = len(clip.samples) // step
+        parts = np.abs(clip.samples[: count * step]).reshape(count, step)
+        times = clip.start_time + 0.25 * np.arange(count) + 0.125
+        return SideFeatures(torch.from_numpy(parts.mean(1, keepdims=True) * self.gain), torch.from_numpy(times))
+
+    def spec(self):
+        return EncoderConfig(name="loudness", settings={"gain": self.gain})
+
+
+class Stored(Loudness):
+    """Features that lie in a file."""
+
+    source = "features"
+    sample_rate = None
+    width = 3
+
+    def encode(self, path):
+        values = torch.from_numpy(np.load(path))
+        return SideFeatures(values, torch.arange(len(values), dtype=torch.float64))
+
+
+CHANNELS = {"audio": SideChannelConfig(width=1), "depth": SideChannelConfig(kind="features", width=3)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    brightness = np.arange(16, dtype=np.uint8) * 15
+    frames = np.broadcast_to(brightness[:, None, None, None], (16, 32, 32, 3)).copy()
+    loud = np.where(np.arange(2 * RATE) < RATE, 0.0, 0.5) * np.sin(np.arange(2 * RATE) * 0.2)
+    write_video(folder / "sound.mp4", frames, fps=8, audio=loud.astype(np.float32), sample_rate=RATE)
+    write_video(folder / "silent.mp4", frames[::-1].copy(), fps=8)
+    np.save(folder / "depth.npy", np.ones((2, 3), dtype=np.float32))
+    (folder / "broken.mp4").write_bytes(b"this is no video")
+    return folder
+
+
+def sample(files, name="a", video="sound.mp4", **more):
+    return Sample(id=name, video=str(files / video), question="what is heard?", answer="a bell", **more)
+
+
+def dataset(samples, encoders=None, channels=None, **more):
+    encoders = encoders or {"audio": Loudness()}
+    return PatchDataset(samples, SAMPLING, encoders, channels or {name: CHANNELS[name] for name in encoders}, **more)
+
+
+def assert_same(a, b):
+    assert a.id == b.id and a.turns == b.turns
+    np.testing.assert_array_equal(a.frames_FHWC, b.frames_FHWC)
+    np.testing.assert_array_equal(a.times_F, b.times_F)
+    assert a.side.keys() == b.side.keys()
+    for name in a.side:
+        assert (a.side[name] is None) == (b.side[name] is None)
+        if a.side[name] is not None:
+            assert torch.equal(a.side[name].features_KMC, b.side[name].features_KMC)
+            assert torch.equal(a.side[name].times_K, b.side[name].times_K)
+
+
+def test_item_holds_frames_times_features_and_turns(files):
+    item = dataset([sample(files)])[0]
+    assert item.frames_FHWC.shape == (4, 32, 32, 3) and item.frames_FHWC.dtype == np.uint8
+    np.testing.assert_allclose(item.times_F, [0.25, 0.75, 1.25, 1.75])
+    np.testing.assert_allclose(item.frames_FHWC.mean((1, 2, 3)), np.array([2, 6, 10, 14]) * 15, atol=4)
+    loudness = item.side["audio"].features_KMC.flatten()
+    assert loudness[:3].max() < 0.02 and loudness[5:7].min() > 0.25
+    assert item.turns == (("what is heard?", "a bell"),)
+
+
+def test_missing_channels_are_ordinary(files):
+    """No audio track, a null in the sample, a channel that only comes from files: missing, not an error."""
+    encoders = {"audio": Loudness(), "depth": Stored()}
+    samples = [
+        sample(files, video="silent.mp4"),
+        sample(files, side_channels={"audio": None}),
+        sample(files, side_channels={"depth": str(files / "depth.npy")}),
+        sample(files, video="silent.mp4", side_channels={"audio": str(files / "sound.mp4")}),
+    ]
+    sides = [item.side for item in map(dataset(samples, encoders).__getitem__, range(4))]
+    present = [{name for name, features in side.items() if features is not None} for side in sides]
+    assert present == [set(), set(), {"audio", "depth"}, {"audio"}]
+    assert sides[2]["depth"].features_KMC.shape == (2, 1, 3)
+
+
+def test_errors_name_the_sample_and_the_file(files):
+    with pytest.raises(SampleError, match=r"sample 'bad'.*broken\.mp4"):
+        dataset([sample(files, "bad", "broken.mp4")])[0]
+    with pytest.raises(SampleError, match=r"sample 'bad'.*nowhere\.mp4"):
+        dataset([sample(files, "bad", "nowhere.mp4")], cache="memory")[0]
+
+
+def test_error_from_a_worker_process_is_one_sentence(files):
+    loader = DataLoader(dataset([sample(files, "bad", "broken.mp4")]), num_workers=1, collate_fn=list)
+    with pytest.raises(SampleError) as caught:
+        list(loader)
+    assert str(caught.value).startswith("sample 'bad': ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_cached_items_are_the_uncached_ones_and_are_decoded_once(files, tmp_path, kind):
+    samples = [sample(files, "a"), sample(files, "b", "silent.mp4"), sample(files, "c")]  # a and c share a video
+    plain = dataset(samples)
+    cached = dataset(samples, cache="memory" if kind == "memory" else str(tmp_path / "cache"))
+    for _ in range(2):
+        for index in range(3):
+            assert_same(cached[index], plain[index])
+    assert cached.encoders["audio"].calls == 1
+    report = cached.cache_report
+    assert (report.hits, report.misses, report.items, report.full) == (4, 2, 2, False)
+    assert report.num_bytes == 2 * (4 * 32 * 32 * 3 + 4 * 8) + sum(x.nbytes for x in vars(plain[0].side["audio"]).values())
+
+
+def test_folder_cache_outlives_the_run_and_follows_the_files_and_settings(files, tmp_path):
+    folder = str(tmp_path / "cache")
+    video = tmp_path / "own.mp4"
+    video.write_bytes((files / "sound.mp4").read_bytes())
+    own = Sample(id="own", video=str(video), question="q", answer="a")
+
+    def misses(**changes):
+        data = PatchDataset(
+            [own],
+            changes.get("sampling", SAMPLING),
+            {"audio": changes.get("encoder", Loudness())},
+            {"audio": CHANNELS["audio"]},
+            cache=folder,
+        )
+        item = data[0]
+        return data.cache_report.misses, item
+
+    assert misses()[0] == 1 and misses()[0] == 0
+    assert misses(sampling=FrameSampling(num_frames=2))[0] == 1
+    louder = misses(encoder=Loudness(gain=2.0))
+    assert louder[0] == 1 and louder[1].side["audio"].features_KMC.max() > 0.5
+    video.write_bytes((files / "silent.mp4").read_bytes())
+    os.utime(video, ns=(1, 1))
+    changed = misses()
+    assert changed[0] == 1 and changed[1].side["audio"] is None
+
+
+def test_damaged_cache_entry_is_made_again(files, tmp_path):
+    first = dataset([sample(files)], cache=str(tmp_path))
+    expected = first[0]
+    (entry,) = tmp_path.rglob("*.safetensors")
+    entry.write_bytes(entry.read_bytes()[:100])
+    again = dataset([sample(files)], cache=str(tmp_path))
+    assert_same(again[0], expected)
+    assert again.cache_report.misses == 1
+    assert_same(dataset([sample(files)], cache=str(tmp_path))[0], expected)
+
+
+def test_cache_never_grows_beyond_its_limit(files, caplog):
+    samples = [sample(files, "a"), sample(files, "b", "silent.mp4")]
+    limited = dataset(samples, cache="memory", cache_bytes=4 * 32 * 32 * 3 + 500)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            for index in range(2):
+                assert_same(limited[index], dataset(samples)[index])
+    assert (
+        limited.cache_report.items == 1 and limited.cache_report.full and limited.cache_report.num_bytes <= limited.cache_bytes
+    )
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+    assert "cache is full with 1 videos" in caplog.text
+
+
+def test_worker_processes_give_the_same_items(files, tmp_path):
+    samples = [sample(files, "a"), sample(files, "b", "silent.mp4"), sample(files, "c")]
+    plain = dataset(samples)
+    loader = DataLoader(dataset(samples, cache=str(tmp_path)), batch_size=1, num_workers=2, collate_fn=lambda items: items[0])
+    for index, item in enumerate(loader):
+        assert_same(item, plain[index])
+
+
+def test_encoders_must_fit_the_patch(files):
+    with pytest.raises(ValueError, match=r"'audio'.*'log_mel' gives features of width 1.*set the channel's width to 1"):
+        dataset([sample(files)], channels={"audio": SideChannelConfig(width=7)})
+    with pytest.raises(ValueError, match="'depth' has no encoder"):
+        dataset([sample(files)], {"audio": Loudness()}, CHANNELS)
