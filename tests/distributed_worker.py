@@ -10,11 +10,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.distributed as dist
-from cases import CASES, patched, side_tokens
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from cases import CASES, patched, side_tokens
 from pave import SideTokens
 from pave.patching import patch_parameters
 

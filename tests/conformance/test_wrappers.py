@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from cases import CASES, patched, side_tokens, small_config
 
+from cases import CASES, patched, side_tokens, small_config
 from pave import SideTokens
 from pave.patching import patch_parameters
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,13 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, *, folder: str | Path = ".", base: str | Path | None = None, resume: bool = False, progress: bool = True
+    recipe: Recipe,
+    *,
+    folder: str | Path = ".",
+    base: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> RunResult:
     """Load the base, attach a fresh patch, train it, save it under ``<output>/patch``.
 
@@ -61,6 +68,7 @@ def run_recipe(
         base: load the base from here instead of ``recipe.base.model``.
         resume: go on from the last complete checkpoint in the output folder; the result is that of an uninterrupted run.
         progress: show a progress bar and log the losses.
+        callbacks: further callbacks for the Trainer.
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
@@ -98,6 +106,8 @@ def run_recipe(
     trainer.remove_callback(transformers.PrinterCallback)
     if progress:
         trainer.add_callback(RunProgress())
+    for callback in callbacks:
+        trainer.add_callback(callback)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
     model.eval()

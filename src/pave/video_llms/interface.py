@@ -84,12 +84,12 @@ class VideoLLMInterface(ABC):
     # --- the features before the projector
 
     @abstractmethod
-    def projector(self, inner: nn.Module) -> nn.Module:
+    def projector(self, inner: Any) -> nn.Module:
         """The module whose input holds the features before the projector."""
 
     @abstractmethod
     def pre_projector(
-        self, inner: nn.Module, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
+        self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
     ) -> list[Tensor]:
         """Per video (T * S, C): what entered the projector, in frame order and pooled like the video tokens."""
 

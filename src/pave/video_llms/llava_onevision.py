@@ -24,11 +24,12 @@ class LlavaOnevisionInterface(VideoLLMInterface):
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return [VideoLayout(steps=frames, grid=(side, side), trailing=1)] * videos
 
-    def projector(self, inner: nn.Module) -> nn.Module:
-        return inner.multi_modal_projector
+    def projector(self, inner: Any) -> nn.Module:
+        module: nn.Module = inner.multi_modal_projector
+        return module
 
     def pre_projector(
-        self, inner: nn.Module, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
+        self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
     ) -> list[Tensor]:
         # pooled by themselves: the projector is not linear, so projecting the pooled features would be another thing
         pooled = inner.apply_pooling(captured)

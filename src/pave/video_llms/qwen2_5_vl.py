@@ -25,11 +25,12 @@ class Qwen2VLInterface(VideoLLMInterface):
         grids = arguments["video_grid_thw"].tolist()
         return [VideoLayout(steps=t, grid=(h // merge, w // merge)) for t, h, w in grids]
 
-    def projector(self, inner: nn.Module) -> nn.Module:
-        return inner.visual.merger
+    def projector(self, inner: Any) -> nn.Module:
+        module: nn.Module = inner.visual.merger
+        return module
 
     def pre_projector(
-        self, inner: nn.Module, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
+        self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
     ) -> list[Tensor]:
         """The mean over the patches that the merger joins into one token."""
         vision = inner.config.vision_config
