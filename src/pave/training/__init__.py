@@ -1,1 +1,29 @@
-"""."""
+"""Training a patch: recipes, the Trainer, the loss on answers only, staged data."""
+
+from __future__ import annotations
+
+from pave.training.arguments import PatchTrainingArguments, TrainingConfig
+from pave.training.callbacks import NonFiniteError
+from pave.training.loss import answer_loss
+from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
+from pave.training.run import RunResult, run_recipe
+from pave.training.sampler import Stage, StagedSampler
+from pave.training.trainer import PatchTrainer, last_checkpoint, parameter_groups
+
+__all__ = [
+    "BaseConfig",
+    "DataConfig",
+    "NonFiniteError",
+    "PatchTrainer",
+    "PatchTrainingArguments",
+    "Recipe",
+    "RunResult",
+    "Stage",
+    "StagedSampler",
+    "TrainingConfig",
+    "answer_loss",
+    "last_checkpoint",
+    "parameter_groups",
+    "read_recipe",
+    "run_recipe",
+]

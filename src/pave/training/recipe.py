@@ -38,7 +38,7 @@ class DataConfig(Strict):
     """Samples whose loss is watched, a .jsonl file."""
     root: str | None = None
     """Folder that the paths inside the sample files start from; default each file's own folder."""
-    frames: FrameSampling = field(default_factory=FrameSampling)
+    frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=32))
     """Which frames of a video the base sees."""
     max_length: int | None = None
     """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
 from pave.patching import attach_patch, save_patch
-from pave.side_channels import build_encoder
+from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
 from pave.training.recipe import Recipe
@@ -75,17 +75,17 @@ def run_recipe(
             resume from.
     """
     start = time.monotonic()
-    folder = Path(folder)
-    output = Path(recipe.output)
-    checkpoint = _prepare_output(recipe, output, resume)
-    for tracker in recipe.training.report_to:
-        if tracker == "tensorboard":
-            require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
+    folder, output = Path(folder), Path(recipe.output)
+    checkpoint = _checkpoint(recipe, output, resume)
+    if "tensorboard" in recipe.training.report_to:
+        require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
     train = _samples(recipe, recipe.data.train, folder)
     held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
+    encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
+    args, sampler = _plan(recipe, train)
+    datasets = [None if samples is None else _dataset(recipe, samples, encoders, folder) for samples in (train, held_out)]
     model, processor = load_base(recipe, folder, base)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
-    args, sampler = _plan(recipe, train)
     provenance = {
         "recipe": recipe.to_dict(),
         "data": {"train": manifest_hash(train), "train_samples": len(train)},
@@ -94,31 +94,27 @@ def run_recipe(
     trainer = PatchTrainer(
         model,
         args,
-        data_collator=PatchCollator(
-            processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length, train=True
-        ),
+        data_collator=PatchCollator(processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length),
         train_sampler=sampler,
-        train_dataset=build_dataset(recipe, train, folder),
-        eval_dataset=build_dataset(recipe, held_out, folder) if held_out else None,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
         provenance=provenance,
         processor=processor,
+        callbacks=[*callbacks, *([RunProgress()] if progress else [])],
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    if progress:
-        trainer.add_callback(RunProgress())
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
+        trainer.remove_callback(printer)
+    if args.should_save:
+        atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
+    train_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
     model.eval()
-    outcome = {"steps": trainer.state.global_step, "train_loss": result.training_loss, "eval_loss": eval_loss}
-    patch = output / PATCH_FOLDER
-    if trainer.is_world_process_zero():
+    steps, patch = trainer.state.global_step, output / PATCH_FOLDER
+    if args.should_save:
+        outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
         save_patch(model, patch, processor=processor, provenance={**provenance, **outcome})
         logger.info("saved the patch to %s", patch)
-    return RunResult(
-        patch, model, processor, trainer.state.global_step, result.training_loss, eval_loss, time.monotonic() - start
-    )
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
 
 
 def load_base(recipe: Recipe, folder: Path, base: str | Path | None = None) -> tuple[Any, Any]:
@@ -140,17 +136,14 @@ def load_base(recipe: Recipe, folder: Path, base: str | Path | None = None) -> t
     return model, processor
 
 
-def build_dataset(recipe: Recipe, samples: list[Sample], folder: str | Path = ".") -> PatchDataset:
-    """The dataset a recipe describes, for these samples."""
-    cache: str | None = recipe.data.cache
-    if cache is not None and cache != "memory":
-        cache = str(Path(folder) / cache)
+def _dataset(recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path) -> PatchDataset:
+    cache = recipe.data.cache
     return PatchDataset(
         samples,
         recipe.data.frames,
-        {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()},
+        encoders,
         recipe.patch.side_channels,
-        cache=cache,
+        cache=str(folder / cache) if cache not in (None, "memory") else cache,
         cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
     )
 
@@ -193,25 +186,23 @@ def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, 
     return args, sampler
 
 
-def _prepare_output(recipe: Recipe, output: Path, resume: bool) -> Path | None:
-    """Write the recipe into the output folder; the checkpoint to resume from, if any."""
+def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
+    """The checkpoint to resume from, if any; refuses to mix two runs in one folder."""
     checkpoint = last_checkpoint(output)
-    record = output / RECIPE_FILE
-    if resume:
-        if checkpoint is None:
-            raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
-        before = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
-        now = yaml.safe_load(_as_yaml(recipe))
-        if before is not None and before != now:
-            changed = next(key for key in now if before.get(key) != now[key])
+    if not resume:
+        if checkpoint is not None:
             raise ValueError(
-                f"{output}: the checkpoints there come from another recipe, {changed!r} differs; resume with {record}"
+                f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
             )
-    elif checkpoint is not None:
-        raise ValueError(
-            f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
-        )
-    atomic_write_text(record, _as_yaml(recipe))
+        return None
+    if checkpoint is None:
+        raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
+    record = output / RECIPE_FILE
+    before = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
+    now = yaml.safe_load(_as_yaml(recipe))
+    if before is not None and before != now:
+        changed = next(key for key in now if before.get(key) != now[key])
+        raise ValueError(f"{output}: the checkpoints there come from another recipe, {changed!r} differs; resume with {record}")
     return checkpoint
 
 

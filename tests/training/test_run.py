@@ -1,0 +1,181 @@
+"""A recipe from its files to a saved patch, on real video files and a real tiny base on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pave.config import EncoderConfig
+from pave.data.media import write_video
+from pave.patching import load_patch, read_record
+from pave.side_channels import build_encoder
+from pave.training import read_recipe, run_recipe
+from tiny_models import SIDE, tiny_llava_onevision
+
+RATE = 16000
+SOUNDS = {"bell": 880.0, "drum": 110.0}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a base, eight clips with a tone or none, samples and a recipe."""
+    folder = tmp_path_factory.mktemp("world")
+    model, processor = tiny_llava_onevision()
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        kind = list(SOUNDS)[i % 2]
+        tone = (0.4 * np.sin(np.arange(RATE) / RATE * 2 * np.pi * SOUNDS[kind])).astype(np.float32)
+        frames = rng.integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8)
+        write_video(folder / f"{i}.mp4", frames, fps=8, audio=None if i == 7 else tone, sample_rate=RATE)
+        rows.append({"id": f"s{i}", "video": f"{i}.mp4", "type": "sound", "question": "what sound is heard?", "answer": kind})
+        rows.append({"id": f"v{i}", "video": f"{i}.mp4", "type": "silent", "question": "which object?", "answer": "a circle"})
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:12]))
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[12:]))
+    recipe = {
+        "base": {"model": "base"},
+        "patch": {
+            "side_channels": {
+                "audio": {
+                    "width": build_encoder(EncoderConfig()).width,
+                    "fusion": {"width": 16, "embed_width": 16, "num_heads": 2},
+                }
+            },
+            "lora": {"rank": 2, "dropout": 0.1},
+            "storage_dtype": "float32",
+        },
+        "data": {
+            "train": "train.jsonl",
+            "eval": "eval.jsonl",
+            "frames": {"num_frames": 4},
+            "cache": "memory",
+            "stages": [{"steps": 2, "weights": {"sound": 1}}, {"steps": 3, "weights": {"sound": 1, "silent": 1}}],
+        },
+        "training": {
+            "batch_size": 2,
+            "accumulation": 2,
+            "learning_rate": 1e-2,
+            "save_every": 2,
+            "keep_checkpoints": None,
+            "log_every": 1,
+        },
+        "output": "set by each test",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def plan(world, output, *overrides):
+    return read_recipe(world / "recipe.yaml", [f"output={output}", *overrides])
+
+
+def tensors(patch):
+    return {**load_file(patch / "patch.safetensors"), **load_file(patch / "lora" / "adapter_model.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    return output, run_recipe(plan(world, output), folder=world)
+
+
+def test_saved_patch_is_the_trained_one_and_says_where_it_came_from(world, finished):
+    output, result = finished
+    assert result.steps == 5 and np.isfinite([result.train_loss, result.eval_loss]).all()
+    assert not result.model.training
+    model, _ = tiny_llava_onevision()
+    load_patch(model, result.patch, processor=result.processor)
+    trained = dict(result.model.named_parameters())
+    assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters())
+    provenance = read_record(result.patch).provenance
+    assert provenance["seed"] == 0 and provenance["steps"] == 5
+    assert provenance["recipe"]["data"]["frames"]["num_frames"] == 4
+    assert provenance["data"]["train"].startswith("sha256:") and provenance["data"]["train_samples"] == 12
+    assert yaml.safe_load((output / "recipe.yaml").read_text())["training"]["batch_size"] == 2
+
+
+def test_resumed_run_saves_the_same_patch(world, finished, tmp_path):
+    output, result = finished
+    again = tmp_path / "again"
+    shutil.copytree(output / "checkpoint-2", again / "checkpoint-2")
+    shutil.copy(output / "recipe.yaml", again)
+    (again / "checkpoint-4").mkdir()  # a checkpoint whose writing was cut short
+    (again / "recipe.yaml").write_text((again / "recipe.yaml").read_text().replace(str(output), str(again)))
+    resumed = run_recipe(plan(world, again), folder=world, resume=True)
+    assert resumed.steps == 5 and resumed.eval_loss == result.eval_loss
+    expected, actual = tensors(result.patch), tensors(resumed.patch)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_output_folders_are_not_mixed_up(world, finished, tmp_path):
+    output, _ = finished
+    with pytest.raises(ValueError, match="checkpoints of an earlier run"):
+        run_recipe(plan(world, output), folder=world)
+    with pytest.raises(ValueError, match=r"another recipe, 'training' differs"):
+        run_recipe(plan(world, output, "training.seed=3"), folder=world, resume=True)
+    with pytest.raises(ValueError, match="nothing to resume from"):
+        run_recipe(plan(world, tmp_path), folder=world, resume=True)
+
+
+def test_wrong_files_are_found_before_anything_slow(world, tmp_path):
+    def attempt(name, *overrides):
+        return run_recipe(plan(world, tmp_path / "out", f"data.train={name}", "base.model=not/there", *overrides), folder=world)
+
+    with pytest.raises(ValueError, match=r"none\.jsonl: there is no such file"):
+        attempt("none.jsonl")
+    (world / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"empty\.jsonl: the file holds no sample"):
+        attempt("empty.jsonl")
+    row = {"id": "a", "video": "0.mp4", "question": "q"}
+    (world / "unanswered.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"unanswered\.jsonl: sample 'a' has no answer"):
+        attempt("unanswered.jsonl")
+    (world / "gone.jsonl").write_text(json.dumps({**row, "answer": "b", "video": "gone.mp4"}))
+    with pytest.raises(ValueError, match=r"gone\.jsonl: 1 of 1 files are not there.*gone\.mp4 of sample 'a'"):
+        attempt("gone.jsonl")
+    with pytest.raises(ValueError, match=r"base\.model 'not/there'"):
+        attempt("train.jsonl")
+    with pytest.raises(ValueError, match=r"set the channel's width"):
+        run_recipe(plan(world, tmp_path / "out", "patch.side_channels.audio.width=3"), folder=world)
+    with pytest.raises(ValueError, match=r"stage 1: no training sample has the type 'sounds'"):
+        run_recipe(plan(world, tmp_path / "out", "data.stages=[{steps: 1, weights: {sounds: 1}}]"), folder=world)
+
+
+def test_epochs_and_progress_messages(world, tmp_path, caplog, capsys):
+    recipe = plan(world, tmp_path, "data.stages=[]", "training.epochs=0.5", "training.save_every=null", "data.eval=null")
+    with caplog.at_level(logging.INFO, logger="pave"):
+        result = run_recipe(recipe, folder=world)
+    assert result.steps == 2 and result.eval_loss is None  # half of 12 samples, 4 a step
+    assert any("step 2 of 2: loss" in record.message for record in caplog.records)
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_tensorboard_gets_the_losses(world, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    changes = ["data.stages=[{steps: 2}]", "training.save_every=null", "data.eval=null", "training.report_to=[tensorboard]"]
+    run_recipe(plan(world, tmp_path / "out", *changes), folder=world)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+
+
+def test_folder_cache_and_worker_processes_train_the_same_patch(world, finished, tmp_path):
+    _, result = finished
+    recipe = plan(world, tmp_path / "out", f"data.cache={tmp_path / 'cache'}", "training.workers=2")
+    other = run_recipe(dataclasses.replace(recipe), folder=world)
+    expected, actual = tensors(result.patch), tensors(other.patch)
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) >= 6
