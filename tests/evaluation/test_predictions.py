@@ -11,7 +11,7 @@ SETTINGS = {"base": "b", "patch": None, "sampling": {"num_frames": 8}}
 
 
 def make(number, prediction="bell", **changes):
-    values = {"id": f"s{number}", "type": "sound", "video": f"v{number // 2}.mp4", "question": "what?", "truth": "bell"}
+    values = {"id": f"s{number}", "type": "sound", "video": f"v{number // 2}.mp4", "question": "what?", "references": ("bell",)}
     return Prediction(**{**values, "prediction": prediction, **changes})
 
 
@@ -59,8 +59,8 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
 
 def test_a_changed_sample_is_refused(tmp_path):
     check_same_sample(make(0), make(0, None), tmp_path)
-    with pytest.raises(ValueError, match=r"'s0' has changed.*truth was 'bell', now it is 'buzz'"):
-        check_same_sample(make(0), make(0, truth="buzz"), tmp_path)
+    with pytest.raises(ValueError, match=r"'s0' has changed.*references was \('bell',\), now it is \('buzz',\)"):
+        check_same_sample(make(0), make(0, references=("buzz",)), tmp_path)
 
 
 def test_correct_uses_choices_where_there_are_any():
@@ -70,7 +70,16 @@ def test_correct_uses_choices_where_there_are_any():
     assert not make(0, "A", choices=("buzz", "bell")).correct
     assert not make(0, None, error="broken").correct
     assert not make(0, "").correct
-    for bad in (make(0, choices=("buzz", "dog")), make(0, truth="?"), make(0, None, truth=""), make(0, choices=("bell",))):
+    assert make(0, "chime", references=("bell", "chime")).correct
+    assert make(0, "(C)", references=("bell", "chime"), choices=("bell", "buzz", "chime")).correct
+    assert not make(0, "(B)", references=("bell", "chime"), choices=("bell", "buzz", "chime")).correct
+    for bad in (
+        make(0, choices=("buzz", "dog")),
+        make(0, references=("?",)),
+        make(0, None, references=("",)),
+        make(0, choices=("bell",)),
+        make(0, references=()),
+    ):
         with pytest.raises(ValueError, match="sample 's0'"):
             assert bad.correct
 
@@ -80,7 +89,7 @@ def test_scores_by_type_with_failures_counted_wrong(tmp_path):
         make(0),
         make(1, "buzz"),
         make(2, None, error="no such file"),
-        make(3, "red", type="colour", truth="red"),
+        make(3, "red", type="colour", references=("red",)),
     ]
     result = score_predictions(predictions, SETTINGS)
     assert list(result.by_type) == ["sound", "colour"]

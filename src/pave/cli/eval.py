@@ -61,7 +61,9 @@ def command(
     from pave.evaluation.runner import evaluate
     from pave.utils.files import atomic_write_json
 
-    expected = list(read_samples(samples, data_root=root))
+    expected = read_samples(samples, data_root=root)
+    if not expected:
+        raise ValueError(f"{samples}: the file holds no sample")
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
     result = evaluate(
         qa,

@@ -33,10 +33,10 @@ class Prediction(Strict):
     """What the sample is about; samples of one video form a cluster."""
     question: str
     """As asked."""
-    truth: str
-    """The right answer; with choices, the text of the right one."""
+    references: tuple[str, ...]
+    """Every answer that counts as right."""
     choices: tuple[str, ...] = ()
-    """Where there are any."""
+    """Where there are any; each reference is one of them."""
     prediction: str | None = None
     """What was generated; null where the sample failed."""
     error: str | None = None
@@ -47,19 +47,21 @@ class Prediction(Strict):
         """By exact match, or by choice where there are choices. A failed sample is wrong.
 
         Raises:
-            ValueError: if the truth is empty or not one of the choices, or there is one choice only.
+            ValueError: if there is no reference, one is empty or not among the choices, or there is one choice only.
         """
         answer = self.prediction or ""
         try:
-            if not self.choices:
-                right = exact_match(answer, self.truth)
-            elif self.truth in self.choices:
-                right = parse_choice(answer, self.choices) == self.choices.index(self.truth)
-            else:
-                raise ValueError(f"the answer {self.truth!r} is not one of the choices {list(self.choices)!r}")
+            right = self._names_a_right_choice(answer) if self.choices else exact_match(answer, self.references)
         except ValueError as error:
             raise ValueError(f"sample {self.id!r}: {error}") from None
         return right and self.prediction is not None
+
+    def _names_a_right_choice(self, answer: str) -> bool:
+        unknown = [reference for reference in self.references if reference not in self.choices]
+        if unknown or not self.references:
+            raise ValueError(f"its answers {list(self.references)!r} must be among its choices {list(self.choices)!r}")
+        found = parse_choice(answer, self.choices)
+        return found is not None and self.choices[found] in self.references
 
 
 class PredictionFile:
@@ -144,7 +146,7 @@ def check_same_sample(before: Prediction, now: Prediction, path: Path) -> None:
         ValueError: naming the file, the sample and the field.
     """
     old, new = asdict(before), asdict(now)
-    for key in ("type", "video", "question", "truth", "choices"):
+    for key in ("type", "video", "question", "references", "choices"):
         if old[key] != new[key]:
             raise ValueError(
                 f"{path}: sample {now.id!r} has changed since it was answered ({key} was {old[key]!r}, now it is {new[key]!r}); "

@@ -1,0 +1,125 @@
+"""From a sample and a patched model to an ``ExampleView`` for the report: frames, sound, side features and attention."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pave.data.collator import PatchCollator
+from pave.data.items import PatchItem
+from pave.data.media import read_audio
+from pave.data.samples import Sample
+from pave.evaluation.generation import generate_ids
+from pave.evaluation.inference import VideoQA
+from pave.evaluation.predictions import Prediction
+from pave.evaluation.report import AnswerView, ExampleView, FrameView, SideView, SoundView
+from pave.fusion import TemporalAlignedCrossAttention
+from pave.patching import is_patched, patch_slot
+
+_SOUND_RATE = 16_000
+
+
+def example_view(qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction]) -> ExampleView:
+    """Everything the report shows of one sample.
+
+    Args:
+        qa: the patched model; its attention is shown.
+        sample: a sample about a video file.
+        answers: what each run answered, by the run's name.
+
+    Raises:
+        ValueError: if the video cannot be read, or ``answers`` is empty.
+    """
+    if not answers:
+        raise ValueError(f"example_view: no run has answered sample {sample.id!r}")
+    item = next(iter(qa.items([sample])))
+    if isinstance(item, ValueError):
+        raise item
+    attention = attention_of(qa, item)
+    file = _sound_file(qa, sample)
+    clip = None if file is None else read_audio(file, _SOUND_RATE)
+    sides = [
+        SideView(
+            name=name,
+            times_K=features.times_K.cpu().numpy(),
+            features_KC=features.features_KMC.float().mean(dim=1).cpu().numpy(),
+            attention_TK=attention.get(name),
+        )
+        for name, features in item.side.items()
+        if features is not None
+    ]
+    asked = next(iter(answers.values()))
+    return ExampleView(
+        id=sample.id,
+        question=asked.question,
+        question_type=asked.type,
+        choices=asked.choices,
+        truth=" or ".join(asked.references),
+        answers=[
+            AnswerView(run=run, text=p.prediction if p.prediction is not None else f"failed: {p.error}", correct=p.correct)
+            for run, p in answers.items()
+        ],
+        frames=[FrameView(time=float(t), pixels_HWC=pixels) for t, pixels in zip(item.times_F, item.frames_FHWC, strict=True)],
+        sound=None if clip is None else SoundView(samples=clip.samples, sample_rate=clip.sample_rate, start=clip.start_time),
+        sides=sides,
+    )
+
+
+def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]:
+    """How much each sampled frame attends to each side step, by channel: arrays (frames, steps).
+
+    The weights of the last cross-attention layer, averaged over heads and over the frame's tokens and summed over the tokens
+    of a step: a row sums to 1, or to 0 where the frame reads nothing. Where the base merges frames, merged frames share a
+    row. Channels that are missing or not fused by cross-attention are left out.
+    """
+    model = qa.model
+    if not is_patched(model):
+        raise ValueError("attention_of: the model carries no patch")
+    batch = PatchCollator(qa.processor, model.config, qa.channels, train=False)([item])
+    maps: dict[str, NDArray[np.float64]] = {}
+    with _watched(patch_slot(model).fusions) as calls:
+        generate_ids(model, batch, max_new_tokens=1)
+    for name, (fusion, arguments) in calls.items():
+        features = item.side.get(name)
+        if features is None:
+            continue
+        weight_BTNSKM = fusion.attention_map(*arguments[:2]).double()
+        weight_TK = weight_BTNSKM[0].sum(dim=-1).mean(dim=(1, 2))
+        frames = len(item.times_F)
+        steps = int(arguments[0].valid_BT[0].sum())
+        of_frame = torch.arange(frames) * steps // frames
+        maps[name] = weight_TK[of_frame, : len(features)].cpu().numpy()
+    return maps
+
+
+def _sound_file(qa: VideoQA, sample: Sample) -> str | None:
+    """The file that the patch hears: the one the sample names for the channel (it may say there is none), else the video."""
+    for name, encoder in qa.encoders.items():
+        if encoder.source == "audio":
+            return sample.side_channels.get(name, sample.video)
+    return sample.video
+
+
+@contextlib.contextmanager
+def _watched(fusions: nn.ModuleDict) -> Iterator[dict[str, tuple[Any, Sequence[Any]]]]:
+    """Collect what every cross-attention module is called with."""
+    calls: dict[str, tuple[Any, Sequence[Any]]] = {}
+    handles = []
+    for name, fusion in fusions.items():
+        if isinstance(fusion, TemporalAlignedCrossAttention):
+
+            def keep(module: nn.Module, arguments: tuple[Any, ...], name: str = name) -> None:
+                calls[name] = (module, arguments)
+
+            handles.append(fusion.register_forward_pre_hook(keep))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

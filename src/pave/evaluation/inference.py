@@ -1,0 +1,272 @@
+"""``VideoQA``: a base, a patch and everything between a video file and an answer."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pave.data.collator import PatchCollator
+from pave.data.dataset import PatchDataset
+from pave.data.items import PatchItem
+from pave.data.media import FrameSampling
+from pave.data.samples import Sample, question_with_choices
+from pave.evaluation.generation import generate_texts
+from pave.evaluation.metrics import parse_choice
+from pave.patching import is_patched, load_patch, read_record, resolve_patch
+from pave.side_channels import build_encoder
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FRAMES = 32
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class SideSummary:
+    """What a side channel gave for one video."""
+
+    steps: int
+    """Side steps; 0 where the video lacks the channel."""
+    start: float | None = None
+    """Seconds of the first step."""
+    end: float | None = None
+    """Seconds of the last step."""
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "not there"
+        return f"{self.steps} steps from {self.start:.2f} to {self.end:.2f} s"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it is based on."""
+
+    text: str
+    """As generated, without special tokens."""
+    frame_times: tuple[float, ...]
+    """Seconds of the frames that were looked at."""
+    side_channels: dict[str, SideSummary] = field(default_factory=dict)
+    """By channel; empty where the base answered alone."""
+    seconds: float = 0.0
+    """Time it took, decoding included."""
+    choice: str | None = None
+    """The choice that the text names; None without choices, or if it names none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class VideoQA:
+    """Answers questions about video files, with a patch or without.
+
+    Args:
+        model: a base, patched or not.
+        processor: the base's processor.
+        sampling: which frames to look at; default what the processor says, else 32.
+        name: what to call the base in messages and records.
+
+    Example:
+        >>> qa = VideoQA.from_pretrained("llava-hf/llava-onevision-qwen2-7b-ov-hf", patch="my-patch")
+        >>> qa.ask("video.mp4", "What sound is heard?").text
+    """
+
+    def __init__(self, model: Any, processor: Any, *, sampling: FrameSampling | None = None, name: str | None = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.sampling = sampling or default_sampling(processor)
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
+        self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path,
+        patch: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        patch_revision: str | None = None,
+        sampling: FrameSampling | None = None,
+        allow_base_mismatch: bool = False,
+        name: str | None = None,
+    ) -> VideoQA:
+        """Load a base and, if given, a patch.
+
+        Args:
+            base: folder or hub id.
+            patch: folder or hub id.
+            device: "auto" takes an accelerator if there is one; else a torch device.
+            dtype: "auto" holds the weights as they are stored; or float32, bfloat16, float16.
+            revision: of the base on the hub.
+            patch_revision: of the patch on the hub.
+            sampling: which frames to look at; default the one the patch was trained with, where it recorded that.
+            allow_base_mismatch: load the patch on another base than its own.
+            name: what to call the base in messages and records.
+
+        Raises:
+            ValueError: if there is no such base or patch, they do not fit, or the device or dtype does not exist.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        target = _device(device)
+        folder = None if patch is None else resolve_patch(patch, patch_revision)
+        if folder is not None and sampling is None:
+            sampling = _trained_sampling(read_record(folder).provenance)
+        model, processor = _load_base(base, revision, dtype)
+        if folder is not None:
+            load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
+        return cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
+
+    def ask(
+        self,
+        video: str | Path,
+        question: str,
+        *,
+        patch: bool = True,
+        choices: Sequence[str] | None = None,
+        max_new_tokens: int = 64,
+        **generation: Any,
+    ) -> Answer:
+        """Answer one question about one video file.
+
+        Args:
+            video: the file. Side channels that come with it (its sound) are read from it.
+            question: what to ask.
+            patch: False answers as the base alone does.
+            choices: listed under the question, each behind its letter.
+            max_new_tokens: most tokens of the answer.
+            generation: further arguments of ``generate``; greedy decoding without any.
+
+        Raises:
+            ValueError: if the video cannot be read (``MediaError``), or the question cannot be asked.
+        """
+        asked = question_with_choices(question, choices) if choices else question
+        sample = Sample(id=Path(video).name, video=str(video), question=asked)
+        start = time.monotonic()
+        item = next(iter(self.items([sample], patch=patch)))
+        if isinstance(item, ValueError):
+            raise item
+        text = self.answer_items([item], patch=patch, max_new_tokens=max_new_tokens, **generation)[0]
+        answer = self._answer(item, text, time.monotonic() - start)
+        found = parse_choice(text, choices) if choices else None
+        return answer if found is None or choices is None else replace(answer, choice=choices[found])
+
+    def answer_samples(
+        self, samples: Sequence[Sample], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
+    ) -> list[Answer | ValueError]:
+        """Answer several samples in one batch; the last answer of a sample's conversation is ignored.
+
+        Returns:
+            Per sample its answer, or the error that kept it from being answered.
+        """
+        start = time.monotonic()
+        found = list(self.items(samples, patch=patch))
+        items = [item for item in found if isinstance(item, PatchItem)]
+        texts = iter(self._answer_groups(items, patch, max_new_tokens, generation))
+        answers: list[Answer | ValueError] = []
+        for item in found:
+            text = item if isinstance(item, ValueError) else next(texts)
+            if isinstance(item, ValueError) or isinstance(text, ValueError):
+                assert isinstance(text, ValueError)
+                answers.append(text)
+            else:
+                answers.append(self._answer(item, text, (time.monotonic() - start) / len(samples)))
+        return answers
+
+    def items(self, samples: Sequence[Sample], *, patch: bool = True) -> Iterator[PatchItem | ValueError]:
+        """Decode samples one by one; what cannot be decoded comes out as its error. Without the patch no side channel is read."""
+        channels = self.channels if patch else {}
+        dataset = PatchDataset(
+            samples, self.sampling, {name: self.encoders[name] for name in channels}, channels, cache="memory"
+        )
+        for number in range(len(samples)):
+            try:
+                yield dataset[number]
+            except ValueError as error:
+                yield error
+
+    def answer_items(
+        self, items: Sequence[PatchItem], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
+    ) -> list[str]:
+        """Answer decoded items in one batch; their videos must have the same number of frames."""
+        collate = PatchCollator(self.processor, self.model.config, self.channels if patch else {}, train=False)
+        return generate_texts(
+            self.model, self.processor, collate(items), patch=patch, max_new_tokens=max_new_tokens, **generation
+        )
+
+    def _answer_groups(
+        self, items: Sequence[PatchItem], patch: bool, max_new_tokens: int, generation: Mapping[str, Any]
+    ) -> list[str | ValueError]:
+        """Videos of equal length go together. A group that is refused is tried one by one, so that one bad sample fails alone."""
+        results: dict[int, str | ValueError] = {}
+        for group in _by_length(items):
+            members = [items[i] for i in group]
+            try:
+                texts: Iterable[str | ValueError] = self.answer_items(
+                    members, patch=patch, max_new_tokens=max_new_tokens, **generation
+                )
+            except ValueError as error:
+                texts = (
+                    [error]
+                    if len(group) == 1
+                    else [self._answer_groups([item], patch, max_new_tokens, generation)[0] for item in members]
+                )
+            results |= dict(zip(group, texts, strict=True))
+        return [results[i] for i in range(len(items))]
+
+    def _answer(self, item: PatchItem, text: str, seconds: float) -> Answer:
+        sides = {}
+        for name, features in item.side.items():
+            times = [] if features is None else features.times_K.tolist()
+            sides[name] = SideSummary(len(times), min(times), max(times)) if times else SideSummary(0)
+        return Answer(text, tuple(float(t) for t in item.times_F), sides, seconds)
+
+
+def default_sampling(processor: Any) -> FrameSampling:
+    """The frames that a processor asks for (its ``num_frames``), else 32 spread over the video."""
+    return FrameSampling(num_frames=getattr(processor.video_processor, "num_frames", None) or DEFAULT_FRAMES)
+
+
+def _trained_sampling(provenance: Mapping[str, Any]) -> FrameSampling | None:
+    """How frames were sampled in training, if the patch says so."""
+    frames = provenance.get("recipe", {}).get("data", {}).get("frames")
+    return None if frames is None else FrameSampling.from_dict(frames, where="the patch's recipe, data.frames")
+
+
+def _by_length(items: Sequence[PatchItem]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(len(item.frames_FHWC), []).append(number)
+    return list(groups.values())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _load_base(base: str | Path, revision: str | None, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(base, revision=revision)
+        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, dtype=dtype)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"base {str(base)!r} is no folder with a model, and the hub did not give it: {reason}") from None
+    return model, processor

@@ -1,0 +1,139 @@
+"""Answer a list of samples and score the answers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pave.data.samples import Sample
+from pave.evaluation.inference import Answer, VideoQA
+from pave.evaluation.predictions import Prediction, PredictionFile, check_same_sample
+from pave.evaluation.result import EvalResult, score_predictions
+from pave.patching import fingerprint, is_patched, patch_name, patch_slot
+from pave.patching.lora import state_dict as lora_state_dict
+from pave.utils.console import track
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    qa: VideoQA,
+    samples: Sequence[Sample],
+    *,
+    predictions: str | Path | None = None,
+    patch: bool = True,
+    batch_size: int = 8,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> EvalResult:
+    """Answer every sample and score the answers. A sample that cannot be answered counts as wrong and is listed.
+
+    The order of work is fixed (``plan_batches``), so that a run that is interrupted and goes on makes the very batches of an
+    uninterrupted one.
+
+    Args:
+        qa: the model.
+        samples: all that are expected; each needs an answer to compare with.
+        predictions: file that answers are written to batch by batch. A run that finds its own unfinished file goes on with it,
+            and tries samples again that failed.
+        patch: False scores the base alone.
+        batch_size: samples answered at a time.
+        max_new_tokens: most tokens of an answer.
+        seed: of the bootstrap that makes the intervals.
+        settings: further facts to record with the predictions.
+        progress: show it.
+
+    Raises:
+        ValueError: before any work, if a sample has no answer or cannot be scored, an id comes twice, or ``predictions`` belongs to
+            another run.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    wanted = [as_prediction(sample) for sample in samples]
+    score_predictions(wanted, seed=seed)  # raises for what could not be scored
+    file = None
+    if predictions is not None:
+        facts = {**(settings or {}), **model_facts(qa, patch), "max_new_tokens": max_new_tokens}
+        file = PredictionFile(predictions, facts)
+        for want in wanted:
+            if want.id in file.done:
+                check_same_sample(file.done[want.id], want, file.path)
+    done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
+    batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
+    start = time.monotonic()
+    for batch in track(batches, f"Answering {len(samples)} samples", enabled=progress):
+        answers = qa.answer_samples([samples[i] for i in batch], patch=patch, max_new_tokens=max_new_tokens)
+        fresh = [_filled(wanted[i], answer) for i, answer in zip(batch, answers, strict=True)]
+        done |= {p.id: p for p in fresh}
+        if file:
+            file.append(fresh)
+    logger.debug("answered %d batches in %.1f s", len(batches), time.monotonic() - start)
+    ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]
+    return score_predictions(ordered, file.settings if file else dict(settings or {}), seed=seed)
+
+
+def as_prediction(sample: Sample) -> Prediction:
+    """What is known of a sample before it is answered.
+
+    Raises:
+        ValueError: if it has no answer to compare with.
+    """
+    if not sample.references:
+        raise ValueError(f"sample {sample.id!r}: it has no answer, so it cannot be scored; use pave ask, or add the answer")
+    return Prediction(
+        id=sample.id,
+        type=sample.type or "all",
+        video=str(sample.video),
+        question=sample.turns[-1][0],
+        references=sample.references,
+        choices=sample.choices,
+    )
+
+
+def plan_batches(wanted: Sequence[Prediction], batch_size: int) -> list[list[int]]:
+    """Indices into ``wanted``, cut into batches.
+
+    Samples about one video follow each other, so that it is decoded once; among them the short prompts come first. Videos of
+    different length are parted later, when their frames are known.
+    """
+    first: dict[str, int] = {}
+    for number, want in enumerate(wanted):
+        first.setdefault(want.video, number)
+    lengths = [len(want.question) + sum(map(len, want.choices)) for want in wanted]
+    order = sorted(range(len(wanted)), key=lambda i: (first[wanted[i].video], lengths[i], i))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
+    """What identifies the model and how it looks at videos, for the record."""
+    return {
+        "frames": qa.sampling.to_dict(),
+        "base_weights": fingerprint(qa.model).weights,
+        "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
+    }
+
+
+def patch_hash(model: Any) -> str:
+    """A hash over every tensor of the attached patch."""
+    slot = patch_slot(model)
+    tensors = dict(slot.fusions.state_dict())
+    if slot.config.lora is not None:
+        tensors |= lora_state_dict(model, patch_name(model))
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _filled(want: Prediction, answer: Answer | ValueError) -> Prediction:
+    if isinstance(answer, ValueError):
+        return replace(want, error=" ".join(str(answer).split()))
+    return replace(want, prediction=answer.text)
