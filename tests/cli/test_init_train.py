@@ -1,0 +1,70 @@
+"""``pave init`` writes what ``pave train`` runs, on real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pave.cli import main
+from pave.data.media import probe
+from pave.data.samples import read_samples
+from pave.patching import load_patch, read_record
+from pave.training import read_recipe
+from tiny_models import tiny_llava_onevision
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start") / "my-patch"
+    assert main(["init", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    model, processor = tiny_llava_onevision()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_init_writes_a_valid_recipe_and_real_clips(started):
+    recipe = read_recipe(started / "recipe.yaml")
+    assert recipe.base.model == "playground" and recipe.output == str(started / "run")
+    samples = read_samples(started / recipe.data.train)
+    assert {sample.type for sample in samples} == {kind for stage in recipe.data.stages for kind in stage.weights}
+    info = probe(samples[0].video)
+    assert info.video is not None and info.audio is not None
+    train = {sample.video for sample in samples}
+    held_out = {sample.video for sample in read_samples(started / recipe.data.eval)}
+    assert train and held_out and not train & held_out
+
+
+def test_init_does_not_touch_a_folder_with_files(started, capsys):
+    assert main(["init", str(started)]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_train_runs_what_init_wrote(started, base, tmp_path, capsys):
+    changes = [f"base.model={base}", f"output={tmp_path / 'out'}", "data.stages=[{steps: 2, weights: {sound: 1}}]"]
+    changes += ["training.save_every=1", "training.batch_size=4"]
+    assert main(["train", str(started / "recipe.yaml"), *changes, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 2 and result["train_loss"] > 0 and result["eval_loss"] > 0
+    model, processor = tiny_llava_onevision()
+    load_patch(model, result["patch"], processor=processor)
+    assert read_record(result["patch"]).provenance["recipe"]["training"]["batch_size"] == 4
+    assert main(["train", str(started / "recipe.yaml"), *changes]) == 2
+    assert "earlier run" in capsys.readouterr().err
+    assert main(["train", str(started / "recipe.yaml"), *changes, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "patch saved to" in out and "2 steps" in out
+
+
+def test_train_names_what_is_wrong(started, tmp_path, capsys):
+    assert main(["train", str(tmp_path / "no.yaml")]) == 2
+    assert "no.yaml: cannot be read" in capsys.readouterr().err
+    assert main(["train", str(started / "recipe.yaml"), "training.learning_rat=1"]) == 2
+    assert "did you mean 'learning_rate'" in capsys.readouterr().err
