@@ -29,6 +29,7 @@ def by_hand(module, x):
 
 def test_concat_puts_all_steps_in_time_order_after_the_last_frame():
     module = ConcatFusion(side_width=3, llm_width=7, width=5)
+    torch.nn.init.ones_(module.output.bias)  # padding must be zero for a trained module too
     valid, times = frames([0.0, 1.0, 2.0], [0.0, 1.0, None], [0.0, None, None])
     extra = module(side_of([3.0, 1.0, 2.0], [5.0], None), valid, times)
     assert extra.embeds_BXE.shape == (3, 6, 7)
