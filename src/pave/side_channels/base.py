@@ -133,3 +133,16 @@ class SideEncoder(Protocol[SourceT]):
     def to(self, device: torch.device | str) -> Self:
         """Move the encoder; features come back on the same device."""
         ...
+
+
+def check_sample_rate(clip: AudioClip, sample_rate: int, encoder: str) -> None:
+    """Refuse a clip of another sample rate than the encoder hears.
+
+    Raises:
+        ValueError: saying how to get the right rate.
+    """
+    if clip.sample_rate != sample_rate:
+        raise ValueError(
+            f"the encoder {encoder!r} needs sound at {sample_rate} Hz but the clip has {clip.sample_rate} Hz; "
+            f"read it with read_audio(path, {sample_rate})"
+        )

@@ -1,0 +1,159 @@
+"""Features that were extracted before, read from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pave.config import EncoderConfig
+from pave.side_channels.base import SideFeatures
+from pave.utils.files import atomic_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class StoredFeatures:
+    """Reads features from a file per video instead of computing them.
+
+    A file is .safetensors or .npz with the arrays ``features`` and, optionally, ``times``; .npy with the features alone; or
+    .pt with a tensor or a dictionary of tensors of those names (read without unpickling objects). Features are (K, C) or
+    (K, M, C) floating point; times are K seconds on the video's clock, the centre of each step. A file without times needs
+    ``rate``.
+
+    Args:
+        width: C.
+        tokens_per_step: M.
+        rate: steps a second, for files without times. Step k is centred at ``start + (k + 0.5) / rate``.
+        start: seconds on the video's clock at which the first step begins, for files without times.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    source: ClassVar[str] = "features"
+    sample_rate: int | None = None
+
+    def __init__(self, *, width: int, tokens_per_step: int = 1, rate: float | None = None, start: float = 0.0) -> None:
+        if width < 1 or tokens_per_step < 1:
+            raise ValueError(f"features: width and tokens_per_step must be at least 1, got {width} and {tokens_per_step}")
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ValueError(f"features: rate must be a positive number of steps a second, got {rate}")
+        self._width, self._tokens_per_step, self._rate, self._start = width, tokens_per_step, rate, start
+        self._device = torch.device("cpu")
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self._width
+
+    @property
+    def tokens_per_step(self) -> int:
+        """M."""
+        return self._tokens_per_step
+
+    def encode(self, source: str | os.PathLike[str]) -> SideFeatures:
+        """Read a file: (K, M, C) in its own floating type (float64 becomes float32).
+
+        Raises:
+            ValueError: naming the file, if it is missing, damaged, of an unknown kind, of another shape, or has no times and
+                there is no ``rate``.
+        """
+        name = os.fspath(source)
+        features, times = _read(name)
+        if features.ndim == 2:
+            features = features[:, None]
+        expected = (self._tokens_per_step, self._width)
+        if features.ndim != 3 or tuple(features.shape[1:]) != expected:
+            raise ValueError(
+                f"{name}: features of shape (steps, {expected[0]}, {expected[1]}) are expected, got {tuple(features.shape)}"
+            )
+        if not features.is_floating_point():
+            raise ValueError(f"{name}: features must be floating point, got {features.dtype}")
+        if times is None:
+            if self._rate is None:
+                raise ValueError(f"{name}: the file holds no times; set the encoder's rate (steps a second)")
+            times = self._start + (torch.arange(len(features), dtype=torch.float64) + 0.5) / self._rate
+        if features.dtype == torch.float64:
+            features = features.float()
+        try:
+            return SideFeatures(features.to(self._device), times)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def encode_batch(self, sources: Sequence[str | os.PathLike[str]]) -> list[SideFeatures]:
+        """Read several files, in order."""
+        return [self.encode(source) for source in sources]
+
+    def spec(self) -> EncoderConfig:
+        """Every setting, also those left at their default."""
+        settings = {"width": self._width, "tokens_per_step": self._tokens_per_step, "rate": self._rate, "start": self._start}
+        return EncoderConfig(name="features", settings=settings)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Put what is read on this device."""
+        self._device = torch.device(device)
+        return self
+
+
+def save_features(path: str | os.PathLike[str], features: SideFeatures) -> None:
+    """Write a file that ``StoredFeatures`` reads; it appears whole or not at all.
+
+    Args:
+        path: ends in .safetensors.
+        features: as an encoder gave them.
+
+    Raises:
+        ValueError: if the path ends otherwise.
+    """
+    if not os.fspath(path).endswith(".safetensors"):
+        raise ValueError(f"save_features: the path must end in .safetensors, got {os.fspath(path)!r}")
+    tensors = {"features": features.features_KMC.cpu().contiguous(), "times": features.times_K.cpu().contiguous()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _read(name: str) -> tuple[Tensor, Tensor | None]:
+    suffix = os.path.splitext(name)[1]
+    if suffix not in _READERS:
+        raise ValueError(f"{name}: stored features are {', '.join(_READERS)} files, not {suffix or 'without an ending'}")
+    if not os.path.isfile(name):
+        raise ValueError(f"{name}: there is no such file of features")
+    try:
+        content = _READERS[suffix](name)
+    except Exception as error:  # a damaged file makes these readers raise almost anything
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"{name}: the file is damaged or holds something other than arrays ({reason})") from error
+    if not isinstance(content, Mapping):
+        content = {"features": content}
+    known = {key: value for key, value in content.items() if key in ("features", "times")}
+    if "features" not in known or not all(isinstance(value, Tensor) for value in known.values()):
+        raise ValueError(f"{name}: an array named 'features' is expected, got {', '.join(map(repr, content)) or 'nothing'}")
+    return known["features"], known.get("times")
+
+
+def _numpy(name: str) -> Any:
+    with open(name, "rb") as file:
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return torch.from_numpy(content)
+        return {key: torch.from_numpy(content[key]) for key in content.files}
+
+
+def _torch(name: str) -> Any:
+    return torch.load(name, map_location="cpu", weights_only=True)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".safetensors": load_file,
+    ".npz": _numpy,
+    ".npy": _numpy,
+    ".pt": _torch,
+    ".pth": _torch,
+}
