@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,8 +22,13 @@ def load(
     allow_base_mismatch: bool,
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
+    import transformers
+
     from pave.evaluation.inference import VideoQA
     from pave.playground import base_path
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
     name = base
     if base is None:

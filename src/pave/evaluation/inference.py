@@ -150,6 +150,8 @@ class VideoQA:
         Raises:
             ValueError: if the video cannot be read (``MediaError``), or the question cannot be asked.
         """
+        if choices:
+            parse_choice("", choices)  # raises for a wrong number of choices, before any work
         asked = question_with_choices(question, choices) if choices else question
         sample = Sample(id=Path(video).name, video=str(video), question=asked)
         start = time.monotonic()

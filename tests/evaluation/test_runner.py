@@ -1,0 +1,163 @@
+"""A whole evaluation on real files: counted right, resumable, the same however it is cut into batches."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pave.data.media import FrameSampling
+from pave.data.samples import Sample
+from pave.evaluation.inference import VideoQA
+from pave.evaluation.predictions import Prediction, read_predictions
+from pave.evaluation.result import rescore
+from pave.evaluation.runner import evaluate, model_facts, patch_hash, plan_batches
+from tiny_runs import save_base_and_patch, write_clip
+
+QUESTIONS = {"sound": "what sound is heard?", "colour": "red?", "order": "which object was moving when the bell rang?"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(folder, model, samples)."""
+    folder = tmp_path_factory.mktemp("runner")
+    base, patch = save_base_and_patch(folder)
+    qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(num_frames=4))
+    samples = []
+    for number in range(5):
+        video = str(write_clip(folder / f"{number}.mp4", number))
+        for kind, question in QUESTIONS.items():
+            samples.append(Sample(id=f"{number}-{kind}", video=video, question=question, answer="bell", type=kind))
+    return folder, qa, samples
+
+
+def test_accuracy_is_counted_from_the_answers(world):
+    _, qa, samples = world
+    answers = {s.id: qa.ask(s.video, s.question, max_new_tokens=4).text for s in samples}
+    result = evaluate(qa, samples, max_new_tokens=4, batch_size=4, progress=False)
+    assert [p.id for p in result.predictions] == [s.id for s in samples]
+    assert {p.id: p.prediction for p in result.predictions} == answers
+    assert list(result.by_type) == list(QUESTIONS)
+    known = [i for i, s in enumerate(samples) if answers[s.id].isprintable() and any(c.isalnum() for c in answers[s.id])]
+    assert len(known) >= 4, "the tiny model says too little that can be compared"
+    truths = [replace(samples[i], answer=answers[samples[i].id] if i % 2 else "something else") for i in known]
+    again = evaluate(qa, truths, max_new_tokens=4, batch_size=3, progress=False)
+    assert [p.correct for p in again.predictions] == [bool(i % 2) for i in known]
+    assert again.overall.n_correct == sum(i % 2 for i in known) and again.overall.n_expected == len(known)
+
+
+def test_batches_do_not_change_answers_nor_files(world, tmp_path):
+    _, qa, samples = world
+    for size in (1, 4, 15):
+        evaluate(qa, samples, predictions=tmp_path / f"{size}.jsonl", batch_size=size, max_new_tokens=4, progress=False)
+    texts = [(tmp_path / f"{size}.jsonl").read_bytes() for size in (1, 4, 15)]
+    assert texts[0] == texts[1] == texts[2]
+    assert rescore(tmp_path / "4.jsonl") == evaluate(
+        qa, samples, predictions=tmp_path / "4.jsonl", max_new_tokens=4, progress=False
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(world, tmp_path, monkeypatch):
+    _, qa, samples = world
+    options = {"batch_size": 4, "max_new_tokens": 4, "progress": False}
+    whole = evaluate(qa, samples, predictions=tmp_path / "whole.jsonl", **options)
+    answer, calls = qa.answer_samples, []
+
+    def counting(some, **more):
+        calls.append([s.id for s in some])
+        if len(calls) == 3:
+            raise Killed
+        return answer(some, **more)
+
+    monkeypatch.setattr(qa, "answer_samples", counting)
+    with pytest.raises(Killed):
+        evaluate(qa, samples, predictions=tmp_path / "killed.jsonl", **options)
+    _, saved = read_predictions(tmp_path / "killed.jsonl")
+    assert [p.id for p in saved] == calls[0] + calls[1]
+    resumed = evaluate(qa, samples, predictions=tmp_path / "killed.jsonl", **options)
+    assert calls[3] == calls[2] and len(calls) == 2 + 1 + 2
+    assert resumed == whole
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_failures_are_listed_count_as_wrong_and_are_tried_again(world, tmp_path):
+    folder, qa, samples = world
+    late = folder / "late.mp4"
+    late.unlink(missing_ok=True)
+    some = [*samples[:2], Sample(id="late", video=str(late), question="red?", answer="red", type="colour")]
+    path = tmp_path / "p.jsonl"
+    result = evaluate(qa, some, predictions=path, max_new_tokens=4, progress=False)
+    assert [f[0] for f in result.failures] == ["late"] and "late.mp4" in result.failures[0][1]
+    assert (result.overall.n_scored, result.overall.n_expected) == (2, 3)
+    assert "\n" not in result.failures[0][1]
+    write_clip(late, 1)
+    again = evaluate(qa, some, predictions=path, max_new_tokens=4, progress=False)
+    assert again.failures == [] and again.overall.n_scored == 3
+
+
+def test_the_patch_can_be_left_out(world):
+    _, qa, samples = world
+    patched = evaluate(qa, samples, max_new_tokens=4, progress=False)
+    base = evaluate(qa, samples, patch=False, max_new_tokens=4, progress=False)
+    assert [p.prediction for p in base.predictions] == [
+        qa.ask(s.video, s.question, patch=False, max_new_tokens=4).text for s in samples
+    ]
+    assert [p.prediction for p in base.predictions] != [p.prediction for p in patched.predictions]
+
+
+def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path):
+    _, qa, samples = world
+    path = tmp_path / "p.jsonl"
+    evaluate(qa, samples[:2], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
+    before = path.read_bytes()
+    for options, field in (
+        ({"max_new_tokens": 5, "settings": {"patch": "a"}}, "max_new_tokens"),
+        ({"max_new_tokens": 4, "settings": {"patch": "b"}}, "patch"),
+        ({"max_new_tokens": 4, "settings": {"patch": "a"}, "patch": False}, "patch_weights"),
+    ):
+        with pytest.raises(ValueError, match=f"another run: {field} was"):
+            evaluate(qa, samples[:2], predictions=path, progress=False, **options)
+    changed = replace(samples[0], answer="other")
+    with pytest.raises(ValueError, match="has changed since it was answered"):
+        evaluate(qa, [changed, samples[1]], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_scored_is_refused_before_any_work(world, tmp_path):
+    _, qa, samples = world
+    unanswered = Sample(id="u", video=samples[0].video, question="red?")
+    for bad, message in (
+        ([samples[0], unanswered], "'u': it has no answer"),
+        ([samples[0], samples[0]], "comes more than once"),
+        ([Sample(id="p", video=samples[0].video, question="red?", answer="?!")], "'p'.*letter or a digit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(qa, bad, predictions=tmp_path / "p.jsonl", progress=False)
+    assert not (tmp_path / "p.jsonl").exists()
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluate(qa, samples, batch_size=0)
+
+
+def test_batches_keep_a_video_together_with_short_prompts_first():
+    def want(i, video, question):
+        return Prediction(id=str(i), video=video, question=question, references=("x",))
+
+    wanted = [want(0, "b", "long question"), want(1, "a", "q"), want(2, "b", "q"), want(3, "a", "qq"), want(4, "b", "q")]
+    assert plan_batches(wanted, 2) == [[2, 4], [0, 1], [3]]
+
+
+def test_facts_tell_models_apart(world, tmp_path):
+    _, qa, _ = world
+    facts = model_facts(qa)
+    assert json.loads(json.dumps(facts)) == facts and facts["frames"]["num_frames"] == 4
+    assert model_facts(qa, patch=False)["patch_weights"] is None
+    before = patch_hash(qa.model)
+    parameter = next(p for n, p in qa.model.named_parameters() if "lora_B" in n)
+    value = parameter.data.view(-1)[0].item()
+    parameter.data.view(-1)[0] += 1e-3
+    assert patch_hash(qa.model) != before
+    parameter.data.view(-1)[0] = value
+    assert patch_hash(qa.model) == before
