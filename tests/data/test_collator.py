@@ -251,6 +251,16 @@ def test_answers_are_found_in_any_text(family):
         assert learnt(family, batch, 0) == [f"{answer}<|im_end|>"] * 2
 
 
+def test_answer_outside_the_vocabulary_is_an_error():
+    from pave.playground.base_model import build_model, build_processor
+
+    family = (build_model(0), build_processor())
+    batch = collator(family)([item("a", (("what sound is heard ?", "bell"),))])
+    assert learnt(family, batch, 0)[0].startswith("bell")
+    with pytest.raises(ValueError, match=r"sample 'a'.*vocabulary lacks a word of the answer 'gong"):
+        collator(family)([item("a", (("what sound is heard ?", "gong"),))])
+
+
 def test_video_metadata_gives_true_times_and_rate():
     from transformers.video_utils import VideoMetadata
 

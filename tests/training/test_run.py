@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from pave.config import EncoderConfig
 from pave.data.media import write_video
-from pave.patching import load_patch, read_record
+from pave.patching import detach_patch, load_patch, patch_parameters, read_record
 from pave.side_channels import build_encoder
 from pave.training import read_recipe, run_recipe
 from tiny_models import SIDE, tiny_llava_onevision
@@ -160,6 +160,17 @@ def test_epochs_and_progress_messages(world, tmp_path, caplog, capsys):
     assert any("step 2 of 2: loss" in record.message for record in caplog.records)
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_bfloat16_trains_a_float32_patch_and_leaves_the_model_as_it_was(world, tmp_path):
+    changes = ["base.dtype=bfloat16", "training.precision=bfloat16", "training.save_every=null", "data.stages=[{steps: 4}]"]
+    result = run_recipe(plan(world, tmp_path, *changes), folder=world)
+    assert np.isfinite(result.train_loss)
+    assert {p.dtype for p in patch_parameters(result.model)} == {torch.float32}
+    assert "forward" not in vars(result.model)
+    detach_patch(result.model)
+    base, _ = tiny_llava_onevision()
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(result.model.parameters(), base.parameters(), strict=True))
 
 
 def test_tensorboard_gets_the_losses(world, tmp_path, monkeypatch):

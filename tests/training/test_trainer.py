@@ -216,6 +216,15 @@ def test_decoding_in_worker_processes_changes_nothing(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(plain.model), weights(workers.model), strict=True))
 
 
+@pytest.mark.parametrize("family", [tiny_llava_onevision, tiny_qwen2_5_vl])
+def test_activation_checkpointing_changes_nothing(tmp_path, family):
+    plain = build(tmp_path / "plain", family, steps=3)
+    recomputed = build(tmp_path / "recomputed", family, steps=3, activation_checkpointing=True)
+    plain.train(), recomputed.train()
+    for a, b in zip(weights(plain.model), weights(recomputed.model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_checkpoint_is_a_patch_without_the_base(tmp_path):
     trainer = build(tmp_path, steps=2, save_every=2)
     trainer.train()

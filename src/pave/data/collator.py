@@ -50,8 +50,8 @@ class PatchCollator:
         with_ids: add ``sample_ids``.
 
     Raises:
-        SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long, a
-            row would have no target, features have another width than the patch, or the videos of a batch cannot be stacked.
+        SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
+            an answer has no target or a word that the vocabulary lacks, features have another width than the patch, or the videos of a batch cannot be stacked.
     """
 
     def __init__(
@@ -176,6 +176,8 @@ class PatchCollator:
                     f"the chat template ends the answer {prompt.text[start:end]!r} with no end-of-turn token, so the model "
                     "would never learn to stop"
                 )
+            if self.processor.tokenizer.unk_token_id in [text_ids[i] for i in inside]:
+                raise ValueError(f"the base's vocabulary lacks a word of the answer {prompt.text[start:end]!r}")
             targets += inside
         if not targets:
             raise ValueError("it has no answer to learn from")

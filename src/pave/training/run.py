@@ -108,6 +108,7 @@ def run_recipe(
         atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
     train_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
+    trainer.release_model()
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
     if args.should_save:

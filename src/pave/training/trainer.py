@@ -141,6 +141,11 @@ class PatchTrainer(transformers.Trainer):
         logger.info("loading the best patch, %s", self.state.best_model_checkpoint)
         load_tensors(self.model, str(self.state.best_model_checkpoint))
 
+    def release_model(self) -> None:
+        """Take the wrapper that mixed precision puts around ``forward`` off the model again. Call it when all is done."""
+        for name in ("forward", "_original_forward"):
+            vars(self.model).pop(name, None)
+
 
 def parameter_groups(model: nn.Module, args: PatchTrainingArguments) -> list[dict[str, Any]]:
     """Groups for an optimizer: the patch's parameters by role, matrices (decayed) apart from norms, biases and scalars.
