@@ -158,6 +158,7 @@ def test_epochs_and_progress_messages(world, tmp_path, caplog, capsys):
         result = run_recipe(recipe, folder=world)
     assert result.steps == 2 and result.eval_loss is None  # half of 12 samples, 4 a step
     assert any("step 2 of 2: loss" in record.message for record in caplog.records)
+    assert any("the cache holds" in record.message for record in caplog.records)
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.glob("checkpoint-*"))
 

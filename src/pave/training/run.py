@@ -83,7 +83,8 @@ def run_recipe(
     held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, train)
-    datasets = [None if samples is None else _dataset(recipe, samples, encoders, folder) for samples in (train, held_out)]
+    train_data = _dataset(recipe, train, encoders, folder)
+    held_out_data = _dataset(recipe, held_out, encoders, folder) if held_out else None
     model, processor = load_base(recipe, folder, base)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
     provenance = {
@@ -96,8 +97,8 @@ def run_recipe(
         args,
         data_collator=PatchCollator(processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length),
         train_sampler=sampler,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
+        train_dataset=train_data,
+        eval_dataset=held_out_data,
         provenance=provenance,
         processor=processor,
         callbacks=[*callbacks, *([RunProgress()] if progress else [])],
@@ -109,6 +110,11 @@ def run_recipe(
     train_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
     trainer.release_model()
+    report = train_data.cache_report
+    if report.items:
+        logger.info(
+            "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
+        )
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
     if args.should_save:
