@@ -1,0 +1,387 @@
+"""What README and docs say is true of the code: links, commands, recipes, code blocks, tables, quoted messages."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from pave.cli import main
+from pave.cli.app import VERBS, app
+from pave.config import PatchConfig
+from pave.data.samples import Sample
+from pave.side_channels import ENCODERS, build_encoder
+from pave.training.recipe import read_recipe
+from pave.training.sampler import Stage
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "golden" / "README.md"])
+RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
+SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def load_script(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [body for language, body in BLOCK.findall(path.read_text(encoding="utf-8")) if language in languages]
+
+
+def prose(path: Path) -> str:
+    """A document without its code blocks."""
+    return BLOCK.sub("", path.read_text(encoding="utf-8"))
+
+
+# --- links
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors as GitHub makes them: lower case, punctuation dropped, a hyphen for each blank."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(path: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", prose(path))
+
+
+def broken_links(path: Path) -> list[str]:
+    broken = []
+    for link in links(path):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title: here\n[1](#a-title-here) [2](page.md) [3](#other) [4](gone.md) [5](https://x.org)\n")
+    assert broken_links(page) == ["#other", "gone.md"]
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        targets = {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not re.match(r"[a-z]+:", link)}
+        todo += [target for target in targets - seen if target.suffix == ".md" and target.is_file()]
+    assert set(ROOT.glob("docs/*.md")) <= seen
+
+
+# --- commands
+
+
+def commands(text: str) -> list[list[str]]:
+    """The ``pave`` commands of a shell block, as words. A line may have a prompt, a comment, or several commands."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            command, words = words[:end], words[end + 1 :]
+            if command[:1] == ["torchrun"] and "-m" in command:
+                command = command[command.index("-m") + 1 :]
+            if command[:1] in (["pave"], ["pave.cli"]):
+                found.append(command[1:])
+    return found
+
+
+def quoted_commands(text: str) -> list[list[str]]:
+    """Commands in running text between back quotes."""
+    return [shlex.split(words)[1:] for words in re.findall(r"`(pave [^`]+)`", text)]
+
+
+def documented_commands() -> list[tuple[str, list[str], bool]]:
+    """(where, words, complete) for every command that a document, recipe or example shows."""
+    found = []
+    for path in DOCUMENTS:
+        found += [(name_of(path), words, True) for block in blocks(path, "sh", "console") for words in commands(block)]
+        found += [(name_of(path), words, False) for words in quoted_commands(prose(path))]
+    for path in RECIPES:
+        comments = re.sub(r"^#", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found += [
+            (name_of(path), words, True)
+            for line in re.findall(r"^ +pave .*$", comments, re.M)
+            for words in commands(line.strip())
+        ]
+    for path in SCRIPTS:
+        found += [
+            (name_of(path), words, False) for words in quoted_commands(ast.get_docstring(ast.parse(path.read_text())) or "")
+        ]
+    return found
+
+
+def parse(words: list[str]) -> None:
+    """Raise if the command line does not take these words."""
+    group = typer.main.get_command(app)
+    with group.make_context("pave", ["--debug"]) as context:
+        verb, command, rest = group.resolve_command(context, [word for word in words if word != "--debug"])
+        with command.make_context(verb, rest, parent=context):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("where", "words", "complete"),
+    documented_commands(),
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_commands_parse(where, words, complete):
+    if not complete and ("..." in words or len(words) == 1):
+        assert words[0] in VERBS or words[0].startswith("-"), where
+        return
+    parse(words)
+
+
+def test_every_verb_is_shown():
+    shown = {words[0] for _, words, _ in documented_commands()}
+    assert set(VERBS) <= shown
+
+
+@pytest.mark.parametrize(
+    "line", ["pave shwo", "pave ask video.mp4", "pave eval x.jsonl --no-such-option", "pave show --frames many"]
+)
+def test_a_wrong_command_is_found(line):
+    (words,) = commands(line)
+    with pytest.raises(Exception, match=r"(?i)no such|missing|valid integer"):
+        parse(words)
+
+
+def test_commands_are_found_in_all_their_forms():
+    text = "make demo\n$ pave show x\npave init a && pave train a/r.yaml \\\n  b=1   # and so on\ntorchrun --n 2 -m pave.cli eval x\n"
+    assert commands(text) == [["show", "x"], ["init", "a"], ["train", "a/r.yaml", "b=1"], ["eval", "x"]]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_make_targets_exist(path):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:^|`)make (?:[A-Z]+=\S+ )*([a-z]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) <= targets
+
+
+# --- recipes
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A folder in which ``pave init my-patch`` ran."""
+    folder = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["init", "my-patch"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipes_read_strictly_and_their_encoders_exist(path):
+    recipe = read_recipe(path)
+    for channel in recipe.patch.side_channels.values():
+        assert channel.encoder.name in ENCODERS
+        if channel.encoder.model is None:  # else its weights would have to be downloaded
+            assert build_encoder(channel.encoder).width == channel.width
+
+
+def test_overrides_of_documented_commands_fit_their_recipes(started):
+    checked = 0
+    for _where, words, complete in documented_commands():
+        if words[0] != "train" or not complete:
+            continue
+        file, *overrides = [word for word in words[1:] if not word.startswith("-")]
+        recipe = next((path for path in (ROOT / file, started / file) if path.is_file()), started / "my-patch" / "recipe.yaml")
+        read_recipe(recipe, overrides)
+        checked += bool(overrides)
+    assert checked >= 3
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_yaml_blocks_are_parts_of_a_recipe(path):
+    for block in blocks(path, "yaml"):
+        values = yaml.safe_load(block)
+        (key,) = values
+        if key == "side_channels":
+            patch = PatchConfig.from_dict(values, where=name_of(path))
+            for channel in patch.side_channels.values():
+                if channel.encoder.model is None:
+                    assert build_encoder(channel.encoder).width == channel.width
+        else:
+            assert key == "stages", f"{name_of(path)}: a block of a kind that this test does not know"
+            assert [Stage.from_dict(stage) for stage in values[key]]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_json_blocks_are_samples(path):
+    for block in blocks(path, "json"):
+        for line in block.splitlines():
+            assert Sample(**yaml.safe_load(line)).turns
+
+
+# --- code
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path, "python")], ids=name_of)
+def test_python_blocks_compile_and_import(path):
+    for block in blocks(path, "python"):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.slow
+def test_python_of_the_quickstart_runs(started, monkeypatch, capsys):
+    monkeypatch.chdir(started)
+    few = "data.stages=[{steps: 2, weights: {sound: 1}}]"
+    assert main(["train", "my-patch/recipe.yaml", few, "training.batch_size=2", "training.save_every=null"]) == 0
+    names: dict = {}
+    for block in blocks(ROOT / "docs" / "quickstart.md", "python"):
+        exec(compile(block, "docs/quickstart.md", "exec"), names)
+    assert "SideTokens(2 videos" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(started, monkeypatch, capsys):
+    monkeypatch.chdir(started)
+    if not Path("my-patch/run/patch").exists():
+        few = "data.stages=[{steps: 2, weights: {sound: 1}}]"
+        assert main(["train", "my-patch/recipe.yaml", few, "training.batch_size=2", "training.save_every=null"]) == 0
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+# --- facts that documents repeat
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in DOCUMENTS if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text()], ids=name_of
+)
+def test_tables_made_from_the_code_are_up_to_date(path):
+    text = path.read_text(encoding="utf-8")
+    assert load_script(ROOT / "docs" / "make_tables.py").refreshed(text) == text, "run: python docs/make_tables.py"
+
+
+@pytest.mark.slow
+def test_the_costs_in_the_readme_are_those_of_pave_show():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- costs -->" in text and "$ pave show" in text
+    assert load_script(ROOT / "docs" / "make_tables.py").refreshed(text) == text, "run: python docs/make_tables.py"
+
+
+def test_every_section_of_a_recipe_has_a_table():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(#(\w+)\)", re.sub(r"(?s)^.*## Every field", "", text)))
+    titles = {title.lower() for title in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
+    assert named <= titles and len(titles) >= 11
+
+
+def test_the_table_of_samples_has_every_field():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- sample fields -->\n(.*?)<!-- /sample fields -->", text, re.DOTALL)[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {field.name for field in dataclasses.fields(Sample)}
+
+
+def test_the_table_of_encoders_has_every_encoder():
+    text = (ROOT / "docs" / "side_channels.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(ENCODERS)
+    log_mel = build_encoder(PatchConfig.compact(audio=64).side_channels["audio"].encoder)
+    assert "| `log_mel` | nothing | 4 | 64 | 1 |" in text
+    assert (log_mel.spec().settings["step_seconds"], log_mel.width, log_mel.tokens_per_step) == (0.25, 64, 1)
+
+
+def test_the_table_of_families_has_every_family():
+    from pave.video_llms import FAMILIES
+
+    text = (ROOT / "docs" / "video_llms.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        for model_type in family.model_types:
+            assert f"`{model_type}`" in text
+
+
+# --- messages
+
+
+@cache
+def messages() -> list[str]:
+    """Every text in the library and the Makefile, with an ellipsis where something is filled in."""
+    found = [(ROOT / "Makefile").read_text()]
+    for path in ROOT.glob("src/pave/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%\.?\d*[sdfr]", "…", node.value))
+            elif isinstance(node, ast.JoinedStr):
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return found
+
+
+def quoted_messages() -> list[str]:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return [title for title in re.findall(r"^### (.+)$", text, re.MULTILINE) if "…" in title or title[0].islower()]
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_quoted_messages_are_those_of_the_library(message):
+    assert any(message in text for text in messages()), "no message of the library reads like this"
+
+
+# --- words that do not belong
+
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.])/(?:work|root|tmp|home|mnt|Users)/",
+    "something left to do": r"\b(?:TODO|FIXME|XXX|TBD)\b",
+    "an address of a package index": r"(?i)pypi\.org|pythonhosted",
+    "marketing": r"(?i)\b(?:revolutionary|seamless(?:ly)?|blazing|cutting-edge|effortless(?:ly)?|state-of-the-art|powerful)\b",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_words_that_do_not_belong(what):
+    found = []
+    for path in [*DOCUMENTS, *RECIPES, *SCRIPTS, ROOT / "CITATION.cff", ROOT / "pyproject.toml", ROOT / "Makefile"]:
+        found += [f"{name_of(path)}: {match[0]}" for match in re.finditer(FORBIDDEN[what], path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_the_citation_names_the_paper_and_this_version():
+    values = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (paper,) = values["references"]
+    assert paper["title"].startswith("PAVE: ") and paper["year"] == 2025 and len(paper["authors"]) == 5
+    assert f'version = "{values["version"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_scripts_of_the_docs_are_not_part_of_the_package():
+    done = subprocess.run([sys.executable, "-c", "import pave.docs"], capture_output=True, text=True)
+    assert done.returncode == 1 and "ModuleNotFoundError" in done.stderr
