@@ -95,24 +95,31 @@ def test_seeking_skips_what_need_not_be_decoded(tmp_path):
     assert frames_module._plan(index, [3, 20]) == [(None, [3, 20])]
 
 
-def test_single_frames_are_reached_by_seeking_alone(tmp_path, monkeypatch):
-    """Without the fallback that decodes from the start, which would hide a seek that lands wrong."""
-    tries = []
-    by_time = frames_module._Reader._by_time
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.mp4", {}), ("a.mp4", FILES["fragmented"][1]), ("a.mkv", {}), ("a.ts", {}), ("a.mov", {})],
+)
+def test_a_seek_lands_on_the_keyframe_it_aims_at(tmp_path, monkeypatch, name, options):
+    """Without this, frames come out right all the same, but only after decoding from an earlier keyframe or the start."""
+    path = encode(tmp_path / name, **{"ticks": VARIABLE, **options})
+    with open_media(path) as container:
+        index = index_packets(container, container.streams.video[0], name)
+    decode_packets, begins = frames_module.decode_packets, []
 
-    def counted(self, *arguments):
-        tries.append(arguments)
-        return by_time(self, *arguments)
+    def noted(*arguments):
+        for number, (packet, frames) in enumerate(decode_packets(*arguments)):
+            if number == 0:
+                begins.append(packet.pts)
+            yield packet, frames
 
-    monkeypatch.setattr(frames_module._Reader, "_by_time", counted)
-    for name in ("a.mp4", "a.mkv"):
-        path = encode(tmp_path / name, VARIABLE)
-        for index in range(26, 100, 3):
-            tries.clear()
-            clip = read_frames(path, FrameSampling(num_frames=1, start=VARIABLE[index] / 20, end=VARIABLE[index] / 20 + 0.01))
-            assert clip.indices_F.tolist() == [index]
-            assert len(tries) == 1
-            assert tries[0][1][0][0] is not None
+    monkeypatch.setattr(frames_module, "decode_packets", noted)
+    for frame in range(26, 100, 3):
+        begins.clear()
+        clip = read_frames(path, FrameSampling(num_frames=1, start=VARIABLE[frame] / 20, end=VARIABLE[frame] / 20 + 0.01))
+        assert clip.indices_F.tolist() == [frame]
+        ((key, chosen),) = frames_module._plan(index, [frame])
+        assert chosen == [frame]
+        assert begins == [key[0]]
 
 
 @pytest.mark.parametrize(

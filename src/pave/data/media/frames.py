@@ -147,9 +147,8 @@ class _Reader:
             for key, chosen in plan:
                 wanted = [index.ticks[i] for i in chosen]
                 if key is not None:
-                    # Matroska's index counts presentation times, MP4's decoding times: seeking MP4 to a presentation time
-                    # may land one keyframe late.
-                    target = key[0] if "matroska" in container.format.name else key[1]
+                    # Transport streams are searched by decoding time, formats with an index by presentation time.
+                    target = key[1] if container.format.name in ("mpegts", "mpeg") else key[0]
                     container.seek(target, stream=stream, backward=True)
                 for frame in self._decode(container, stream, start_by=None if key is None else key[0]):
                     if frame.pts is None or frame.pts > wanted[0]:
