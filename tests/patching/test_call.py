@@ -57,6 +57,8 @@ def test_side_channels_without_a_video_raise(model_and_batch):
         ({"frame_times": None}, "frame_times is missing"),
         ({"frame_times": torch.zeros(2, 3)}, "times for 3 time steps of the model, but 4 steps were encoded"),
         ({"frame_times": torch.zeros(2, 5)}, "times for 5 time steps of the model, but 4 steps were encoded"),
+        ({"frame_times": torch.zeros(2, 4).bfloat16()}, "frame_times came in bfloat16, too coarse for seconds"),
+        ({"frame_times": [[0.0, 1.0, 2.0]] * 2}, "times for 3 time steps of the model"),
         ({"frame_times": torch.zeros(3, 4)}, r"must have shape \(2 videos, frames\)"),
     ],
 )

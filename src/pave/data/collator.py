@@ -30,7 +30,7 @@ class PatchCollator:
     makes                processor returns for the rendered conversations and the decoded frames
     ``side_channels``    dictionary channel -> SideTokens with one row per video; a video that lacks the channel has a row
                          without a valid step
-    ``frame_times``      (videos, frames) float64, seconds of every sampled frame on the video's clock, NaN behind the last
+    ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL and Qwen2.5-VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
                          everywhere else (prompt, placeholders, padding, text between turns)
@@ -82,10 +82,10 @@ class PatchCollator:
         if self.train:
             batch["labels"] = self._labels(items, prompts, batch)
         frames = max(len(item.times_F) for item in items)
-        times_BF = torch.full((len(items), frames), float("nan"), dtype=torch.float64)
+        times_BF = np.full((len(items), frames), np.nan)
         for row, item in enumerate(items):
-            times_BF[row, : len(item.times_F)] = torch.from_numpy(np.asarray(item.times_F, dtype=np.float64))
-        batch["frame_times"] = times_BF
+            times_BF[row, : len(item.times_F)] = item.times_F
+        batch["frame_times"] = times_BF  # no tensor: what casts the floating tensors of a batch must not see it
         batch["side_channels"] = {name: self._side_tokens(name, items) for name in self.channels}
         positions = self._interface.position_ids(self.base_config, batch)
         if positions is not None:

@@ -80,19 +80,20 @@ class DemoResult:
         return _summary(self)
 
 
-def run_demo(out: Path, short: bool = False, seed: int = 0) -> DemoResult:
+def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = None) -> DemoResult:
     """Run the demo in a folder. Clips that are there already are kept; everything else is made anew.
 
     Args:
         out: folder for data, patches and the report.
         short: a few clips and steps: shows that everything runs, not that it learns.
         seed: of the world, the fresh weights and the order of training.
+        base: another base than the embedded one, of the same vocabulary.
     """
     plan = SHORT if short else FULL
     clock = _Clock()
     folder = Path(out).resolve()
     data = folder / ("data-short" if short else "data")
-    base = str(base_path())
+    base_folder = str(base or base_path())
     logger.info("1/5 rendering %d clips with sound (H.264 + AAC)", plan.train_clips + plan.test_clips)
     train, test = _render(data, plan, seed)
     samples = list(read_samples(test))
@@ -102,14 +103,14 @@ def run_demo(out: Path, short: bool = False, seed: int = 0) -> DemoResult:
     predictions = {BASE: folder / "base.jsonl", VIDEO_ONLY: folder / "video-only.jsonl", PATCH: folder / "patch.jsonl"}
     for path in predictions.values():
         path.unlink(missing_ok=True)
-    _score(base, None, test, predictions[BASE], seed)
+    _score(base_folder, None, test, predictions[BASE], seed)
     clock.lap("score base")
 
     logger.info("3/5 training side by side: %s and %s, %d steps each", VIDEO_ONLY, PATCH, plan.open_steps + plan.mixed_steps)
     jobs = {}
     for name, config, place in ((VIDEO_ONLY, video_only_patch(), "video-only"), (PATCH, audio_patch(), "audio")):
-        made = recipe(config, plan, base=base, train=str(train), output=str(folder / place), seed=seed)
-        arguments = {"made": made, "base": base, "test": test, "predictions": predictions[name], "seed": seed}
+        made = recipe(config, plan, base=base_folder, train=str(train), output=str(folder / place), seed=seed)
+        arguments = {"made": made, "base": base_folder, "test": test, "predictions": predictions[name], "seed": seed}
         jobs[name] = (_train_and_score, arguments)
     run_side_by_side(jobs)
     clock.lap("train and score both")
@@ -117,9 +118,9 @@ def run_demo(out: Path, short: bool = False, seed: int = 0) -> DemoResult:
     logger.info("4/5 asking one question with and without the patch")
     results = {name: rescore(path, seed=seed) for name, path in predictions.items()}
     patch = folder / "audio" / PATCH_FOLDER
-    qa = VideoQA.from_pretrained(base, patch, device="cpu")
+    qa = VideoQA.from_pretrained(base_folder, patch, device="cpu")
     shown = _choose(samples, results)
-    asked = _ask(qa, next(iter(shown)))
+    asked = _ask(qa, shown[0][0])
     clock.lap("ask")
 
     logger.info("5/5 writing the report")
@@ -193,7 +194,7 @@ def pooled(result: EvalResult, kinds: Sequence[str]) -> dict[str, float]:
     return {"accuracy": score.accuracy, "low": score.interval.low, "high": score.interval.high}
 
 
-def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> dict[Sample, dict[str, Prediction]]:
+def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> list[tuple[Sample, dict[str, Prediction]]]:
     """Samples to show: questions on sound first where the patch is right and the others wrong, then one where it is wrong."""
     by_run = {run: {p.id: p for p in result.predictions} for run, result in results.items()}
     rows = [(sample, {run: by_run[run][sample.id] for run in results}) for sample in samples]
@@ -204,7 +205,7 @@ def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> dic
     alone = [r for r in won if r[0].type == "sound"]
     silent = [r for r in rows if r[0].type == "light_vision"]
     chosen = (both[:2] + alone[:1] + lost[:1] + silent[:1]) or rows[:1]
-    return dict(chosen)
+    return chosen
 
 
 def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
 
 
 def _write_report(
-    result: DemoResult, qa: VideoQA, shown: Mapping[Sample, Mapping[str, Prediction]], plan: Plan, seed: int
+    result: DemoResult, qa: VideoQA, shown: Sequence[tuple[Sample, Mapping[str, Prediction]]], plan: Plan, seed: int
 ) -> None:
     notes = {
         BASE: "as shipped, never heard a sound",
@@ -232,7 +233,7 @@ def _write_report(
         result.report,
         "Audio patch on the playground",
         [result.results[name].table(name, notes[name]) for name in result.results],
-        [example_view(qa, sample, answers) for sample, answers in shown.items()],
+        [example_view(qa, sample, answers) for sample, answers in shown],
         _facts(result, plan, seed),
         summary=_finding(result),
         chance=CHANCE,

@@ -12,10 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pave.tokens import SideTokens
+
+FrameTimes = Tensor | NDArray[np.floating] | Sequence[Sequence[float]]
+"""Seconds of the sampled frames, (videos, frames), NaN-padded."""
 
 _CALL: ContextVar[PatchCall | None] = ContextVar("pave_call", default=None)
 _STRENGTH: ContextVar[dict[int, float] | None] = ContextVar("pave_strength", default=None)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pave.config import PatchConfig
-from pave.patching.call import CheckpointInCall, PatchCall, current_call, strength_overridden, strength_override
+from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
 from pave.patching.fuse import fuse, lengthen, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.slot import SLOTS
@@ -72,7 +72,7 @@ class PatchedVideoLLM(Swapped):
     def patch_call(
         self,
         side_channels: Mapping[str, SideTokens] | None = None,
-        frame_times: Tensor | None = None,
+        frame_times: FrameTimes | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
@@ -170,7 +170,7 @@ def _forward_method(base: Any) -> Any:
 
 _ARGUMENTS = """
         side_channels (`dict[str, SideTokens]`, *optional*): tokens of each side channel, one row per video.
-        frame_times (`torch.Tensor` of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
+        frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pave.config import PatchConfig
-from pave.patching.call import PatchCall, as_row_tensor, entered, rows_of_videos, weights_of_rows
+from pave.patching.call import FrameTimes, PatchCall, as_row_tensor, entered, rows_of_videos, weights_of_rows
 from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening
 from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
 from pave.tokens import QuestionTokens, SideTokens
@@ -24,12 +24,13 @@ logger = logging.getLogger(__name__)
 def patch_call(
     model: Any,
     side_channels: Mapping[str, SideTokens] | None,
-    frame_times: Tensor | None,
+    frame_times: FrameTimes | None,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     labels: Tensor | None,
 ) -> Iterator[PatchCall | None]:
     config: PatchConfig = model.patch_config
+    frame_times = _checked_times(frame_times)
     sides = _checked_sides(config, side_channels or {}, frame_times)
     call = PatchCall(
         model, next(iter(getattr(model, SLOTS))), model.patch_strength, sides, frame_times, input_ids, attention_mask, labels
@@ -43,6 +44,17 @@ def patch_call(
             f"side_channels ({', '.join(sides)}) were given, but no video was encoded in this call; pass the video's pixels in "
             "the same call, or leave side_channels out"
         )
+
+
+def _checked_times(frame_times: FrameTimes | None) -> Tensor | None:
+    if frame_times is None:
+        return None
+    if isinstance(frame_times, Tensor) and frame_times.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"frame_times came in {str(frame_times.dtype).removeprefix('torch.')}, too coarse for seconds: something cast the "
+            "floating tensors of the batch; pass a NumPy array or a list, which no wrapper casts"
+        )
+    return torch.as_tensor(frame_times, dtype=torch.float64)
 
 
 def _checked_sides(
@@ -156,7 +168,7 @@ def _video_rows(call: PatchCall, interface: Any, tokens_per_video: list[int]) ->
 def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | None:
     if call.frame_times is None:
         return None
-    frame_times = call.frame_times.double()
+    frame_times = call.frame_times
     if frame_times.ndim != 2 or frame_times.shape[0] != len(steps):
         raise ValueError(f"frame_times must have shape ({len(steps)} videos, frames), got {tuple(frame_times.shape)}")
     times: Tensor = interface.step_times(frame_times)

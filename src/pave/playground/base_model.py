@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from pave.playground.render import SIZE
-from pave.playground.world import COLOURS, LIGHTS, SHAPES, SOUNDS
+from pave.playground.world import COLOURS, LIGHTS, NUM_MOMENTS, SHAPES, SOUNDS
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -82,7 +82,7 @@ def build_processor() -> LlavaOnevisionProcessor:
     return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=[[SIZE, SIZE]], **picture),
         tokenizer=build_tokenizer(),
-        video_processor=LlavaOnevisionVideoProcessor(**picture),
+        video_processor=LlavaOnevisionVideoProcessor(num_frames=NUM_MOMENTS, **picture),
         num_image_tokens=GRID**2,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,

@@ -5,7 +5,7 @@ A folder holds::
     clips/train/00000.mp4 ...     H.264 and AAC
     scenes-train.jsonl            what is in each clip: {"id", "video", "scene"}, one line each
     manifest-train.json           how the clips were made; what is there already under the same manifest is not made again
-    train.jsonl                   samples: {"id", "video", "type", "question", "answer", "choices"}, or "messages" in a conversation
+    train.jsonl                   samples: {"id", "video", "type", "question", "answer"}, or "messages" in a conversation
 
 Every file appears whole or not at all. The same arguments give the same scenes, questions, frames and samples of sound.
 """
@@ -143,7 +143,7 @@ def write_samples(
 def _as_sample(questions: list[Question]) -> dict[str, Any]:
     if len(questions) == 1:
         (one,) = questions
-        return {"type": one.type, "question": one.text, "answer": one.answer, "choices": list(one.choices)}
+        return {"type": one.type, "question": one.text, "answer": one.answer}
     turns = [({"role": "user", "content": q.text}, {"role": "assistant", "content": q.answer}) for q in questions]
     return {"type": "+".join(q.type for q in questions), "messages": [message for turn in turns for message in turn]}
 
