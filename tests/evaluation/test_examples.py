@@ -50,7 +50,7 @@ def test_bases_that_merge_frames_share_a_row():
     from pave.data.items import PatchItem
     from pave.side_channels import SideFeatures
 
-    side = SideFeatures(torch.randn(10, 16), 0.1 + torch.arange(10).double() / 5)
+    side = SideFeatures(torch.randn(10, 2, 16), 0.1 + torch.arange(10).double() / 5)
     frames = generator.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     item = PatchItem("a", frames, np.arange(5) * 0.4 + 0.2, (("red?", None),), {"audio": side})
     weights = attention_of(qa, item)["audio"]

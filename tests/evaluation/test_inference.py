@@ -126,12 +126,20 @@ def test_samples_are_answered_together_as_they_are_alone(places, qa):
             assert answer.text == qa.ask(sample.video, QUESTION, max_new_tokens=8).text
 
 
-def test_videos_of_different_length_can_share_a_batch(places):
+def test_videos_of_different_length_can_share_a_batch(places, monkeypatch):
     folder, base, patch = places
     qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(fps=2))
-    samples = [Sample(id=name, video=str(folder / name), question=QUESTION) for name in ("long.mp4", "0.mp4", "1.mp4")]
+    samples = [Sample(id=name, video=str(folder / name), question=QUESTION) for name in ("0.mp4", "long.mp4", "1.mp4")]
+    answer, groups = qa.answer_items, []
+
+    def counting(items, **options):
+        groups.append([item.id for item in items])
+        return answer(items, **options)
+
+    monkeypatch.setattr(qa, "answer_items", counting)
     answers = qa.answer_samples(samples, max_new_tokens=8)
-    assert [len(a.frame_times) for a in answers] == [6, 4, 4]
+    assert groups == [["0.mp4", "1.mp4"], ["long.mp4"]]
+    assert [len(a.frame_times) for a in answers] == [4, 6, 4]
     assert [a.text for a in answers] == [qa.ask(s.video, QUESTION, max_new_tokens=8).text for s in samples]
 
 

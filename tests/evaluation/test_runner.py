@@ -51,6 +51,7 @@ def test_batches_do_not_change_answers_nor_files(world, tmp_path):
         evaluate(qa, samples, predictions=tmp_path / f"{size}.jsonl", batch_size=size, max_new_tokens=4, progress=False)
     texts = [(tmp_path / f"{size}.jsonl").read_bytes() for size in (1, 4, 15)]
     assert texts[0] == texts[1] == texts[2]
+    assert [p.id for p in read_predictions(tmp_path / "4.jsonl")[1]] == [s.id for s in samples]
     assert rescore(tmp_path / "4.jsonl") == evaluate(
         qa, samples, predictions=tmp_path / "4.jsonl", max_new_tokens=4, progress=False
     )
