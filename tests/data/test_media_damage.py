@@ -12,7 +12,9 @@ import pytest
 from media_files import CONSTANT, HEIGHT, VARIABLE, WIDTH, bars, encode, indices, noise, write_sound
 from pave.data.media import FrameSampling, MediaError, VideoClip, probe, read_audio, read_frames, write_video
 from pave.data.media import child as child_module
+from pave.data.media import container as container_module
 from pave.data.media import frames as frames_module
+from pave.data.media import sound as sound_module
 from pave.side_channels.base import AudioClip
 
 # --- files that are no good
@@ -210,6 +212,24 @@ def test_absurd_sizes_are_refused_before_decoding(tmp_path, monkeypatch):
     assert len(read_frames(tmp_path / "b.mp4", FrameSampling(num_frames=10)).times_F) == 10
     with pytest.raises(MediaError, match=r"11 frames of 128x48 need .* sample fewer frames"):
         read_frames(tmp_path / "b.mp4", FrameSampling(num_frames=11))
+
+
+def test_absurd_lengths_are_refused(tmp_path, monkeypatch):
+    encode(tmp_path / "a.mp4", CONSTANT[:20])
+    monkeypatch.setattr(container_module, "MAX_PACKETS", 20)
+    assert len(read_frames(tmp_path / "a.mp4").times_F) == 20
+    monkeypatch.setattr(container_module, "MAX_PACKETS", 19)
+    with pytest.raises(MediaError, match=r"a\.mp4: the video has more than 19 frames; cut it"):
+        read_frames(tmp_path / "a.mp4")
+    plain = write_sound(tmp_path / "a.wav", noise(2, 8000)[:, None], 8000, "pcm_f32le", "flt", "mono")
+    gap = write_sound(
+        tmp_path / "b.mkv", noise(1, 8000)[:, None], 8000, "pcm_f32le", "flt", "mono", starts=(4000, 8000 * 3600 * 50)
+    )
+    with pytest.raises(MediaError, match=r"b\.mkv: the sound is longer than 12 hours"):
+        read_audio(gap, 8000)
+    monkeypatch.setattr(sound_module, "MAX_SECONDS", 1.8)
+    with pytest.raises(MediaError, match=r"a\.wav: the sound is longer than 0\.0005 hours; cut it"):
+        read_audio(plain, 8000)
 
 
 def test_a_window_after_the_end_is_named(tmp_path):

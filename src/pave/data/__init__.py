@@ -1,1 +1,1 @@
-"""."""
+"""From files to batches: samples, media, datasets, collation."""

@@ -151,18 +151,20 @@ class _Track:
         if frame.pts is not None:
             gap = round((frame.pts * tick - self.begin) * self.rate) - self.length
             if abs(gap) > max(_JITTER, float(2 * tick)) * self.rate:
-                if self.length + gap > MAX_SECONDS * self.rate:
-                    raise MediaError(
-                        f"{self.name}: the sound is longer than {MAX_SECONDS // 3600} hours; cut it into shorter files"
-                    )
                 if gap < -_MAX_OVERLAP * self.rate:
                     damaged(f"its time stamps run back by {-gap / self.rate:.3g} s after {self.length / self.rate:.6g} s")
                 if gap > 0:
+                    self._check_length(gap)
                     self._append(np.zeros(gap, dtype=np.float32))
                 samples = samples[max(0, -gap) :]
         self._append(samples)
 
+    def _check_length(self, more: int) -> None:
+        if self.length + more > MAX_SECONDS * self.rate:
+            raise MediaError(f"{self.name}: the sound is longer than {MAX_SECONDS / 3600:g} hours; cut it into shorter files")
+
     def _append(self, samples: NDArray[np.float32]) -> None:
+        self._check_length(len(samples))
         self.pieces.append(samples)
         self.length += len(samples)
 
