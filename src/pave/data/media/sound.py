@@ -72,11 +72,12 @@ def read_audio(
         fields = run_in_child("read_audio", path, {**options, "on_corrupt": on_corrupt}, timeout)
         return AudioClip(**fields) if fields else None
     name = os.fspath(path)
+    problems: list[str] = []
 
     def damaged(what: str) -> None:
         if on_corrupt == "error":
             raise MediaError(f"{name}: the sound is damaged: {what}; replace the file, or read it with on_corrupt='keep'")
-        logger.warning("%s: the sound is damaged: %s; going on without that part", name, what)
+        problems.append(what)
 
     with open_media(name) as container:
         if not container.streams.audio:
@@ -89,6 +90,10 @@ def read_audio(
         until = None if end is None else Fraction(end - offset) + (zero or 0)
         track = _Track(name)
         track.fill(container, container.streams.audio[0], damaged, until)
+    if problems:
+        logger.warning(
+            "%s: the sound is damaged in %d places, first: %s; going on without those", name, len(problems), problems[0]
+        )
     if not track.pieces:
         return None
     samples = _resample(np.concatenate(track.pieces), track.rate, sample_rate)
