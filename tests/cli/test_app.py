@@ -150,6 +150,25 @@ def test_the_library_itself_imports_lightly():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+_LONG_OUTPUT = """
+import sys, typer
+from pave.cli.shared import Result, guarded
+app = typer.Typer()
+app.command()(guarded(lambda: Result("x" * 10**6, {})))
+app()
+"""
+
+
+def test_a_reader_that_leaves_early_is_no_error_message():
+    with subprocess.Popen(
+        [sys.executable, "-c", _LONG_OUTPUT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.read(10) == "x" * 10
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "pave.cli", "show", "--preset", "x"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("pave: --preset")

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from pave.cli.train import PLAYGROUND
+
 if TYPE_CHECKING:
     from pave.data.media import FrameSampling
     from pave.evaluation.inference import VideoQA
@@ -31,10 +33,10 @@ def load(
         transformers.utils.logging.disable_progress_bar()
 
     name = base
-    if base is None:
-        name = "the small base inside pave"
+    if base is None or base == PLAYGROUND:
+        name = PLAYGROUND
         base = str(base_path())
-        logger.info("no --base given: using the small base inside pave, which knows the demo's miniature world only")
+        logger.info("using the small base inside pave, which knows the demo's miniature world only")
     return VideoQA.from_pretrained(
         base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=name
     )

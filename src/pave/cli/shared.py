@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -24,7 +25,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 JsonOption = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else there.")
 BaseOption = typer.Option(
-    None, "--base", help="The frozen Video LLM: a folder or a hub id. Default: the small one inside pave."
+    None, "--base", help="The frozen Video LLM: a folder or a hub id. Default: playground, the small one inside pave."
 )
 PatchOption = typer.Option(None, "--patch", help="A patch: a folder or a hub id.")
 DeviceOption = typer.Option("auto", "--device", help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -58,6 +59,9 @@ def guarded(function: _Function) -> _Function:
             raise
         except KeyboardInterrupt:
             _fail("interrupted", INTERRUPTED, as_json, None)
+        except BrokenPipeError:  # the reader of our output is gone, as in `pave show | head`: nothing to tell anybody
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(FAILED) from None
         except JobFailed as error:
             _fail(str(error), FAILED, as_json, error if debug else None)
         except (ValueError, MissingExtraError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pave.cli.shared import JsonOption, Result
+from pave.cli.train import PLAYGROUND
 
 if TYPE_CHECKING:
     from pave.config import PatchConfig
     from pave.patching.cost import PatchCost
 
 DEFAULT_BASE = "llava-onevision-qwen2-7b"
-DEFAULT_WIDTH = 128
 PRESETS = ("compact", "paper")
 
 
@@ -47,11 +47,12 @@ def command(
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both say which patch to show; give only one")
     from pave.patching.cost import patch_cost
+    from pave.playground import base_path
     from pave.video_llms.known import load_config
 
     subject = _subject(patch, config, preset)
     base_name = base or subject.base or DEFAULT_BASE
-    base_config = load_config(base_name)
+    base_config = load_config(str(base_path()) if base_name == PLAYGROUND else base_name)
     cost = patch_cost(base_config, subject.patch, num_frames=frames, text_tokens=text_tokens, side_steps=side_steps)
     data = {
         "name": subject.name,
@@ -84,9 +85,13 @@ def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Sub
         return _Subject(patch, record.patch, record.base.model_id, record.provenance)
     if config is not None:
         return _from_file(config)
-    make = PatchConfig.paper if preset == "paper" else PatchConfig.compact
-    width = 1024 if preset == "paper" else DEFAULT_WIDTH
-    return _Subject(f"preset {preset or 'compact'}, one audio channel of width {width}", make(audio=width))
+    if preset == "paper":
+        return _Subject("preset paper, one audio channel of width 1024", PatchConfig.paper(audio=1024))
+    from pave.config import EncoderConfig
+    from pave.side_channels import build_encoder
+
+    width = build_encoder(EncoderConfig()).width
+    return _Subject(f"preset compact, one log-mel audio channel of width {width}", PatchConfig.compact(audio=width))
 
 
 def _from_file(path: Path) -> _Subject:
