@@ -42,7 +42,7 @@ def test_objects_differ_in_colour_shape_and_lane_and_both_move():
 
 def test_events_lie_inside_one_segment_each():
     for scene in SCENES:
-        assert 1 <= len(scene.flashes) <= 2 and len(scene.sounds) == 1
+        assert 1 <= len(scene.flashes) <= 3 and len(scene.sounds) == 1
         assert (
             len({flash.kind for flash in scene.flashes})
             == len({flash.segment for flash in scene.flashes})

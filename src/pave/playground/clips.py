@@ -40,7 +40,7 @@ def clip_name(split: Split, index: int) -> str:
 def render_clip(path: Path, scene: Scene) -> None:
     """Write one scene as an mp4; a scene without sounds gets no audio track."""
     sound = draw_sound(scene) if scene.sounds else None
-    write_video(path, draw_frames(scene), fps=FPS, audio=sound, sample_rate=SAMPLE_RATE)
+    write_video(path, draw_frames(scene), fps=FPS, audio=sound, sample_rate=SAMPLE_RATE, durable=False)
 
 
 def _render_numbered(folder: Path, split: Split, seed: int, silent: bool, index: int) -> int:

@@ -60,10 +60,15 @@ def _light(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("light", "which light flashes first ?", scene.flashes[0].kind, LIGHTS)
 
 
+def ask_each_light(scene: Scene) -> list[Question]:
+    """A question of type ``light_vision`` on every flash of the scene."""
+    texts = [f"which object moves when the {flash.kind} light flashes ?" for flash in scene.flashes]
+    answers = [scene.mover_during(flash).name for flash in scene.flashes]
+    return [Question("light_vision", text, answer, _objects(scene)) for text, answer in zip(texts, answers, strict=True)]
+
+
 def _light_vision(scene: Scene, rng: np.random.Generator) -> Question:
-    flash = scene.flashes[int(rng.integers(len(scene.flashes)))]
-    text = f"which object moves when the {flash.kind} light flashes ?"
-    return Question("light_vision", text, scene.mover_during(flash).name, _objects(scene))
+    return ask_each_light(scene)[int(rng.integers(len(scene.flashes)))]
 
 
 def _sound(scene: Scene, rng: np.random.Generator) -> Question:

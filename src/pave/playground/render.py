@@ -58,7 +58,7 @@ def place(scene: Scene, index: int, times_F: NDArray[np.float64]) -> tuple[NDArr
     return (*_in_picture(scene, index, along_F), moving_F)
 
 
-def _coverage(shape: str, x_F: NDArray, y_F: NDArray) -> NDArray[np.float32]:
+def coverage(shape: str, x_F: NDArray, y_F: NDArray) -> NDArray[np.float32]:
     """Opacity of a shape centred at (x, y) for every pixel, with edges one pixel soft: (F, SIZE, SIZE)."""
     pixels = np.arange(SIZE, dtype=np.float32) + 0.5
     dx = pixels[None, None, :] - x_F[:, None, None].astype(np.float32)
@@ -85,9 +85,9 @@ def draw_frames(scene: Scene, times_F: NDArray[np.float64] | None = None) -> NDA
     for index, thing in enumerate(scene.things):
         along_F, facing_F, moving_F = _along_lane(scene, index, times_F)
         for back, opacity in _TRAIL[::-1]:
-            ghost = _coverage(thing.shape, *_in_picture(scene, index, along_F - facing_F * back))
+            ghost = coverage(thing.shape, *_in_picture(scene, index, along_F - facing_F * back))
             _paint(pictures, opacity * moving_F[:, None, None] * ghost, thing.colour)
-        _paint(pictures, _coverage(thing.shape, *_in_picture(scene, index, along_F)), thing.colour)
+        _paint(pictures, coverage(thing.shape, *_in_picture(scene, index, along_F)), thing.colour)
     border = np.ones((SIZE, SIZE), dtype=np.float32)
     border[_BORDER:-_BORDER, _BORDER:-_BORDER] = 0
     for flash in scene.flashes:

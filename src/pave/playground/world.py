@@ -140,7 +140,7 @@ def _draw_things(rng: np.random.Generator) -> tuple[Thing, Thing]:
 
 
 def _draw_flashes(rng: np.random.Generator) -> tuple[Event, ...]:
-    count = int(rng.integers(1, 3))
+    count = int(rng.integers(1, 4))
     segments = sorted(rng.permutation(NUM_SEGMENTS)[:count])
     kinds = rng.permutation(len(LIGHTS))[:count]
     slack = SEGMENT - FLASH_SECONDS

@@ -16,11 +16,16 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it replaces ``path`` when the block ends without an error.
 
     Missing parent folders are made. After an error the temporary file is removed and ``path`` is as it was. The suffix is
     kept, because many writers choose the format by it.
+
+    Args:
+        path: the destination.
+        durable: wait until the bytes are on the disk. Without it a power cut may leave an empty file; a crash of the program
+            alone cannot. For many small files that can be made again, where waiting would take longer than making them.
 
     Raises:
         ValueError: if ``path`` is a folder.
@@ -35,7 +40,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(_mode_for(target))
-        _flush(temporary)
+        if durable:
+            _flush(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ def write_video(
     keyframe_interval: int = 250,
     max_b_frames: int | None = None,
     audio_bit_rate: int = 96_000,
+    durable: bool = True,
 ) -> None:
     """Write an H.264 (yuv420p) + AAC file. The same input gives the same bytes, and the file appears whole or not at all.
 
@@ -50,6 +51,7 @@ def write_video(
         keyframe_interval: at most this many frames between keyframes.
         max_b_frames: None leaves it to the preset, 0 forbids B-frames.
         audio_bit_rate: bits per second of AAC.
+        durable: see :func:`pave.utils.files.atomic_path`.
 
     Raises:
         ValueError: naming the argument and what was found.
@@ -68,7 +70,8 @@ def write_video(
     ticks_F, time_base, rate = _frame_ticks(F, fps, times)
     audio_nC = None if audio is None else _check_audio(audio, sample_rate)
     shift = max(0.0, -audio_start) if audio_nC is not None else 0.0
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", options={"fflags": "+bitexact"}) as container:
+    options = {"fflags": "+bitexact"}
+    with atomic_path(path, durable=durable) as temporary, av.open(str(temporary), "w", options=options) as container:
         video = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "preset": preset, "threads": "1"})
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.codec_context.time_base = time_base
