@@ -23,7 +23,19 @@ _HOMES = {
     "save_patch": "pave.patching",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "EncoderConfig",
+    "FusionConfig",
+    "LoraSettings",
+    "PatchConfig",
+    "SideChannelConfig",
+    "SideTokens",
+    "__version__",
+    "attach_patch",
+    "detach_patch",
+    "load_patch",
+    "save_patch",
+]
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig

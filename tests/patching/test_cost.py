@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig
 from pave.patching.cost import patch_cost
-from pave.video_llms.known import KNOWN_CONFIGS, load_config
+from pave.video_llms.known import HUB_IDS, KNOWN_CONFIGS, load_config
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,11 @@ def test_operations_agree_with_torchs_counter(name, lora):
     assert cost.base_prefill_flops == pytest.approx(base, rel=0.03)
     added = count(side_channels={"audio": side}) - base
     assert cost.fusion_flops + cost.lora_flops == pytest.approx(added, rel=0.03)
+
+
+def test_published_hub_ids_need_no_download():
+    for hub_id, name in HUB_IDS.items():
+        assert load_config(hub_id).to_dict() == load_config(name).to_dict()
 
 
 def test_an_unknown_base_lists_the_built_in_ones(tmp_path):

@@ -204,8 +204,7 @@ def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> lis
     both = [r for r in won if r[0].type == "sound_vision"]
     alone = [r for r in won if r[0].type == "sound"]
     silent = [r for r in rows if r[0].type == "light_vision"]
-    chosen = (both[:2] + alone[:1] + lost[:1] + silent[:1]) or rows[:1]
-    return chosen
+    return (both[:2] + alone[:1] + lost[:1] + silent[:1]) or rows[:1]
 
 
 def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:

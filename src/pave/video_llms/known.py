@@ -89,14 +89,23 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+HUB_IDS = {
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision-qwen2-0.5b",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava-onevision-qwen2-7b",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2.5-vl-7b",
+}
+"""Hub ids whose config is built in."""
+
+
 def load_config(base: str) -> Any:
-    """The config of a base: a short name of ``KNOWN_CONFIGS``, a local folder or config file, or a hub id.
+    """The config of a base: a short name of ``KNOWN_CONFIGS`` or its hub id, a local folder or config file, or another hub id.
 
     Raises:
         ValueError: if none of these gives a config.
     """
     from transformers import AutoConfig
 
+    base = HUB_IDS.get(base, base)
     if base in KNOWN_CONFIGS:
         values = dict(KNOWN_CONFIGS[base])
         return AutoConfig.for_model(values.pop("model_type"), **values)
