@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     sound = read_audio(video, encoder.sample_rate)
     features = encoder.encode(sound)
     side = SideTokens.from_videos([features.features_KMC], [features.times_K])
-    heard = {"side_channels": {"audio": side}, "frame_times": torch.from_numpy(clip.times_F)[None]}
+    heard = {"side_channels": {"audio": side}, "frame_times": clip.times_F[None]}
     print(f"{len(clip.times_F)} frames from {clip.times_F[0]:.2f} to {clip.times_F[-1]:.2f} s; {side}")
 
     base_logits = model(**batch).logits

@@ -15,8 +15,7 @@ from pave.evaluation.inference import VideoQA
 from pave.patching import read_record
 from pave.playground import base_path
 from pave.playground.clips import clip_name, render_clips, write_samples
-from pave.training.recipe import read_recipe
-from pave.training.run import run_recipe
+from pave.training import read_recipe, run_recipe
 from pave.utils.console import setup_logging
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "playground_audio.yaml"

@@ -21,8 +21,7 @@ from pave.evaluation.generation import generate_texts
 from pave.playground import base_path
 from pave.playground.clips import clip_name, render_clips
 from pave.side_channels import SideFeatures
-from pave.training.arguments import TrainingConfig
-from pave.training.trainer import PatchTrainer
+from pave.training import PatchTrainer, TrainingConfig
 
 QUESTION = "does the sensor reading increase or decrease ?"
 TRENDS = {"increase": 0.4, "decrease": -0.4, "steady": 0.0}  # units a second
