@@ -106,10 +106,9 @@ def test_samples_point_to_clips_and_hold_right_answers(tmp_path):
         assert (tmp_path / row["video"]).is_file()
         scene = scenes[row["video"]]
         if row["type"] == "sound":
-            assert row["answer"] == scene.sounds[0].kind and row["choices"] == list(SOUNDS)
+            assert row["answer"] == scene.sounds[0].kind
         elif row["type"] == "sound_vision":
             assert row["answer"] == scene.mover_during(scene.sounds[0]).name
-            assert sorted(row["choices"]) == sorted(thing.name for thing in scene.things)
         else:
             assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * 3
             assert row["messages"][3]["content"] == scene.flashes[0].kind in LIGHTS

@@ -38,19 +38,29 @@ class Plan:
     mixed_steps: int
     """Steps on all questions."""
     batch_size: int
-    fresh: bool = True
 
 
-FULL = Plan(train_clips=1200, test_clips=300, open_steps=150, mixed_steps=350, batch_size=32)
+FULL = Plan(train_clips=1200, test_clips=300, open_steps=80, mixed_steps=270, batch_size=32)
 SHORT = Plan(train_clips=24, test_clips=8, open_steps=3, mixed_steps=3, batch_size=8)
+
+MIXTURE = {
+    "sound": 1.0,
+    "sound_vision": 2.0,
+    "colour": 0.5,
+    "shape": 0.5,
+    "first_mover": 0.4,
+    "light": 0.3,
+    "light_vision": 1.0,
+}
+"""Shares of the question types after the channel has opened; the silent ones keep what the base knows."""
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
 ENCODER = EncoderConfig(name="log_mel")
 
 
 def audio_patch() -> PatchConfig:
-    """The audio patch: log-mel tokens, fused by true time."""
-    fusion = FusionConfig(width=64, embed_width=64, num_heads=4, num_layers=2)
+    """The audio patch: log-mel tokens, fused by true time, gated by the question so that silent questions stay as they were."""
+    fusion = FusionConfig(width=64, embed_width=64, num_heads=4, num_layers=2, gate=True)
     width = build_encoder(ENCODER).width
     return PatchConfig(
         side_channels={"audio": SideChannelConfig(kind="audio", width=width, encoder=ENCODER, fusion=fusion)}, lora=LORA
@@ -66,7 +76,7 @@ def recipe(patch: PatchConfig, plan: Plan, *, base: str, train: str, output: str
     """One budget for both patches: first the questions that need the channel, then all of them."""
     stages = (
         Stage(steps=plan.open_steps, weights={"sound": 1.0}),
-        Stage(steps=plan.mixed_steps, weights={"sound": 1.0, "sound_vision": 2.0, **dict.fromkeys(SILENT, 0.4)}),
+        Stage(steps=plan.mixed_steps, weights=MIXTURE),
     )
     return Recipe(
         base=BaseConfig(model=base, dtype="float32"),

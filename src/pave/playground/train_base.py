@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order")
     parser.add_argument("--clips", type=int, default=4000, help="training clips")
     parser.add_argument("--tower-steps", type=int, default=900, help="steps of 64 frames")
-    parser.add_argument("--language-steps", type=int, default=2000, help="steps of 16 clips")
+    parser.add_argument("--language-steps", type=int, default=1500, help="steps of 16 clips")
     parser.add_argument("--test-clips", type=int, default=500, help="clips of the measurement")
     parser.add_argument("--work", type=Path, help="folder for rendered clips, kept; by default a temporary one")
     options = parser.parse_args(arguments)
