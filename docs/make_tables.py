@@ -25,7 +25,7 @@ from pave.utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = re.compile(r"(<!-- (fields|costs|layers)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
-CONSOLE = re.compile(r"(```console\n\$ pave (show .*)\n)(.*?)(```)", re.DOTALL)
+CONSOLE = re.compile(r"(```console\n\$ pave (show [^\n]*)\n)(.*?)(```)", re.DOTALL)
 COSTS = (
     ("compact", "llava-onevision-qwen2-0.5b"),
     ("compact", "llava-onevision-qwen2-7b"),
@@ -100,12 +100,11 @@ def _default(field: dataclasses.Field) -> str:
 
 def costs_table() -> str:
     """What the presets cost on published bases; the numbers of ``pave show``."""
-    from pave.cli.show import DEFAULT_WIDTH
-    from pave.config import PatchConfig
+    from pave.cli.show import PRESETS, preset_patch
     from pave.patching.cost import patch_cost
     from pave.video_llms.known import load_config
 
-    presets = {"compact": PatchConfig.compact(audio=DEFAULT_WIDTH), "paper": PatchConfig.paper(audio=1024)}
+    presets = {name: preset_patch(name) for name in PRESETS}
     rows = [
         "| `--preset` | `--base` | fusion | LoRA | whole patch | of the base's parameters | added to prefill |",
         "| --- | --- | --- | --- | --- | --- | --- |",

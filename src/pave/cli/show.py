@@ -76,8 +76,6 @@ class _Subject:
 
 
 def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Subject:
-    from pave.config import PatchConfig
-
     if patch is not None:
         from pave.patching import read_record, resolve_patch
 
@@ -85,13 +83,21 @@ def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Sub
         return _Subject(patch, record.patch, record.base.model_id, record.provenance)
     if config is not None:
         return _from_file(config)
-    if preset == "paper":
-        return _Subject("preset paper, one audio channel of width 1024", PatchConfig.paper(audio=1024))
-    from pave.config import EncoderConfig
+    name = preset or "compact"
+    made = preset_patch(name)
+    channel = made.side_channels["audio"]
+    features = "" if name == "paper" else f"{channel.encoder.name} "
+    return _Subject(f"preset {name}, one {features}audio channel of width {channel.width}", made)
+
+
+def preset_patch(preset: str) -> PatchConfig:
+    """A preset with one audio channel: the published feature width, or that of the encoder that needs no weights."""
+    from pave.config import EncoderConfig, PatchConfig
     from pave.side_channels import build_encoder
 
-    width = build_encoder(EncoderConfig()).width
-    return _Subject(f"preset compact, one log-mel audio channel of width {width}", PatchConfig.compact(audio=width))
+    return (
+        PatchConfig.paper(audio=1024) if preset == "paper" else PatchConfig.compact(audio=build_encoder(EncoderConfig()).width)
+    )
 
 
 def _from_file(path: Path) -> _Subject:

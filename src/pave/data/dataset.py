@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
-from pave.data.media import FrameSampling, read_audio, read_frames
+from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
+from pave.data.sources import read_source
 from pave.side_channels.base import SideEncoder, SideFeatures
 from pave.utils.files import atomic_path
 
@@ -147,16 +148,13 @@ class PatchDataset(Dataset[PatchItem]):
         return DecodedVideo(clip.frames_FHWC, clip.times_F, side)
 
     def _features(self, name: str, sample: Sample) -> SideFeatures | None:
-        """The channel's features: from its own file if the sample names one, else sound from the video. null: missing."""
+        """The channel's features: from its own file if the sample names one, else from the video. null: missing."""
         encoder = self.encoders[name]
         path = sample.side_channels.get(name)
         if path is None and name in sample.side_channels:
             return None
-        if encoder.source == "audio":
-            assert encoder.sample_rate is not None
-            clip = read_audio(sample.video if path is None else path, encoder.sample_rate)
-            return None if clip is None else encoder.encode(clip)
-        return None if path is None else encoder.encode(path)
+        source = read_source(encoder, sample.video, path)
+        return None if source is None else encoder.encode(source)
 
     # --- caching
 
