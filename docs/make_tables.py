@@ -1,10 +1,12 @@
 """Write the tables in README.md, CONTRIBUTING.md and docs/ that repeat facts of the code, between their markers.
 
-    python docs/make_tables.py
+    python docs/make_tables.py [RUN/result.json ...]
+
+Results of ``pave demo`` that are named are first copied to docs/results, where the table of the demo comes from.
 
 A test runs the same functions and compares, so that the documents cannot fall behind the code. Markers are comments:
 ``<!-- fields: MODULE.CLASS -->`` for the fields of a config, ``<!-- costs -->`` for the sizes of the presets,
-``<!-- layers -->`` for the layers of pyproject.toml. What stands between a marker and its closing one is replaced, and so is the
+``<!-- layers -->`` for the layers of pyproject.toml, ``<!-- demo -->`` for what the demo measured. What stands between a marker and its closing one is replaced, and so is the
 output under a line ``$ pave show ...`` in a console block.
 """
 
@@ -17,6 +19,7 @@ import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from pave.cli import main
@@ -24,7 +27,8 @@ from pave.config import field_docs
 from pave.utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKER = re.compile(r"(<!-- (fields|costs|layers)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+RESULTS = ROOT / "docs" / "results"
+MARKER = re.compile(r"(<!-- (fields|costs|layers|demo)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 CONSOLE = re.compile(r"(```console\n\$ pave (show [^\n]*)\n)(.*?)(```)", re.DOTALL)
 COSTS = (
     ("compact", "llava-onevision-qwen2-0.5b"),
@@ -44,7 +48,8 @@ def refreshed(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         start, kind, name, _, end = match.groups()
-        body = fields_table(name) if kind == "fields" else costs_table() if kind == "costs" else layers_list()
+        plain = {"costs": costs_table, "layers": layers_list, "demo": demo_table}
+        body = fields_table(name) if kind == "fields" else plain[kind]()
         return f"{start}{body}\n{end}"
 
     def output(match: re.Match[str]) -> str:
@@ -126,7 +131,52 @@ def layers_list() -> str:
     return "```\n" + "\n".join(re.findall(r'"(.+)"', layers[1])) + "\n```"
 
 
+def demo_table() -> str:
+    """What ``pave demo`` measured, from its stored results: a row for each type of question, a column for each run."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("demo-seed*.json"))]
+    first, *others = results
+    runs = list(first["scores"])
+    rows = [f"| questions | {' | '.join(runs)} |", "| --- |" + " --- |" * len(runs)]
+    for kind in first["scores"][runs[0]]["by_type"]:
+        rows.append(f"| `{kind}` | {' | '.join(_cell(first['scores'][run]['by_type'][kind]) for run in runs)} |")
+    for label, key in (("all silent questions", "silent"), ("all questions on sound", "sound")):
+        rows.append(f"| **{label}** | {' | '.join(_cell(first['findings'][key][run]) for run in runs)} |")
+    setup, seconds = first["setup"], sum(first["seconds"].values())
+    text = (
+        f"\n`{setup['command']}`: {setup['clips']}; {setup['steps']}; {seconds:.0f} s on {setup['machine']}, "
+        f"torch {setup['versions']['torch']}."
+    )
+    if others:
+        gains = ", ".join(f"{r['findings']['sound_gain']:+.1f}" for r in others)
+        losses = ", ".join(f"{-r['findings']['silent_loss']:+.1f}" for r in others)
+        seeds = " and ".join(str(r["setup"]["seed"]) for r in others)
+        text += (
+            f" The patch gains {first['findings']['sound_gain']:+.1f} points over LoRA on video only where sound is needed and "
+            f"{-first['findings']['silent_loss']:+.1f} over the base where it is not; with seeds {seeds} (other clips, other "
+            f"weights) {gains} and {losses}."
+        )
+    return "\n".join(rows) + "\n" + text
+
+
+def _cell(score: dict) -> str:
+    low, high = (score[k] if k in score else score["interval"][k] for k in ("low", "high"))
+    return f"{100 * score['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def store_results(paths: list[Path]) -> None:
+    """Copy results of the demo to docs/results, without what is only true on the machine that made them."""
+    for path in paths:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["short"]:
+            raise SystemExit(f"{path} is a short run, which measures nothing")
+        for score in result["scores"].values():
+            del score["settings"], score["failures"]
+        kept = {key: result[key] for key in ("setup", "scores", "findings", "seconds")}
+        atomic_write_text(RESULTS / f"demo-seed{result['setup']['seed']}.json", json.dumps(kept, indent=1) + "\n")
+
+
 if __name__ == "__main__":
+    store_results([Path(name) for name in sys.argv[1:]])
     for path in documents():
         old = path.read_text(encoding="utf-8")
         new = refreshed(old)

@@ -35,7 +35,6 @@ def main(folder: Path) -> None:
     # 2. The recipe says everything else. Any value can be overridden with its dotted path.
     changes = {
         "data.train": samples,
-        "data.eval": "null",
         "data.stages": "[{steps: 60, weights: {sound: 1}}]",
         "training.batch_size": 16,
         "output": folder / "run",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pave.demo.workers import run_side_by_side
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.result import rescore, score_predictions
 from pave.patching import read_record
+from pave.training.recipe import read_recipe
 
 
 def made(patch, plan=FULL):
@@ -27,7 +29,14 @@ def test_both_patches_have_one_budget_and_differ_in_the_side_channel_alone():
     ours, other = made(audio_patch()), made(video_only_patch())
     assert other == dataclasses.replace(ours, patch=dataclasses.replace(ours.patch, side_channels={}))
     assert set(MIXTURE) == {*SILENT, *SOUND}
-    assert sum(stage.steps for stage in ours.data.stages) == FULL.open_steps + FULL.mixed_steps
+    assert [stage.steps for stage in ours.data.stages] == [FULL.steps]
+
+
+def test_the_recipe_of_the_playground_is_that_of_the_demo():
+    written = read_recipe(Path(__file__).parents[2] / "recipes" / "playground_audio.yaml")
+    ours = made(audio_patch())
+    assert (written.patch, written.data.frames, written.data.stages) == (ours.patch, ours.data.frames, ours.data.stages)
+    assert dataclasses.replace(written.training, seed=3) == ours.training
 
 
 @pytest.mark.slow
@@ -45,7 +54,7 @@ def test_the_short_demo_runs_from_rendering_to_the_report(tmp_path):
     trained, heard = (rescore(tmp_path / f, seed=1).settings["patch_weights"] for f in ("base.jsonl", "patch.jsonl"))
     assert trained is None and heard is not None
     page = result.report.read_text()
-    assert result.asked["question"] in page and "attended" in page.lower() and "<script" not in page
+    assert result.asked["question"] in page and "where each frame looks" in page and "<script" not in page
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["findings"]["sound_gain"] == pytest.approx(result.findings()["sound_gain"])
     assert str(result.report) in str(result) and "audio patch" in str(result)

@@ -33,26 +33,24 @@ class Plan:
 
     train_clips: int
     test_clips: int
-    open_steps: int
-    """Steps on sound questions alone, which open the channel."""
-    mixed_steps: int
-    """Steps on all questions."""
+    steps: int
+    """Optimizer steps."""
     batch_size: int
 
 
-FULL = Plan(train_clips=1200, test_clips=300, open_steps=80, mixed_steps=270, batch_size=32)
-SHORT = Plan(train_clips=24, test_clips=8, open_steps=3, mixed_steps=3, batch_size=8)
+FULL = Plan(train_clips=1200, test_clips=300, steps=350, batch_size=32)
+SHORT = Plan(train_clips=24, test_clips=8, steps=6, batch_size=8)
 
 MIXTURE = {
-    "sound": 1.0,
-    "sound_vision": 2.0,
-    "colour": 0.5,
-    "shape": 0.5,
-    "first_mover": 0.4,
+    "sound": 3.0,
+    "sound_vision": 1.5,
+    "colour": 0.4,
+    "shape": 0.3,
+    "first_mover": 0.3,
     "light": 0.3,
-    "light_vision": 1.0,
+    "light_vision": 0.6,
 }
-"""Shares of the question types after the channel has opened; the silent ones keep what the base knows."""
+"""Shares of the question types; the silent ones keep what the base knows."""
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
 ENCODER = EncoderConfig(name="log_mel")
@@ -73,21 +71,22 @@ def video_only_patch() -> PatchConfig:
 
 
 def recipe(patch: PatchConfig, plan: Plan, *, base: str, train: str, output: str, seed: int) -> Recipe:
-    """One budget for both patches: first the questions that need the channel, then all of them."""
-    stages = (
-        Stage(steps=plan.open_steps, weights={"sound": 1.0}),
-        Stage(steps=plan.mixed_steps, weights=MIXTURE),
-    )
+    """One budget for both patches."""
     return Recipe(
         base=BaseConfig(model=base, dtype="float32"),
         patch=patch,
-        data=DataConfig(train=train, frames=FrameSampling(num_frames=8), cache="memory", stages=stages),
+        data=DataConfig(
+            train=train,
+            frames=FrameSampling(num_frames=8),
+            cache="memory",
+            stages=(Stage(steps=plan.steps, weights=MIXTURE),),
+        ),
         training=TrainingConfig(
             seed=seed,
             batch_size=plan.batch_size,
             learning_rate=3e-3,
-            lora_learning_rate=1e-3,
-            output_norm_multiplier=20.0,
+            lora_learning_rate=1.5e-3,
+            output_norm_multiplier=40.0,
             log_every=10,
         ),
         output=output,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ class DemoResult:
     """By step."""
     asked: dict[str, Any]
     """The clip that was asked about: video, question, truth, answers."""
+    setup: dict[str, Any]
+    """Command, sizes, versions and machine."""
     short: bool
 
     def findings(self) -> dict[str, Any]:
@@ -70,6 +73,7 @@ class DemoResult:
             "scores": {run: result.to_dict() for run, result in self.results.items()},
             "findings": self.findings(),
             "asked": self.asked,
+            "setup": self.setup,
             "seconds": self.seconds,
             "report": str(self.report),
             "patch": str(self.patch),
@@ -106,7 +110,7 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
     _score(base_folder, None, test, predictions[BASE], seed)
     clock.lap("score base")
 
-    logger.info("3/5 training side by side: %s and %s, %d steps each", VIDEO_ONLY, PATCH, plan.open_steps + plan.mixed_steps)
+    logger.info("3/5 training side by side: %s and %s, %d steps each", VIDEO_ONLY, PATCH, plan.steps)
     jobs = {}
     for name, config, place in ((VIDEO_ONLY, video_only_patch(), "video-only"), (PATCH, audio_patch(), "audio")):
         made = recipe(config, plan, base=base_folder, train=str(train), output=str(folder / place), seed=seed)
@@ -125,8 +129,8 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
 
     logger.info("5/5 writing the report")
     report = folder / "report.html"
-    result = DemoResult(results, report, patch, clock.laps, asked, short)
-    _write_report(result, qa, shown, plan, seed)
+    result = DemoResult(results, report, patch, clock.laps, asked, _setup(plan, short, seed), short)
+    _write_report(result, qa, shown, seed)
     clock.lap("report")
     atomic_write_json(folder / "result.json", result.to_dict())
     return result
@@ -216,9 +220,7 @@ def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
     return {"video": str(sample.video), "question": question, "truth": truth, "answers": answers}
 
 
-def _write_report(
-    result: DemoResult, qa: VideoQA, shown: Sequence[tuple[Sample, Mapping[str, Prediction]]], plan: Plan, seed: int
-) -> None:
+def _write_report(result: DemoResult, qa: VideoQA, shown: Sequence[tuple[Sample, Mapping[str, Prediction]]], seed: int) -> None:
     notes = {
         BASE: "as shipped, never heard a sound",
         VIDEO_ONLY: "same questions, same budget, no sound",
@@ -233,27 +235,26 @@ def _write_report(
         "Audio patch on the playground",
         [result.results[name].table(name, notes[name]) for name in result.results],
         [example_view(qa, sample, answers) for sample, answers in shown],
-        _facts(result, plan, seed),
+        {**result.setup, "seconds": result.seconds},
         summary=_finding(result),
         chance=CHANCE,
         comparisons=comparisons,
     )
 
 
-def _facts(result: DemoResult, plan: Plan, seed: int) -> dict[str, Any]:
+def _setup(plan: Plan, short: bool, seed: int) -> dict[str, Any]:
     return {
-        "command": f"pave demo{' --short' if result.short else ''} --seed {seed}",
+        "command": f"pave demo{' --short' if short else ''} --seed {seed}",
         "seed": seed,
         "clips": f"{plan.train_clips} to train on, {plan.test_clips} others to test on",
-        "steps": f"{plan.open_steps} on sound alone, then {plan.mixed_steps} on all questions, {plan.batch_size} samples each",
+        "steps": f"{plan.steps} of {plan.batch_size} samples each",
         "versions": {
             "pave": pave.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
-        "seconds": result.seconds,
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, no GPU used",
     }
 
 
