@@ -9,7 +9,8 @@ RATE = 16000
 def save_tiny(family, folder, whole=True, **changes):
     """Write a tiny model of a family; ``whole`` is the checkpoint as published, with the half that pave does not use."""
     torch.manual_seed(0)
-    model, extractor = {"clap": _clap, "ast": _ast, "whisper": _whisper}[family](whole, **changes)
+    makers = {"clap": _clap, "ast": _ast, "whisper": _whisper, "speech": _speech, "pe_audio": _pe_audio}
+    model, extractor = makers[family](whole, **changes)
     model.eval().save_pretrained(folder)
     extractor.save_pretrained(folder)
     return str(folder), model, extractor
@@ -96,3 +97,50 @@ def _whisper(whole):
     )
     kind = transformers.WhisperForConditionalGeneration if whole else transformers.WhisperModel
     return kind(config), transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=2)
+
+
+def _speech(whole, kind="WavLM", normalise=True, group=True):
+    """The published convolutions: 400 samples every 320; ``whole`` is the checkpoint for speech recognition."""
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="group" if group else "layer",
+        do_stable_layer_norm=not group,
+        vocab_size=12,
+        num_buckets=8,
+        max_bucket_distance=16,
+    )
+    model = getattr(transformers, f"{kind}ForCTC" if whole else f"{kind}Model")(config)
+    return model, transformers.Wav2Vec2FeatureExtractor(do_normalize=normalise, return_attention_mask=not group)
+
+
+def _pe_audio(whole):
+    """Positions of 40 ms at 16 kHz."""
+    dac = {"downsampling_ratios": [2, 8, 40], "encoder_hidden_size": 4, "codebook_dim": 8, "hidden_size": 16}
+    audio = transformers.PeAudioEncoderConfig(
+        dac_config=dac, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, head_dim=8
+    )
+    if whole:
+        text = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 20,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        }
+        model = transformers.PeAudioModel(
+            transformers.PeAudioConfig(text_config={"model_type": "modernbert", **text}, audio_config=audio.to_dict())
+        )
+    else:
+        model = transformers.PeAudioEncoder(audio)
+    return model, transformers.PeAudioFeatureExtractor(sampling_rate=RATE, hop_length=640)

@@ -24,6 +24,8 @@ ENCODERS = {
     "ast": "pave.side_channels.audio_transformers:AstAudioEncoder",
     "whisper": "pave.side_channels.audio_transformers:WhisperAudioEncoder",
     "features": "pave.side_channels.features:StoredFeatures",
+    "speech": "pave.side_channels.waveform_transformers:SpeechAudioEncoder",
+    "pe_audio": "pave.side_channels.waveform_transformers:PeAudioEncoder",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
 

@@ -39,6 +39,8 @@ class TransformersAudioEncoder(WindowedAudioEncoder):
     """Name among the encoders."""
     model_types: ClassVar[dict[str, str]]
     """Class of transformers that loads each ``model_type`` of a config."""
+    unused_weights: ClassVar[tuple[str, ...]] = ()
+    """Names of weights that a published checkpoint may lack, because they play no part in the features."""
 
     def __init__(self, model: str, *, revision: str | None, stride_seconds: float | None, dtype: str, **settings: Any) -> None:
         if dtype not in _DTYPES:
@@ -69,6 +71,7 @@ class TransformersAudioEncoder(WindowedAudioEncoder):
             raise ValueError(f"{self.family}: the encoder {model!r} cannot be loaded: {error}") from error
         # Weights that are not in a checkpoint are drawn at random, with a warning only.
         missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+        missing = [name for name in missing if name.split(".")[-1] not in self.unused_weights]
         if missing:
             raise ValueError(f"{self.family}: {model!r} lacks {len(missing)} weights of the encoder, among them {missing[0]!r}")
         return loaded, extractor, getattr(config, "_commit_hash", None)

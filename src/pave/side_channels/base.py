@@ -21,14 +21,14 @@ SourceT = TypeVar("SourceT", contravariant=True)
 
 @dataclass(frozen=True, eq=False)
 class AudioClip:
-    """Mono sound with its place on the video's clock.
+    """Sound with its place on the video's clock.
 
     Raises:
-        ValueError: if the samples are not a non-empty, finite vector, or the rate or the start time is out of range.
+        ValueError: if the samples are not a non-empty, finite vector or matrix, or the rate or the start time is out of range.
     """
 
     samples: NDArray[np.float32]
-    """(n,) float32, full scale is [-1, 1]. A torch tensor is accepted and converted."""
+    """(n,) float32 of mono sound, or (n, channels); full scale is [-1, 1]. A torch tensor is accepted and converted."""
     sample_rate: int
     """Hz. Sample i was heard at ``start_time + i / sample_rate``."""
     start_time: float = 0.0
@@ -39,8 +39,11 @@ class AudioClip:
         if hasattr(samples, "detach"):
             samples = samples.detach().cpu().numpy()
         samples = np.ascontiguousarray(samples, dtype=np.float32)
-        if samples.ndim != 1 or not len(samples):
-            raise ValueError(f"AudioClip: samples must be a vector with at least one sample, got shape {samples.shape}")
+        if samples.ndim not in (1, 2) or not samples.size:
+            raise ValueError(
+                "AudioClip: samples must be a vector with at least one sample, or a matrix of samples by channels, "
+                f"got shape {samples.shape}"
+            )
         if not np.isfinite(samples).all():
             raise ValueError("AudioClip: samples hold a NaN or an infinity")
         if self.sample_rate < 1:
@@ -56,6 +59,19 @@ class AudioClip:
     def duration(self) -> float:
         """Seconds."""
         return len(self.samples) / self.sample_rate
+
+    @property
+    def num_channels(self) -> int:
+        """1 for mono sound."""
+        return 1 if self.samples.ndim == 1 else self.samples.shape[1]
+
+    def mixed(self) -> AudioClip:
+        """The mean of the channels, as mono sound."""
+        return self if self.samples.ndim == 1 else replace(self, samples=self.samples.mean(axis=1))
+
+    def channel(self, number: int) -> AudioClip:
+        """One channel, counted from 0, as mono sound."""
+        return self if self.samples.ndim == 1 and number == 0 else replace(self, samples=self.samples[:, number])
 
     def shifted(self, seconds: float) -> AudioClip:
         """The same sound, heard ``seconds`` later."""
@@ -136,13 +152,18 @@ class SideEncoder(Protocol[SourceT]):
 
 
 def check_sample_rate(clip: AudioClip, sample_rate: int, encoder: str) -> None:
-    """Refuse a clip of another sample rate than the encoder hears.
+    """Refuse a clip of another sample rate than the encoder hears, or of several channels.
 
     Raises:
-        ValueError: saying how to get the right rate.
+        ValueError: saying how to get the right sound.
     """
     if clip.sample_rate != sample_rate:
         raise ValueError(
             f"the encoder {encoder!r} needs sound at {sample_rate} Hz but the clip has {clip.sample_rate} Hz; "
             f"read it with read_audio(path, {sample_rate})"
+        )
+    if clip.samples.ndim != 1:
+        raise ValueError(
+            f"the encoder {encoder!r} hears mono sound but the clip has {clip.num_channels} channels; mix them (clip.mixed()), or "
+            "build the encoder with the setting channel"
         )

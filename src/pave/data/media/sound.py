@@ -33,13 +33,14 @@ def read_audio(
     path: str | os.PathLike[str],
     sample_rate: int,
     *,
+    channels: Literal["mix", "all"] = "mix",
     start: float | None = None,
     end: float | None = None,
     offset: float = 0.0,
     on_corrupt: Literal["error", "keep"] = "error",
     timeout: float | None = None,
 ) -> AudioClip | None:
-    """Decode the first audio track of a video or sound file, mixed to mono (the mean of its channels) and resampled.
+    """Decode the first audio track of a video or sound file, mixed to mono if not told otherwise, and resampled.
 
     Sample i of the result is what was heard at ``start_time + i / sample_rate``: gaps in the track are filled with silence,
     overlaps dropped. Zero of the clock is the first video frame, or in a file without video the first sample. The track may
@@ -48,6 +49,7 @@ def read_audio(
     Args:
         path: a local file: mp4, mkv, avi, wav, flac, mp3, ogg, ...
         sample_rate: Hz of the result. Equal to the file's own rate: samples are not resampled at all.
+        channels: "mix": mono, the mean of the channels. "all": samples are (n, channels), in the file's order.
         start: seconds on the video's clock; earlier samples are cut off. The samples are those of the whole track.
         end: seconds on the video's clock; samples at or after it are cut off.
         offset: seconds added to the start time, for a track known to be out of step. ``start`` and ``end`` apply after it.
@@ -65,10 +67,18 @@ def read_audio(
         raise ValueError(f"read_audio: sample_rate must be at least 1 Hz, got {sample_rate}")
     if on_corrupt not in ("error", "keep"):
         raise ValueError(f"read_audio: on_corrupt must be 'error' or 'keep', got {on_corrupt!r}")
+    if channels not in ("mix", "all"):
+        raise ValueError(f"read_audio: channels must be 'mix' or 'all', got {channels!r}")
     if start is not None and end is not None and not start < end:
         raise ValueError(f"read_audio: end ({end}) must come after start ({start})")
     if timeout is not None:
-        options: dict[str, Any] = {"sample_rate": sample_rate, "start": start, "end": end, "offset": offset}
+        options: dict[str, Any] = {
+            "sample_rate": sample_rate,
+            "channels": channels,
+            "start": start,
+            "end": end,
+            "offset": offset,
+        }
         fields = run_in_child("read_audio", path, {**options, "on_corrupt": on_corrupt}, timeout)
         return AudioClip(**fields) if fields else None
     name = os.fspath(path)
@@ -88,7 +98,7 @@ def read_audio(
             zero = first_frame_tick(container, video) * video.time_base
     with open_media(name) as container:
         until = None if end is None else Fraction(end - offset) + (zero or 0)
-        track = _Track(name)
+        track = _Track(name, mix=channels == "mix")
         track.fill(container, container.streams.audio[0], damaged, until)
     if problems:
         logger.warning(
@@ -108,8 +118,9 @@ def read_audio(
 class _Track:
     """Puts decoded frames where their time stamps say, at the track's own rate."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mix: bool) -> None:
         self.name = name
+        self.mix = mix
         self.pieces: list[NDArray[np.float32]] = []
         self.rate = 0
         self.begin = Fraction(0)
@@ -143,7 +154,9 @@ class _Track:
             damaged(missing)
 
     def _place(self, frame: av.AudioFrame, stream: av.AudioStream, damaged: Callable[[str], None]) -> None:
-        samples = _mono(frame)
+        samples = _samples(frame)
+        if self.mix:
+            samples = samples.mean(axis=1)
         tick = frame.time_base or stream.time_base or Fraction(1, frame.sample_rate)
         if not self.pieces:
             self.rate = frame.sample_rate
@@ -152,7 +165,12 @@ class _Track:
             raise MediaError(
                 f"{self.name}: the sample rate changes from {self.rate} to {frame.sample_rate} Hz within the track; re-encode it"
             )
-        samples = samples[: _stated_length(frame, tick, len(samples))]
+        if self.pieces and samples.shape[1:] != self.pieces[0].shape[1:]:
+            raise MediaError(
+                f"{self.name}: the number of channels changes from {self.pieces[0].shape[1]} to {samples.shape[1]} within the "
+                "track; re-encode it, or mix the channels"
+            )
+        samples = samples[: _stated_length(frame, tick, len(samples))].astype(np.float32)
         if frame.pts is not None:
             gap = round((frame.pts * tick - self.begin) * self.rate) - self.length
             if abs(gap) > max(_JITTER, float(2 * tick)) * self.rate:
@@ -160,7 +178,7 @@ class _Track:
                     damaged(f"its time stamps run back by {-gap / self.rate:.3g} s after {self.length / self.rate:.6g} s")
                 if gap > 0:
                     self._check_length(gap)
-                    self._append(np.zeros(gap, dtype=np.float32))
+                    self._append(np.zeros((gap, *samples.shape[1:]), dtype=np.float32))
                 samples = samples[max(0, -gap) :]
         self._append(samples)
 
@@ -183,21 +201,22 @@ def _stated_length(frame: av.AudioFrame, tick: Fraction, count: int) -> int:
     return stated if count - stated > 2 * tick * frame.sample_rate else count
 
 
-def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
-    """The mean of the channels, as float32 in [-1, 1]."""
+def _samples(frame: av.AudioFrame) -> NDArray[np.float64]:
+    """(samples, channels) in [-1, 1]."""
     kind = frame.format.name.removesuffix("p")
     samples = frame.to_ndarray().astype(np.float64)
-    samples_nC = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
-    mono: NDArray[np.float64] = samples_nC.mean(axis=1)
+    samples_nC: NDArray[np.float64] = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     if kind == "u8":
-        mono = mono - 128.0
-    return (mono / _FULL_SCALE[kind]).astype(np.float32)
+        samples_nC = samples_nC - 128.0
+    return samples_nC / _FULL_SCALE[kind]
 
 
 def _resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:
     """Change the sample rate (FFmpeg's swresample); n samples become round(n * new_rate / rate), and time does not shift."""
     if rate == new_rate:
         return samples
+    if samples.ndim == 2:
+        return np.stack([_resample(channel, rate, new_rate) for channel in samples.T], axis=1)
     length = max(1, round(len(samples) * new_rate / rate))
     resampler = av.AudioResampler(format="flt", layout="mono", rate=new_rate)
     pieces = []
