@@ -20,7 +20,13 @@ CASES = {
     "ast frequency": (EncoderConfig(name="ast", settings={"keep_frequency": True}), False),
     "whisper": (EncoderConfig(name="whisper"), True),
     "whisper fine": (EncoderConfig(name="whisper", settings={"pool": 1}), False),
+    "speech": (EncoderConfig(name="speech", settings={"window_seconds": 2.0, "pool": 1}), False),
+    "speech coarse": (EncoderConfig(name="speech", settings={"window_seconds": 2.0}), True),
+    "pe_audio": (EncoderConfig(name="pe_audio", settings={"window_seconds": 2.0}), True),
 }
+# A norm over all of a window, as in the smaller published models, spreads a click over it: times are tested without one.
+BLUR = {"pe_audio": 0.12}  # a position hears 0.16 s either side, so that means of five may be shaken more beside the click
+TINY = {"speech": {"kind": "Wav2Vec2", "normalise": False, "group": False}}
 SHAPES = {  # (tokens per step, width, seconds per step)
     "log_mel": (1, 64, 0.25),
     "log_mel parts": (1, 80, 0.25),
@@ -30,6 +36,9 @@ SHAPES = {  # (tokens per step, width, seconds per step)
     "ast frequency": (3, 16, 0.04),
     "whisper": (1, 16, 0.2),
     "whisper fine": (1, 16, 0.02),
+    "speech": (1, 16, 0.02),
+    "speech coarse": (1, 16, 0.2),
+    "pe_audio": (1, 16, 0.2),
 }
 
 
@@ -37,7 +46,7 @@ SHAPES = {  # (tokens per step, width, seconds per step)
 def case(request, tmp_path_factory):
     config, whole = CASES[request.param]
     if whole is not None:
-        folder, _, _ = save_tiny(config.name, tmp_path_factory.mktemp(config.name), whole=whole)
+        folder, _, _ = save_tiny(config.name, tmp_path_factory.mktemp(config.name), whole=whole, **TINY.get(config.name, {}))
         config = EncoderConfig(name=config.name, model=folder, settings=config.settings)
     return request.param, build_encoder(config)
 
@@ -83,7 +92,7 @@ def test_the_step_that_hears_a_click_is_the_one_at_its_time(case):
         change, times = changes(encoder, samples, at)
         misses.append(times[np.argmax(change)] - at)
     misses = np.array(misses)
-    assert np.abs(misses).max() < 0.5 * seconds + 0.02
+    assert np.abs(misses).max() < 0.5 * seconds + BLUR.get(name, 0.02)
     assert abs(misses.mean()) < 0.25 * seconds + 0.002
 
 
@@ -125,7 +134,7 @@ def test_a_clip_shorter_than_a_window_is_padded_with_silence(case, samples):
     features = encoder.encode(clip(sound))
     assert len(features) >= 1
     assert torch.isfinite(features.features_KMC).all()
-    if encoder.spec().name != "ast":  # which pads behind the logarithm
+    if encoder.spec().name in ("log_mel", "clap", "whisper"):  # ast pads behind the logarithm, the others do not pad
         silent_tail = encoder.encode(clip(np.pad(sound, (0, 20000))))
         torch.testing.assert_close(features.features_KMC, silent_tail.features_KMC[: len(features)], rtol=1e-4, atol=1e-5)
 
@@ -267,9 +276,9 @@ def test_windows_hear_every_moment_once():
     ("config", "words"),
     [
         (EncoderConfig(name="logmel"), "there is no encoder 'logmel'; did you mean 'log_mel'"),
-        (EncoderConfig(name="zzz"), "known encoders: log_mel, clap, ast, whisper, features"),
+        (EncoderConfig(name="zzz"), "known encoders: log_mel, clap, ast, whisper, features, "),
         (EncoderConfig(settings={"n_mel": 3}), "'log_mel' has no setting 'n_mel'; did you mean 'n_mels'"),
-        (EncoderConfig(settings={"zzz": 3}), "known settings: hop_seconds, n_mels"),
+        (EncoderConfig(settings={"zzz": 3}), "known settings: channel, hop_seconds, n_mels, num_channels, offset_seconds"),
         (EncoderConfig(model="x"), "takes no model"),
         (EncoderConfig(name="clap"), "'clap' needs model"),
         (EncoderConfig(name="clap", model="x", settings={"model": "y"}), "no setting 'model'"),

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pave.data.media import read_audio
-from pave.side_channels import SideEncoder
+from pave.side_channels import OwnEncoder, SideEncoder
+from pave.side_channels.arranged import ArrangedAudioEncoder
 
 Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
 
@@ -19,7 +20,8 @@ Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
 def _read_sound(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     """The sound of the channel's own file, else that of the video; None if there is no track."""
     assert encoder.sample_rate is not None
-    return read_audio(video if path is None else path, encoder.sample_rate)
+    arranged = isinstance(encoder, ArrangedAudioEncoder) and encoder.channel != "mix"
+    return read_audio(video if path is None else path, encoder.sample_rate, channels="all" if arranged else "mix")
 
 
 def _stored(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
@@ -27,7 +29,14 @@ def _stored(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     return path
 
 
-READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored}
+def _own(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """A user's own encoder reads for itself."""
+    if not isinstance(encoder, OwnEncoder):
+        raise ValueError(f"an encoder with the source 'own' is derived from pave.side_channels.OwnEncoder, got {encoder!r}")
+    return encoder.read(video, path)
+
+
+READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own}
 """By ``SideEncoder.source``."""
 
 

@@ -1,7 +1,7 @@
 """Side channels: raw streams beside the frames, and the frozen encoders that turn them into features with times.
 
 Encoders are built from an ``EncoderConfig`` by ``build_encoder``; a new one is a class with the interface of
-``SideEncoder`` and a line in ``ENCODERS``.
+``SideEncoder`` and a line in ``ENCODERS``, or a class of one's own, derived from ``OwnEncoder`` and named by its import path.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from pave.side_channels.base import AudioClip, SideEncoder, SideFeatures
+from pave.side_channels.own import OwnEncoder, import_encoder
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig
 
-__all__ = ["ENCODERS", "AudioClip", "SideEncoder", "SideFeatures", "build_encoder"]
+__all__ = ["ENCODERS", "AudioClip", "OwnEncoder", "SideEncoder", "SideFeatures", "build_encoder"]
 
 ENCODERS = {
     "log_mel": "pave.side_channels.log_mel:LogMelEncoder",
@@ -37,21 +38,14 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
         ValueError: if there is no encoder or setting of that name (the message lists the known ones), a setting is wrong, or
             weights are missing where the encoder needs them.
     """
-    if config.name not in ENCODERS:
-        near = difflib.get_close_matches(config.name, ENCODERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known encoders: {', '.join(ENCODERS)}"
-        raise ValueError(f"there is no encoder {config.name!r}; {hint}")
-    module, name = ENCODERS[config.name].split(":")
-    encoder = getattr(importlib.import_module(module), name)
-    known = set(inspect.signature(encoder).parameters)
-    arguments = dict(config.settings)
-    for setting in arguments:
-        if setting not in known - {"model", "revision"}:
-            near = difflib.get_close_matches(setting, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known - {'model', 'revision'}))}"
-            )
-            raise ValueError(f"the encoder {config.name!r} has no setting {setting!r}; {hint}")
+    from pave.side_channels.arranged import SETTINGS, ArrangedAudioEncoder  # loads torch
+
+    encoder = _find_class(config.name)
+    parameters = inspect.signature(encoder).parameters.values()
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    added = set(SETTINGS) - known if encoder.source == "audio" else set()
+    _check_settings(config, (known | added) - {"model", "revision"})
+    arguments = {name: value for name, value in config.settings.items() if name in known}
     if "model" in known:
         if config.model is None:
             raise ValueError(f"the encoder {config.name!r} needs model: the hub id or local path of its weights")
@@ -62,6 +56,27 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
         )
     try:
         built: SideEncoder[Any] = encoder(**arguments)
+        arrangement = {name: value for name, value in config.settings.items() if name in added}
+        return ArrangedAudioEncoder(built, **arrangement) if arrangement else built
     except TypeError as error:
         raise ValueError(f"the encoder {config.name!r} cannot be built with the settings {config.settings}: {error}") from error
-    return built
+
+
+def _find_class(name: str) -> type[Any]:
+    if name in ENCODERS:
+        module, class_name = ENCODERS[name].split(":")
+        found: type[Any] = getattr(importlib.import_module(module), class_name)
+        return found
+    if ":" in name:
+        return import_encoder(name)
+    near = difflib.get_close_matches(name, ENCODERS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known encoders: {', '.join(ENCODERS)}, or module:Class of your own"
+    raise ValueError(f"there is no encoder {name!r}; {hint}")
+
+
+def _check_settings(config: EncoderConfig, known: set[str]) -> None:
+    for setting in config.settings:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}"
+            raise ValueError(f"the encoder {config.name!r} has no setting {setting!r}; {hint}")
