@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
-from pave.data.sources import read_source
+from pave.data.sources import files_behind, read_source
 from pave.side_channels.base import SideEncoder, SideFeatures
 from pave.utils.files import atomic_path
 
@@ -160,7 +161,8 @@ class PatchDataset(Dataset[PatchItem]):
 
     def _key(self, sample: Sample) -> str:
         own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
-        files = {path: _stamp(path) for path in (sample.video, *own.values()) if path is not None}
+        named = [files_behind(self.encoders[name], path) for name, path in own.items() if path is not None]
+        files = {path: _stamp(path) for path in (sample.video, *itertools.chain(*named))}
         facts = [os.path.abspath(sample.video), own, files, self.frame_sampling.to_dict(), self._specs]
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pave.data.media import read_audio
+from pave.data.sensor_files import read_link, read_sensor
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
+from pave.side_channels.sensor import SensorWindows
 
 Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
 
@@ -29,14 +31,38 @@ def _stored(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     return path
 
 
+def _read_sensor(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """The columns that the encoder wants of the channel's file; without one the channel is missing."""
+    if not isinstance(encoder, SensorWindows):
+        raise _wrong_class(encoder, SensorWindows)
+    if path is None:
+        return None
+    return read_sensor(
+        path,
+        columns=encoder.columns,
+        time_column=encoder.time_column,
+        time_unit=encoder.time_unit,
+        rate=encoder.rate,
+        start=encoder.start,
+        unsorted=encoder.unsorted,
+    )
+
+
 def _own(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     """A user's own encoder reads for itself."""
     if not isinstance(encoder, OwnEncoder):
-        raise ValueError(f"an encoder with the source 'own' is derived from pave.side_channels.OwnEncoder, got {encoder!r}")
+        raise _wrong_class(encoder, OwnEncoder)
     return encoder.read(video, path)
 
 
-READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own}
+def _wrong_class(encoder: SideEncoder[Any], expected: type) -> ValueError:
+    return ValueError(
+        f"an encoder with the source {encoder.source!r} is a {expected.__module__}.{expected.__name__}, got {encoder!r}; give a "
+        "class of your own the source 'own'"
+    )
+
+
+READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own, "sensor": _read_sensor}
 """By ``SideEncoder.source``."""
 
 
@@ -56,3 +82,14 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
             f"the encoder takes {encoder.source!r}, but there is no reader of that name; known: {', '.join(READERS)}"
         )
     return READERS[encoder.source](video, path, encoder)
+
+
+def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
+    """The files that decide what a channel's file says: itself, and what a small file points to."""
+    if encoder.source != "sensor":
+        return [path]
+    try:
+        link = read_link(path)
+    except ValueError:  # said when the file is read
+        return [path]
+    return [path] if link is None else [path, link.file]

@@ -27,6 +27,7 @@ ENCODERS = {
     "features": "pave.side_channels.features:StoredFeatures",
     "speech": "pave.side_channels.waveform_transformers:SpeechAudioEncoder",
     "pe_audio": "pave.side_channels.waveform_transformers:PeAudioEncoder",
+    "sensor_windows": "pave.side_channels.sensor:SensorWindows",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
 

@@ -1,0 +1,276 @@
+"""Sensors from real files of every kind, and files that are no good."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from pave.config import EncoderConfig, SideChannelConfig
+from pave.data import sensor_files
+from pave.data.dataset import PatchDataset
+from pave.data.media import FrameSampling, write_video
+from pave.data.samples import Sample
+from pave.data.sensor_files import read_sensor
+from pave.data.sources import read_source
+from pave.side_channels import build_encoder
+
+TIMES = [0.25, 0.5, 1.75, 3.0]
+SPEED = [1.0, math.nan, 2.5, -4.0]
+TURN = [7.0, 8.0, 9.0, 10.0]
+COLUMNS = ("turn", "speed")
+
+
+def write_csv(path, rows=None, separator=","):
+    rows = rows or [["speed", "time", "note", "turn"]] + [
+        ["" if math.isnan(s) else s, t, "x, y" if separator == "\t" else "ok", u]
+        for s, t, u in zip(SPEED, TIMES, TURN, strict=True)
+    ]
+    path.write_text("".join(separator.join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write(path):
+    arrays = {"speed": np.array(SPEED), "time": np.array(TIMES), "turn": np.array(TURN, dtype=np.int32)}
+    if path.suffix in (".csv", ".tsv"):
+        write_csv(path, separator="," if path.suffix == ".csv" else "\t")
+    elif path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        nulls = [None if math.isnan(value) else value for value in SPEED]
+        columns = {**arrays, "speed": nulls, "note": ["a", "b", "c", "d"]}
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+            file["imu/acc"] = np.arange(12.0).reshape(4, 3)
+    return path
+
+
+def assert_is_the_log(read):
+    assert read.names == COLUMNS
+    np.testing.assert_array_equal(read.times_n, TIMES)
+    np.testing.assert_array_equal(read.values_nC, np.array([TURN, SPEED]).T)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "npz", "parquet", "h5", "hdf5"])
+def test_every_kind_of_file_gives_the_same_series(tmp_path, kind):
+    assert_is_the_log(read_sensor(write(tmp_path / f"log.{kind}"), columns=COLUMNS))
+
+
+def test_matrices_and_vectors_of_numpy(tmp_path):
+    matrix = np.stack([np.array(TIMES) * 1000, SPEED, TURN], axis=1)
+    np.save(tmp_path / "log.npy", matrix)
+    read = read_sensor(tmp_path / "log.npy", columns=["2", "1"], time_column="0", time_unit="ms")
+    np.testing.assert_array_equal(read.times_n, TIMES)
+    np.testing.assert_array_equal(read.values_nC, np.array([TURN, SPEED]).T)
+    np.save(tmp_path / "vector.npy", np.array(TURN, dtype=np.float32))
+    read = read_sensor(tmp_path / "vector.npy", columns=["0"], rate=4.0, start=-0.5)
+    assert read.times_n.tolist() == [-0.5, -0.25, 0.0, 0.25] and read.values_nC[:, 0].tolist() == TURN
+
+
+def test_columns_of_matrices_in_hdf5_and_npz(tmp_path):
+    write(tmp_path / "log.h5")
+    assert read_sensor(tmp_path / "log.h5", columns=["imu/acc.2"]).values_nC[:, 0].tolist() == [2, 5, 8, 11]
+    np.savez(tmp_path / "log.npz", time=TIMES, imu=np.arange(8.0).reshape(4, 2))
+    assert read_sensor(tmp_path / "log.npz", columns=["imu.1"]).values_nC[:, 0].tolist() == [1, 3, 5, 7]
+    with pytest.raises(ValueError, match=r"log\.npz: there is no column 'imu\.2'; there are 'time', 'imu'"):
+        read_sensor(tmp_path / "log.npz", columns=["imu.2"])
+    with pytest.raises(ValueError, match=r"'imu' must have one dimension, got shape \(4, 2\); a column of a matrix is 'imu\.0'"):
+        read_sensor(tmp_path / "log.npz", columns=["imu"])
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_units_of_time(tmp_path, unit, factor):
+    path = write_csv(tmp_path / "a.csv", [["time", "x"], *[[round(t * factor), 1] for t in (1.0, 2.0)]])
+    assert read_sensor(path, columns=["x"], time_unit=unit).times_n.tolist() == [1.0, 2.0]
+
+
+def test_time_stamps_of_parquet_bring_their_own_unit(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    stamps = pyarrow.array([1_700_000_000_250, 1_700_000_000_750], type=pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"time": stamps, "x": [1, 2]}), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps({"file": "a.parquet", "zero": 1_700_000_000_000}))
+    assert read_sensor(tmp_path / "a.json", columns=["x"]).times_n.tolist() == [0.25, 0.75]
+
+
+def test_a_log_with_a_clock_of_its_own(tmp_path):
+    """Nanoseconds since 1970: refused alone, because no frame would ever see it; right with a link that says the zero."""
+    first = 1_700_000_000_000_000_000
+    path = write_csv(tmp_path / "imu.csv", [["time", "x"], [first + 250_000_000, 3], [first + 500_000_000, 4]])
+    with pytest.raises(ValueError, match=r"imu\.csv: its first time is 1\.7e\+09 s on the video's clock; set time_unit, or name"):
+        read_sensor(path, columns=["x"], time_unit="ns")
+    link = tmp_path / "imu.json"
+    link.write_text(json.dumps({"file": "imu.csv", "zero": first}))
+    read = read_sensor(link, columns=["x"], time_unit="ns")
+    np.testing.assert_allclose(read.times_n, [0.25, 0.5], rtol=0, atol=1e-6)
+    assert read.values_nC[:, 0].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must hold"),
+        ('{"zero": 1}', "must hold"),
+        ('{"file": "a.csv", "offset": 1}', "and nothing else"),
+        ('{"file": 3}', "'file' must be text"),
+        ('{"file": "a.csv", "zero": NaN}', "'zero' a number"),
+        ('{"file": "b.json"}', r"not another \.json file"),
+        ("{", "not JSON"),
+        ("[" * 60000, "not JSON"),
+        ('{"file": "nowhere.csv"}', r"nowhere\.csv: there is no such file of a sensor"),
+    ],
+)
+def test_bad_links_are_named(tmp_path, text, words):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_sensor(tmp_path / "a.json", columns=["x"])
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_readings_out_of_order_are_refused_or_sorted(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [["time", "x"], [2, 1], [1, 2], [2, 3], [0, 4]])
+    with pytest.raises(ValueError, match=r"a\.csv: times must ascend, but reading 1 at 1 s .*set unsorted: sort"):
+        read_sensor(path, columns=["x"])
+    read = read_sensor(path, columns=["x"], unsorted="sort")
+    assert read.times_n.tolist() == [0, 1, 2] and read.values_nC[:, 0].tolist() == [4, 2, 3]  # the last of the two at 2 s
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"there is no column 'x'; there are none"),
+        ("time;x\n1;2\n", r"there is no column 'x'; there are 'time;x'"),
+        ("t,x\n1,2\n", r"there is no time column 'time'; set time_column, or rate"),
+        ("time,x,x\n1,2,3\n", "two columns have the name 'x'"),
+        ("time,x\n1,2\n3\n", "line 3 has 1 cells, the header has 2"),
+        ("time,x\n1,2\n2,two\n", "line 3, column 'x': 'two' is no number; leave the cell empty"),
+        ("time,x\n,2\n", "the time of reading 0 is not a finite number"),
+        ("time,x\n1,inf\n", "the value of 'x' in reading 0 is infinite"),
+        ('time,x\n1,"2\n', "is not CSV"),
+        ("time,x\n1," + "9" * 200_000 + "\n", "is not CSV: field larger"),
+    ],
+)
+def test_bad_csv_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.csv: .*{words}") as caught:
+        read_sensor(tmp_path / "a.csv", columns=["x"])
+    assert "\n" not in str(caught.value)
+
+
+def test_csv_with_a_byte_order_mark_quotes_and_blank_lines(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbf"time", x\r\n1,"2"\r\n\r\n2, 3\r\n')
+    read = read_sensor(tmp_path / "a.csv", columns=["x"])
+    assert read.times_n.tolist() == [1, 2] and read.values_nC[:, 0].tolist() == [2, 3]
+    (tmp_path / "b.csv").write_bytes(b"time,x\n1,\xff\n")
+    with pytest.raises(ValueError, match=r"b\.csv: it is not UTF-8 \(byte 0xff\)"):
+        read_sensor(tmp_path / "b.csv", columns=["x"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil-was-here",)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "parquet", "h5"])
+def test_damaged_files_are_named(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if kind in ("parquet", "h5"):
+        pytest.importorskip({"parquet": "pyarrow", "h5": "h5py"}[kind])
+    path = tmp_path / f"log.{kind}"
+    np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    for content in (b"hello", b"", (tmp_path / "evil.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"log\.{kind}: ") as caught:
+            read_sensor(path, columns=["0"], rate=1.0)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "evil-was-here").exists()
+    write(path) if kind != "npy" else np.save(path, np.zeros((4, 2)))
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(ValueError, match=rf"log\.{kind}: "):
+        read_sensor(path, columns=["0" if kind == "npy" else "speed"], rate=1.0)
+
+
+def test_hdf5_does_not_lead_to_other_files(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write(tmp_path / "secret.h5")
+    np.arange(4.0).tofile(tmp_path / "raw.bin")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["time"] = TIMES
+        file["x"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/speed")
+        file["soft"] = h5py.SoftLink("/x")
+        layout = h5py.VirtualLayout(shape=(4,), dtype="f8")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "speed", shape=(4,))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("outside", (4,), "f8", external=[(str(tmp_path / "raw.bin"), 0, 32)])
+    for name, words in [("x", "is a link"), ("soft", "is a link"), ("virtual", "in other files"), ("outside", "in other files")]:
+        with pytest.raises(ValueError, match=rf"a\.h5: '{name}' .*{words}"):
+            read_sensor(tmp_path / "a.h5", columns=[name])
+
+
+def test_absurd_sizes_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (10**12,), "f8", chunks=(1000,))
+    with pytest.raises(ValueError, match=r"a\.h5: it holds 1000000000000 readings, more than the 50000000 that are read"):
+        read_sensor(tmp_path / "a.h5", columns=["x"], rate=1.0)
+    monkeypatch.setattr(sensor_files, "MAX_READINGS", 3)
+    with pytest.raises(ValueError, match="it holds 4 readings, more than the 3"):
+        read_sensor(write(tmp_path / "a.csv"), columns=COLUMNS)
+
+
+def test_other_endings_and_texts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.xlsx: sensors are read from \.csv, \.tsv, .* and \.json files"):
+        read_sensor(tmp_path / "a.xlsx", columns=["x"])
+    np.savez(tmp_path / "a.npz", x=np.array(["one"]))
+    with pytest.raises(ValueError, match=r"a\.npz: 'x' holds <U3, not numbers"):
+        read_sensor(tmp_path / "a.npz", columns=["x"], rate=1.0)
+    np.savez(tmp_path / "b.npz", x=np.zeros(3), time=np.zeros(2))
+    with pytest.raises(ValueError, match=r"b\.npz: its columns are not of one length: 'x' has 3, 'time' has 2"):
+        read_sensor(tmp_path / "b.npz", columns=["x"])
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match=r"log\.parquet: column 'note' holds string, not numbers"):
+        read_sensor(write(tmp_path / "log.parquet"), columns=["note"])
+
+
+# --- through samples
+
+
+def test_a_sample_names_its_log_and_a_changed_log_is_read_again(tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(video, np.zeros((16, 32, 32, 3), np.uint8), fps=8)
+    log = write(tmp_path / "log.csv")
+    (tmp_path / "link.json").write_text(json.dumps({"file": "log.csv", "zero": 0.25}))
+    settings = {"columns": list(COLUMNS), "statistics": ["last", "share"]}
+    encoder = build_encoder(EncoderConfig(name="sensor_windows", settings=settings))
+    assert read_source(encoder, str(video), None) is None
+    samples = [
+        Sample(id=name, video=str(video), question="q", answer="a", side_channels=side)
+        for name, side in [("none", {}), ("null", {"imu": None}), ("log", {"imu": str(log)}), ("link", {"imu": str(tmp_path / "link.json")})]
+    ]
+
+    def items():
+        channels = {"imu": SideChannelConfig(kind="sensor", width=4)}
+        data = PatchDataset(samples, FrameSampling(num_frames=2), {"imu": encoder}, channels, cache=str(tmp_path / "cache"))
+        return [data[i].side["imu"] for i in range(4)], data.cache_report.misses
+
+    (none, null, features, linked), _ = items()
+    assert none is None and null is None
+    assert features.times_K.tolist() == [0.5, 1.5, 3.5]
+    torch.testing.assert_close(
+        features.features_KMC[:, 0], torch.tensor([[8.0, 1.0, 1.0, 0.5], [9.0, 1.0, 2.5, 1.0], [10.0, 1.0, -4.0, 1.0]])
+    )
+    assert linked.times_K.tolist() == [0.5, 1.5, 2.5]
+    assert items()[1] == 0
+    write_csv(log, [["time", "speed", "turn"], [0.5, 1, 2]])
+    (_, _, features, linked), misses = items()
+    assert misses == 2 and len(features) == len(linked) == 1  # the link's own file did not change, the log behind it did
