@@ -12,9 +12,11 @@ from typing import Any
 
 from pave.data.media import read_audio
 from pave.data.sensor_files import read_link, read_sensor
+from pave.data.text_files import read_timed_text
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
 from pave.side_channels.sensor import SensorWindows
+from pave.side_channels.text import TextEncoder
 
 Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
 
@@ -48,6 +50,13 @@ def _read_sensor(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any
     )
 
 
+def _read_text(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """The captions or transcript of the channel's file; without one the channel is missing."""
+    if not isinstance(encoder, TextEncoder):
+        raise _wrong_class(encoder, TextEncoder)
+    return None if path is None else read_timed_text(path, encoding=encoder.encoding)
+
+
 def _own(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     """A user's own encoder reads for itself."""
     if not isinstance(encoder, OwnEncoder):
@@ -62,7 +71,7 @@ def _wrong_class(encoder: SideEncoder[Any], expected: type) -> ValueError:
     )
 
 
-READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own, "sensor": _read_sensor}
+READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own, "sensor": _read_sensor, "text": _read_text}
 """By ``SideEncoder.source``."""
 
 

@@ -28,6 +28,8 @@ ENCODERS = {
     "speech": "pave.side_channels.waveform_transformers:SpeechAudioEncoder",
     "pe_audio": "pave.side_channels.waveform_transformers:PeAudioEncoder",
     "sensor_windows": "pave.side_channels.sensor:SensorWindows",
+    "text_hash": "pave.side_channels.text:HashedText",
+    "text_transformers": "pave.side_channels.text:TransformersText",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
 
