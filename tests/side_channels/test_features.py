@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from pave.config import EncoderConfig
+from pave.data.media import write_video
+from pave.data.sources import read_source
 from pave.side_channels import SideEncoder, SideFeatures, build_encoder
 from pave.side_channels.features import StoredFeatures, save_features
 
@@ -62,12 +64,94 @@ def test_the_spec_rebuilds_the_reader(tmp_path):
     assert isinstance(reader, SideEncoder)
     assert (reader.source, reader.sample_rate, reader.width, reader.tokens_per_step) == ("features", None, 3, 1)
     spec = reader.spec()
-    assert spec.settings == {"width": 3, "tokens_per_step": 1, "rate": 4.0, "start": 0.0}
+    assert {name: spec.settings[name] for name in ("width", "tokens_per_step", "rate", "start", "times")} == {
+        "width": 3,
+        "tokens_per_step": 1,
+        "rate": 4.0,
+        "start": 0.0,
+        "times": "file",
+    }
     assert build_encoder(spec).spec() == spec
     path = write(tmp_path / "a.npy", VALUES[:, 0].double())
     one, two = reader.encode_batch([path, path])
     assert one.features_KMC.dtype == torch.float32
     torch.testing.assert_close(one.features_KMC, two.features_KMC, rtol=0, atol=0)
+
+
+# --- layouts of published files, which are tensors without times
+
+
+def test_windows_with_a_stride_as_imagebind_hears_them(tmp_path):
+    """2 s every second: the first window is centred at 1 s. (K, C) and (K, M, C) both occur."""
+    settings = {"window_seconds": 2.0, "stride_seconds": 1.0}
+    flat = StoredFeatures(width=3, **settings).encode(write(tmp_path / "a.pt", VALUES[:, 0].clone()))
+    assert flat.times_K.tolist() == [1.0, 2.0, 3.0, 4.0]
+    torch.testing.assert_close(flat.features_KMC, VALUES[:, :1], rtol=0, atol=0)
+    deep = StoredFeatures(width=3, tokens_per_step=2, start=-0.5, **settings).encode(write(tmp_path / "b.pt", VALUES))
+    assert deep.times_K.tolist() == [0.5, 1.5, 2.5, 3.5]
+    same = StoredFeatures(width=3, rate=1.0, start=0.5).encode(tmp_path / "a.pt")
+    assert same.times_K.tolist() == flat.times_K.tolist()
+    side_by_side = StoredFeatures(width=3, window_seconds=2.0).encode(tmp_path / "a.pt")
+    assert side_by_side.times_K.tolist() == [1.0, 3.0, 5.0, 7.0]
+
+
+def test_an_offset_is_added_to_times_of_any_origin(tmp_path):
+    own = StoredFeatures(width=3, tokens_per_step=2, offset_seconds=0.25).encode(write(tmp_path / "a.npz", VALUES, TIMES))
+    torch.testing.assert_close(own.times_K, TIMES + 0.25, rtol=0, atol=0)
+    given = StoredFeatures(width=3, tokens_per_step=2, rate=2.0, offset_seconds=-1.0).encode(write(tmp_path / "a.pt", VALUES))
+    assert given.times_K.tolist() == [-0.75, -0.25, 0.25, 0.75]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    write_video(path, np.zeros((20, 32, 32, 3), np.uint8), fps=8)  # 2.5 s
+    return str(path)
+
+
+def test_a_high_frame_rate_with_class_tokens_spread_over_the_video(tmp_path, video):
+    """(K, 5, 1024): token 0 is a class token, the others are a grid of 2 x 2."""
+    stored = torch.randn(10, 5, 1024, generator=torch.Generator().manual_seed(0))
+    path = str(write(tmp_path / "a.pt", stored))
+    settings = {"width": 1024, "tokens_per_step": 4, "drop_class_token": True, "times": "spread"}
+    encoder = build_encoder(EncoderConfig(name="features", settings=settings))
+    features = encoder.encode(read_source(encoder, video, path))
+    torch.testing.assert_close(features.features_KMC, stored[:, 1:], rtol=0, atol=0)
+    np.testing.assert_allclose(features.times_K, 0.125 + 0.25 * np.arange(10))
+    assert build_encoder(encoder.spec()).spec() == encoder.spec()
+    assert read_source(encoder, video, None) is None
+    with pytest.raises(ValueError, match=r"a\.pt: features of shape \(steps, 5, 1024\) are expected, got \(10, 4, 1024\)"):
+        encoder.encode(read_source(encoder, video, str(write(tmp_path / "a.pt", stored[:, 1:].clone()))))
+
+
+def test_a_scene_in_one_row_is_cut_into_steps(tmp_path, video):
+    """(1, 32 * 24 * 24, C): 32 steps of 24 x 24 tokens, step after step."""
+    row = torch.arange(32 * 576, dtype=torch.float32)[None, :, None].repeat(1, 1, 4)
+    path = str(write(tmp_path / "a.pt", row))
+    settings = {"width": 4, "tokens_per_step": 576, "steps": 32, "times": "spread"}
+    encoder = build_encoder(EncoderConfig(name="features", settings=settings))
+    features = encoder.encode(read_source(encoder, video, path))
+    assert features.features_KMC.shape == (32, 576, 4)
+    assert features.features_KMC[:, 0, 0].tolist() == [576.0 * k for k in range(32)]
+    assert features.features_KMC[3, :, 1].tolist() == list(range(3 * 576, 4 * 576))
+    np.testing.assert_allclose(features.times_K, (np.arange(32) + 0.5) * 2.5 / 32)
+    flat = encoder.encode(read_source(encoder, video, str(write(tmp_path / "b.pt", row[0].clone()))))
+    torch.testing.assert_close(flat.features_KMC, features.features_KMC, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"with steps 32, features of shape \(1, 32 \* 576, 4\) are expected, got \(1, 576, 4\)"):
+        encoder.encode(read_source(encoder, video, str(write(tmp_path / "c.pt", row[:, :576].clone()))))
+    with pytest.raises(ValueError, match=r"got \(1, 18432, 4\)"):
+        StoredFeatures(width=4, tokens_per_step=576, rate=1.0).encode(path)
+
+
+def test_spreading_needs_a_video_and_a_file_without_times(tmp_path, video):
+    encoder = StoredFeatures(width=3, tokens_per_step=2, times="spread")
+    with pytest.raises(ValueError, match=r"a\.npz: the file holds times of its own; take the setting times: spread away"):
+        encoder.encode(read_source(encoder, video, str(write(tmp_path / "a.npz", VALUES, TIMES))))
+    path = str(write(tmp_path / "a.pt", VALUES))
+    with pytest.raises(ValueError, match="its duration is needed; encode a TimedFile"):
+        encoder.encode(path)
+    with pytest.raises(ValueError, match=r"nowhere\.mp4: there is no such file"):
+        read_source(encoder, str(tmp_path / "nowhere.mp4"), path)
 
 
 class Evil:
@@ -115,6 +199,14 @@ def test_files_that_are_no_good_are_named(tmp_path, monkeypatch):
         ({"width": 0}, "at least 1"),
         ({"width": 3, "tokens_per_step": 0}, "at least 1"),
         ({"width": 3, "rate": 0}, "rate must be"),
+        ({"width": 3, "times": "even"}, "times must be 'file' or 'spread', got 'even'"),
+        ({"width": 3, "stride_seconds": 1}, "stride_seconds needs window_seconds"),
+        ({"width": 3, "window_seconds": 1, "stride_seconds": 0}, "stride_seconds must be a positive number, got 0"),
+        ({"width": 3, "rate": 1, "window_seconds": 1}, "exclude each other"),
+        ({"width": 3, "rate": 1, "times": "spread"}, "exclude each other"),
+        ({"width": 3, "start": 1, "times": "spread"}, "exclude each other"),
+        ({"width": 3, "steps": 0}, "steps must be at least 1"),
+        ({"width": 3, "offset_seconds": float("inf")}, "must be finite"),
     ],
 )
 def test_settings_are_checked(settings, words):

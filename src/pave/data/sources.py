@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pave.data.media import read_audio
+from pave.data.media import probe, read_audio
 from pave.data.sensor_files import read_link, read_sensor
 from pave.data.text_files import read_timed_text
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
+from pave.side_channels.features import StoredFeatures, TimedFile
 from pave.side_channels.sensor import SensorWindows
 from pave.side_channels.text import TextEncoder
 
@@ -29,8 +30,13 @@ def _read_sound(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
 
 
 def _stored(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
-    """Features are read by their encoder; without a file the channel is missing."""
-    return path
+    """Features are read by their encoder, which may have to know how long the video is; without a file the channel is missing."""
+    if path is None or not isinstance(encoder, StoredFeatures) or encoder.times != "spread":
+        return path
+    info = probe(video).video
+    if info is None:
+        raise ValueError(f"{video}: there is no video stream to spread the features over")
+    return TimedFile(path, info.duration)
 
 
 def _read_sensor(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:

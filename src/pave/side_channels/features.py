@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,19 +21,36 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@dataclass(frozen=True)
+class TimedFile:
+    """A file of features whose steps are spread over a video."""
+
+    path: str
+    duration: float
+    """Seconds of the video."""
+
+
 class StoredFeatures:
     """Reads features from a file per video instead of computing them.
 
     A file is .safetensors or .npz with the arrays ``features`` and, optionally, ``times``; .npy with the features alone; or
     .pt with a tensor or a dictionary of tensors of those names (read without unpickling objects). Features are (K, C) or
     (K, M, C) floating point; times are K seconds on the video's clock, the centre of each step. A file without times needs
-    ``rate``.
+    ``rate``, ``window_seconds``, or ``times`` "spread".
 
     Args:
         width: C.
         tokens_per_step: M.
         rate: steps a second, for files without times. Step k is centred at ``start + (k + 0.5) / rate``.
         start: seconds on the video's clock at which the first step begins, for files without times.
+        window_seconds: what the encoder that made a file without times heard or saw at a time, instead of ``rate``. Step k is
+            centred at ``start + k * stride_seconds + window_seconds / 2``.
+        stride_seconds: distance of those windows; None for windows side by side.
+        times: "file" is all of the above. "spread" spreads the K steps of a file evenly over the video: step k is centred at
+            ``(k + 0.5) * duration / K``; a file with times of its own is then refused.
+        steps: K of a file that holds all tokens of all steps in one row, step after step: (1, K * M, C) or (K * M, C).
+        drop_class_token: files hold one token more, in front of the M of each step, which is left out.
+        offset_seconds: added to every time.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -40,12 +59,41 @@ class StoredFeatures:
     source: ClassVar[str] = "features"
     sample_rate: int | None = None
 
-    def __init__(self, *, width: int, tokens_per_step: int = 1, rate: float | None = None, start: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        tokens_per_step: int = 1,
+        rate: float | None = None,
+        start: float = 0.0,
+        window_seconds: float | None = None,
+        stride_seconds: float | None = None,
+        times: str = "file",
+        steps: int | None = None,
+        drop_class_token: bool = False,
+        offset_seconds: float = 0.0,
+    ) -> None:
         if width < 1 or tokens_per_step < 1:
             raise ValueError(f"features: width and tokens_per_step must be at least 1, got {width} and {tokens_per_step}")
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"features: rate must be a positive number of steps a second, got {rate}")
+        if times not in ("file", "spread"):
+            raise ValueError(f"features: times must be 'file' or 'spread', got {times!r}")
+        if window_seconds is None and stride_seconds is not None:
+            raise ValueError("features: stride_seconds needs window_seconds")
+        if sum([rate is not None, window_seconds is not None, times == "spread"]) > 1 or (times == "spread" and start):
+            raise ValueError("features: rate, window_seconds and times 'spread' exclude each other; start goes with the first two")
+        for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"features: {name} must be a positive number, got {value}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"features: steps must be at least 1, got {steps}")
+        if not isfinite(start) or not isfinite(offset_seconds):
+            raise ValueError(f"features: start and offset_seconds must be finite, got {start} and {offset_seconds}")
         self._width, self._tokens_per_step, self._rate, self._start = width, tokens_per_step, rate, start
+        self._window, self._stride = window_seconds, window_seconds if stride_seconds is None else stride_seconds
+        self._steps, self._drop_class_token, self._offset = steps, drop_class_token, offset_seconds
+        self.times = times
         self._device = torch.device("cpu")
 
     @property
@@ -58,42 +106,78 @@ class StoredFeatures:
         """M."""
         return self._tokens_per_step
 
-    def encode(self, source: str | os.PathLike[str]) -> SideFeatures:
+    def encode(self, source: str | os.PathLike[str] | TimedFile) -> SideFeatures:
         """Read a file: (K, M, C) in its own floating type (float64 becomes float32).
 
         Raises:
             ValueError: naming the file, if it is missing, damaged, of an unknown kind, of another shape, or has no times and
-                there is no ``rate``.
+                no setting says them.
         """
-        name = os.fspath(source)
+        name = source.path if isinstance(source, TimedFile) else os.fspath(source)
         features, times = _read(name)
-        if features.ndim == 2:
-            features = features[:, None]
-        expected = (self._tokens_per_step, self._width)
-        if features.ndim != 3 or tuple(features.shape[1:]) != expected:
-            raise ValueError(
-                f"{name}: features of shape (steps, {expected[0]}, {expected[1]}) are expected, got {tuple(features.shape)}"
-            )
-        if not features.is_floating_point():
-            raise ValueError(f"{name}: features must be floating point, got {features.dtype}")
+        features = self._arrange(features, name)
         if times is None:
-            if self._rate is None:
-                raise ValueError(f"{name}: the file holds no times; set the encoder's rate (steps a second)")
-            times = self._start + (torch.arange(len(features), dtype=torch.float64) + 0.5) / self._rate
+            times = self._times(len(features), name, source.duration if isinstance(source, TimedFile) else None)
+        elif self.times == "spread":
+            raise ValueError(f"{name}: the file holds times of its own; take the setting times: spread away")
         if features.dtype == torch.float64:
             features = features.float()
         try:
-            return SideFeatures(features.to(self._device), times)
+            return SideFeatures(features.to(self._device), times.double() + self._offset)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
-    def encode_batch(self, sources: Sequence[str | os.PathLike[str]]) -> list[SideFeatures]:
+    def _arrange(self, features: Tensor, name: str) -> Tensor:
+        """(K, M, C) of whatever layout the settings say the file has."""
+        M, C = self._tokens_per_step + self._drop_class_token, self._width
+        found = tuple(features.shape)
+        if self._steps is not None:
+            if found not in {(1, self._steps * M, C), (self._steps * M, C)}:
+                raise ValueError(
+                    f"{name}: with steps {self._steps}, features of shape (1, {self._steps} * {M}, {C}) are expected, got {found}"
+                )
+            features = features.reshape(self._steps, M, C)
+        elif features.ndim == 2:
+            features = features[:, None]
+        if features.ndim != 3 or tuple(features.shape[1:]) != (M, C):
+            raise ValueError(f"{name}: features of shape (steps, {M}, {C}) are expected, got {tuple(features.shape)}")
+        if not features.is_floating_point():
+            raise ValueError(f"{name}: features must be floating point, got {features.dtype}")
+        return features[:, 1:] if self._drop_class_token else features
+
+    def _times(self, steps: int, name: str, duration: float | None) -> Tensor:
+        """Centres of the steps of a file that does not say them."""
+        number_K = torch.arange(steps, dtype=torch.float64)
+        if self.times == "spread":
+            if duration is None:
+                raise ValueError(f"{name}: to spread its steps over the video its duration is needed; encode a TimedFile")
+            return (number_K + 0.5) * duration / steps
+        if self._window is not None and self._stride is not None:
+            return self._start + number_K * self._stride + self._window / 2
+        if self._rate is None:
+            raise ValueError(
+                f"{name}: the file holds no times; set the encoder's rate (steps a second), window_seconds, or times: spread"
+            )
+        return self._start + (number_K + 0.5) / self._rate
+
+    def encode_batch(self, sources: Sequence[str | os.PathLike[str] | TimedFile]) -> list[SideFeatures]:
         """Read several files, in order."""
         return [self.encode(source) for source in sources]
 
     def spec(self) -> EncoderConfig:
         """Every setting, also those left at their default."""
-        settings = {"width": self._width, "tokens_per_step": self._tokens_per_step, "rate": self._rate, "start": self._start}
+        settings: dict[str, Any] = {
+            "width": self._width,
+            "tokens_per_step": self._tokens_per_step,
+            "rate": self._rate,
+            "start": self._start,
+            "window_seconds": self._window,
+            "stride_seconds": self._stride,
+            "times": self.times,
+            "steps": self._steps,
+            "drop_class_token": self._drop_class_token,
+            "offset_seconds": self._offset,
+        }
         return EncoderConfig(name="features", settings=settings)
 
     def to(self, device: torch.device | str) -> Self:
