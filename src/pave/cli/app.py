@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pave import __version__
-from pave.cli import ask, demo, init, show, train
+from pave.cli import ask, demo, init, new_channel, show, train
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
 
@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
     "ask": (ask.command, "Answer a question about a video, with a patch or without."),
     "init": (init.command, "Write a commented recipe and a sample file to start from."),
+    "new-channel": (new_channel.command, "Write the skeleton of a side channel of your own, with its tests."),
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
