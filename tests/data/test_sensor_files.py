@@ -119,11 +119,11 @@ def test_a_log_with_a_clock_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "must hold"),
-        ('{"zero": 1}', "must hold"),
-        ('{"file": "a.csv", "offset": 1}', "and nothing else"),
-        ('{"file": 3}', "'file' must be text"),
-        ('{"file": "a.csv", "zero": NaN}', "'zero' a number"),
+        ("[]", "an object in braces is needed, got list"),
+        ('{"zero": 1}', "the key 'file' is missing"),
+        ('{"file": "a.csv", "offset": 1}', "unknown key 'offset'; known keys: file, zero"),
+        ('{"file": 3}', "file: the path of a file is needed, got 3"),
+        ('{"file": "a.csv", "zero": NaN}', "NaN is no number of JSON"),
         ('{"file": "b.json"}', r"not another \.json file"),
         ("{", "not JSON"),
         ("[" * 60000, "not JSON"),

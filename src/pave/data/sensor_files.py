@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pave.data.descriptors import beside, number, read_descriptor
 from pave.side_channels.sensor import TIME_UNITS, SensorSeries
 from pave.utils.optional import MissingExtraError, require
 
@@ -19,7 +19,6 @@ MAX_READINGS = 50_000_000
 """Longest file that is read, in numbers of one column."""
 _CALENDAR = 1e7
 """A video does not last a third of a year: times that begin beyond that are counted from another zero."""
-_LINK_BYTES = 65536
 
 Column = NDArray[Any]
 Reader = Callable[[str, Sequence[str], str], tuple[dict[str, Column], float | None]]
@@ -71,8 +70,8 @@ def read_sensor(
         MissingExtraError: if a package that reads this kind of file is not installed.
     """
     name, zero = os.fspath(path), 0.0
-    link = read_link(name)
-    if link is not None:
+    if name.lower().endswith(".json"):
+        link = _read_link(name)
         name, zero = link.file, link.zero
     reader = _READERS.get(os.path.splitext(name)[1].lower())
     if reader is None:
@@ -96,30 +95,12 @@ def read_sensor(
         raise ValueError(f"{name}: the file is damaged or of another kind than its ending says ({reason})") from error
 
 
-def read_link(path: str) -> SensorLink | None:
-    """What a .json file of a sensor points to; None for a file of another kind.
-
-    Raises:
-        ValueError: naming the file, if it is missing or holds anything else.
-    """
-    if not path.lower().endswith(".json"):
-        return None
-    wanted = 'the file must hold {"file": the log, "zero": its clock at the first frame}'
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.loads(file.read(_LINK_BYTES))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not JSON; {wanted}") from None
-    if not isinstance(values, dict) or not {"file"} <= set(values) <= {"file", "zero"}:
-        raise ValueError(f"{path}: {wanted} and nothing else")
-    file_name, zero = values["file"], values.get("zero", 0.0)
-    if not isinstance(file_name, str) or isinstance(zero, bool) or not isinstance(zero, (int, float)) or not np.isfinite(zero):
-        raise ValueError(f"{path}: 'file' must be text and 'zero' a number; {wanted}")
-    if file_name.lower().endswith(".json"):
-        raise ValueError(f"{path}: 'file' must be a log, not another .json file, got {file_name!r}")
-    return SensorLink(os.path.join(os.path.dirname(path), file_name), float(zero))
+def _read_link(path: str) -> SensorLink:
+    content = read_descriptor(path, known=("file", "zero"), required=("file",))
+    log = beside(path, f"{path}, file", content["file"])
+    if log.lower().endswith(".json"):
+        raise ValueError(f"{path}, file: a log is needed, not another .json file, got {content['file']!r}")
+    return SensorLink(log, number(f"{path}, zero", content.get("zero", 0)))
 
 
 def _matrix(found: dict[str, Column], columns: Sequence[str]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pave.data.media import probe, read_audio
-from pave.data.sensor_files import read_link, read_sensor
+from pave.data.sensor_files import read_sensor
 from pave.data.text_files import read_timed_text
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
@@ -97,14 +97,3 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
             f"the encoder takes {encoder.source!r}, but there is no reader of that name; known: {', '.join(READERS)}"
         )
     return READERS[encoder.source](video, path, encoder)
-
-
-def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
-    """The files that decide what a channel's file says: itself, and what a small file points to."""
-    if encoder.source != "sensor":
-        return [path]
-    try:
-        link = read_link(path)
-    except ValueError:  # said when the file is read
-        return [path]
-    return [path] if link is None else [path, link.file]
