@@ -172,9 +172,10 @@ class EncoderConfig(Strict):
     """The frozen encoder that turns a raw side stream into features."""
 
     name: str = "log_mel"
-    """A built-in encoder (log_mel needs no weights; features reads stored ones) or a family of transformers (clap, ast, whisper)."""
+    """One of the encoders in docs/side_channels.md (log_mel needs no weights; features reads stored ones; clap, ast and others are
+    families of transformers), or the import path module:Class of an encoder of your own."""
     model: str | None = None
-    """Hub id or local path of the encoder's weights, for the families of transformers."""
+    """Hub id or local path of the encoder's weights, for those that have some."""
     revision: str | None = None
     """Revision on the hub."""
     settings: dict[str, Any] = field(default_factory=dict)

@@ -83,7 +83,9 @@ def test_columns_of_matrices_in_hdf5_and_npz(tmp_path):
     assert read_sensor(tmp_path / "log.npz", columns=["imu.1"]).values_nC[:, 0].tolist() == [1, 3, 5, 7]
     with pytest.raises(ValueError, match=r"log\.npz: there is no column 'imu\.2'; there are 'time', 'imu'"):
         read_sensor(tmp_path / "log.npz", columns=["imu.2"])
-    with pytest.raises(ValueError, match=r"'imu' must have one dimension, got shape \(4, 2\); a column of a matrix is 'imu\.0'"):
+    with pytest.raises(
+        ValueError, match=r"'imu' must have one dimension, got shape \(4, 2\); a column of a matrix is 'imu\.0'"
+    ):
         read_sensor(tmp_path / "log.npz", columns=["imu"])
 
 
@@ -107,7 +109,9 @@ def test_a_log_with_a_clock_of_its_own(tmp_path):
     """Nanoseconds since 1970: refused alone, because no frame would ever see it; right with a link that says the zero."""
     first = 1_700_000_000_000_000_000
     path = write_csv(tmp_path / "imu.csv", [["time", "x"], [first + 250_000_000, 3], [first + 500_000_000, 4]])
-    with pytest.raises(ValueError, match=r"imu\.csv: its first time is 1\.7e\+09 s on the video's clock; set time_unit, or name"):
+    with pytest.raises(
+        ValueError, match=r"imu\.csv: its first time is 1\.7e\+09 s on the video's clock; set time_unit, or name"
+    ):
         read_sensor(path, columns=["x"], time_unit="ns")
     link = tmp_path / "imu.json"
     link.write_text(json.dumps({"file": "imu.csv", "zero": first}))
@@ -212,7 +216,12 @@ def test_hdf5_does_not_lead_to_other_files(tmp_path):
         layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "speed", shape=(4,))
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("outside", (4,), "f8", external=[(str(tmp_path / "raw.bin"), 0, 32)])
-    for name, words in [("x", "is a link"), ("soft", "is a link"), ("virtual", "in other files"), ("outside", "in other files")]:
+    for name, words in [
+        ("x", "is a link"),
+        ("soft", "is a link"),
+        ("virtual", "in other files"),
+        ("outside", "in other files"),
+    ]:
         with pytest.raises(ValueError, match=rf"a\.h5: '{name}' .*{words}"):
             read_sensor(tmp_path / "a.h5", columns=[name])
 
@@ -255,7 +264,12 @@ def test_a_sample_names_its_log_and_a_changed_log_is_read_again(tmp_path):
     assert read_source(encoder, str(video), None) is None
     samples = [
         Sample(id=name, video=str(video), question="q", answer="a", side_channels=side)
-        for name, side in [("none", {}), ("null", {"imu": None}), ("log", {"imu": str(log)}), ("link", {"imu": str(tmp_path / "link.json")})]
+        for name, side in [
+            ("none", {}),
+            ("null", {"imu": None}),
+            ("log", {"imu": str(log)}),
+            ("link", {"imu": str(tmp_path / "link.json")}),
+        ]
     ]
 
     def items():

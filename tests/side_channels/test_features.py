@@ -137,7 +137,9 @@ def test_a_scene_in_one_row_is_cut_into_steps(tmp_path, video):
     np.testing.assert_allclose(features.times_K, (np.arange(32) + 0.5) * 2.5 / 32)
     flat = encoder.encode(read_source(encoder, video, str(write(tmp_path / "b.pt", row[0].clone()))))
     torch.testing.assert_close(flat.features_KMC, features.features_KMC, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"with steps 32, features of shape \(1, 32 \* 576, 4\) are expected, got \(1, 576, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"with steps 32, features of shape \(1, 32 \* 576, 4\) are expected, got \(1, 576, 4\)"
+    ):
         encoder.encode(read_source(encoder, video, str(write(tmp_path / "c.pt", row[:, :576].clone()))))
     with pytest.raises(ValueError, match=r"got \(1, 18432, 4\)"):
         StoredFeatures(width=4, tokens_per_step=576, rate=1.0).encode(path)

@@ -9,7 +9,7 @@ from pave.config import EncoderConfig
 from pave.data.sources import read_source
 from pave.side_channels import OwnEncoder, SideEncoder, SideFeatures, build_encoder
 
-MODULE = '''
+MODULE = """
 import torch
 from pave.side_channels import OwnEncoder, SideFeatures
 
@@ -35,7 +35,7 @@ class Plain:
     pass
 
 number = 3
-'''
+"""
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ NAN = math.nan
 
 def series(times, *columns, names=None):
     return SensorSeries(
-        np.array(columns, dtype=float).T.reshape(len(times), len(columns)), np.array(times), names or tuple("abc"[: len(columns)])
+        np.array(columns, dtype=float).T.reshape(len(times), len(columns)),
+        np.array(times),
+        names or tuple("abc"[: len(columns)]),
     )
 
 
@@ -97,7 +99,9 @@ def test_an_offset_moves_the_readings_before_they_meet_the_grid():
 def test_every_window_says_what_its_own_readings_are(times, window, part):
     times = np.sort(np.array(times))
     times = times[np.append(True, np.diff(times) > 1e-6)]
-    encoder = SensorWindows(columns=["a"], window_seconds=window, stride_seconds=window * part, statistics=["min", "max", "last"])
+    encoder = SensorWindows(
+        columns=["a"], window_seconds=window, stride_seconds=window * part, statistics=["min", "max", "last"]
+    )
     features = encoder.encode(series(times, np.arange(len(times))))
     heard = set()
     for (low, high, last), centre in zip(features.features_KMC[:, 0].tolist(), features.times_K.tolist(), strict=True):

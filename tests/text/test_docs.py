@@ -230,7 +230,7 @@ def test_yaml_blocks_are_parts_of_a_recipe(path):
         if key == "side_channels":
             patch = PatchConfig.from_dict(values, where=name_of(path))
             for channel in patch.side_channels.values():
-                if channel.encoder.model is None:
+                if channel.encoder.model is None and ":" not in channel.encoder.name:  # a class of the reader's own
                     assert build_encoder(channel.encoder).width == channel.width
         else:
             assert key == "stages", f"{name_of(path)}: a block of a kind that this test does not know"
@@ -316,7 +316,8 @@ def test_the_table_of_samples_has_every_field():
 
 def test_the_table_of_encoders_has_every_encoder():
     text = (ROOT / "docs" / "side_channels.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(ENCODERS)
+    table = text.split("## Encoders that exist")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(ENCODERS)
     log_mel = build_encoder(PatchConfig.compact(audio=64).side_channels["audio"].encoder)
     assert "| `log_mel` | nothing | 4 | 64 | 1 |" in text
     assert (log_mel.spec().settings["step_seconds"], log_mel.width, log_mel.tokens_per_step) == (0.25, 64, 1)

@@ -39,7 +39,7 @@ def command(
     channel = f"    {name}: {{kind: {name}, width: 2, encoder: {{name: '{name}:{words['CLASS']}'}}}}"
     text = (
         f"wrote {module} and {test}\nnext: run the tests there (python -m pytest test_{name}.py), then name the channel in a recipe,\n"
-        f"  side_channels:\n{channel}\nand in each sample its file: \"side_channels\": {{\"{name}\": \"log.csv\"}}"
+        f'  side_channels:\n{channel}\nand in each sample its file: "side_channels": {{"{name}": "log.csv"}}'
     )
     return Result(text, {"files": [str(module), str(test)], "encoder": f"{name}:{words['CLASS']}"})
 

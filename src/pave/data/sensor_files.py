@@ -271,7 +271,9 @@ def _arrays(
                 raise _no_column(column, names)
             continue
         if array.ndim != 1:
-            raise ValueError(f"{column!r} must have one dimension, got shape {array.shape}; a column of a matrix is {column + '.0'!r}")
+            raise ValueError(
+                f"{column!r} must have one dimension, got shape {array.shape}; a column of a matrix is {column + '.0'!r}"
+            )
         _check_numbers(array, repr(column))
         found[column] = array
     return found

@@ -77,7 +77,13 @@ def _wrong_class(encoder: SideEncoder[Any], expected: type) -> ValueError:
     )
 
 
-READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored, "own": _own, "sensor": _read_sensor, "text": _read_text}
+READERS: dict[str, Reader] = {
+    "audio": _read_sound,
+    "features": _stored,
+    "own": _own,
+    "sensor": _read_sensor,
+    "text": _read_text,
+}
 """By ``SideEncoder.source``."""
 
 

@@ -82,7 +82,9 @@ class StoredFeatures:
         if window_seconds is None and stride_seconds is not None:
             raise ValueError("features: stride_seconds needs window_seconds")
         if sum([rate is not None, window_seconds is not None, times == "spread"]) > 1 or (times == "spread" and start):
-            raise ValueError("features: rate, window_seconds and times 'spread' exclude each other; start goes with the first two")
+            raise ValueError(
+                "features: rate, window_seconds and times 'spread' exclude each other; start goes with the first two"
+            )
         for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"features: {name} must be a positive number, got {value}")
