@@ -154,9 +154,9 @@ class _Track:
             damaged(missing)
 
     def _place(self, frame: av.AudioFrame, stream: av.AudioStream, damaged: Callable[[str], None]) -> None:
-        samples = _samples(frame)
+        heard = _samples(frame)
         if self.mix:
-            samples = samples.mean(axis=1)
+            heard = heard.mean(axis=1)
         tick = frame.time_base or stream.time_base or Fraction(1, frame.sample_rate)
         if not self.pieces:
             self.rate = frame.sample_rate
@@ -165,12 +165,12 @@ class _Track:
             raise MediaError(
                 f"{self.name}: the sample rate changes from {self.rate} to {frame.sample_rate} Hz within the track; re-encode it"
             )
-        if self.pieces and samples.shape[1:] != self.pieces[0].shape[1:]:
+        if self.pieces and heard.shape[1:] != self.pieces[0].shape[1:]:
             raise MediaError(
-                f"{self.name}: the number of channels changes from {self.pieces[0].shape[1]} to {samples.shape[1]} within the "
+                f"{self.name}: the number of channels changes from {self.pieces[0].shape[1]} to {heard.shape[1]} within the "
                 "track; re-encode it, or mix the channels"
             )
-        samples = samples[: _stated_length(frame, tick, len(samples))].astype(np.float32)
+        samples = heard[: _stated_length(frame, tick, len(heard))].astype(np.float32)
         if frame.pts is not None:
             gap = round((frame.pts * tick - self.begin) * self.rate) - self.length
             if abs(gap) > max(_JITTER, float(2 * tick)) * self.rate:
