@@ -7,6 +7,8 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data import sensor_files
@@ -110,7 +112,7 @@ def test_a_log_with_a_clock_of_its_own(tmp_path):
     first = 1_700_000_000_000_000_000
     path = write_csv(tmp_path / "imu.csv", [["time", "x"], [first + 250_000_000, 3], [first + 500_000_000, 4]])
     with pytest.raises(
-        ValueError, match=r"imu\.csv: its first time is 1\.7e\+09 s on the video's clock; set time_unit, or name"
+        ValueError, match=r"imu\.csv: it has a time of 1\.7e\+09 s on the video's clock; set time_unit, or name"
     ):
         read_sensor(path, columns=["x"], time_unit="ns")
     link = tmp_path / "imu.json"
@@ -232,6 +234,11 @@ def test_absurd_sizes_are_refused_before_they_are_read(tmp_path, monkeypatch):
         file.create_dataset("x", (10**12,), "f8", chunks=(1000,))
     with pytest.raises(ValueError, match=r"a\.h5: it holds 1000000000000 readings, more than the 50000000 that are read"):
         read_sensor(tmp_path / "a.h5", columns=["x"], rate=1.0)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(10**6))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+    monkeypatch.setattr(sensor_files, "MAX_READINGS", 10**5)
+    with pytest.raises(ValueError, match=r"bomb\.npz: it holds 10000\d\d readings"):
+        read_sensor(tmp_path / "bomb.npz", columns=["x"], rate=1.0)
     monkeypatch.setattr(sensor_files, "MAX_READINGS", 3)
     with pytest.raises(ValueError, match="it holds 4 readings, more than the 3"):
         read_sensor(write(tmp_path / "a.csv"), columns=COLUMNS)
@@ -251,6 +258,25 @@ def test_other_endings_and_texts_are_refused(tmp_path):
         read_sensor(write(tmp_path / "log.parquet"), columns=["note"])
 
 
+def test_one_time_far_away_is_refused(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [["time", "x"], [1, 1], [1e300, 2]])
+    with pytest.raises(ValueError, match=r"a\.csv: it has a time of 1e\+300 s"):
+        read_sensor(path, columns=["x"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet='time,x0123456789.e+-"\n\r \x00nainf', max_size=60), kind=st.sampled_from(["csv", "tsv", "json"]))
+def test_any_text_is_read_or_refused_in_one_sentence(tmp_path_factory, text, kind):
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
+    path.write_bytes(("time,x\n" + text).encode() if kind == "csv" else text.encode())
+    try:
+        read = read_sensor(path, columns=["x"], unsorted="sort")
+    except ValueError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error) and len(str(error)) < 600
+    else:
+        assert np.isfinite(read.times_n).all() and (np.diff(read.times_n) > 0).all()
+
+
 # --- through samples
 
 
@@ -259,8 +285,8 @@ def test_a_sample_names_its_log_and_a_changed_log_is_read_again(tmp_path):
     write_video(video, np.zeros((16, 32, 32, 3), np.uint8), fps=8)
     log = write(tmp_path / "log.csv")
     (tmp_path / "link.json").write_text(json.dumps({"file": "log.csv", "zero": 0.25}))
-    settings = {"columns": list(COLUMNS), "statistics": ["last", "share"]}
-    encoder = build_encoder(EncoderConfig(name="sensor_windows", settings=settings))
+    chosen = {"columns": list(COLUMNS), "statistics": ["last", "share"]}
+    encoder = build_encoder(EncoderConfig(name="sensor_windows", settings=chosen))
     assert read_source(encoder, str(video), None) is None
     samples = [
         Sample(id=name, video=str(video), question="q", answer="a", side_channels=side)

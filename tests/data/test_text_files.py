@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
@@ -144,6 +146,23 @@ def test_files_that_are_no_good_get_one_sentence(tmp_path, name, content, words)
         read(tmp_path / name, content)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / name}: ") and "\n" not in message and len(message) < 400
+
+
+PIECES = ["1", "\n", "\n\n", "00:00:01,000", " --> ", "00:02.500", "01:00:00.5", "<b>", "</", "WEBVTT", "NOTE", "&amp;", "{", "}", "[", "]", ",",
+    '"start"', '"end"', '"text"', '"segments"', ":", "1.5", "NaN", "é", "\ufeff", "x"]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=25), kind=st.sampled_from(["srt", "vtt", "json"]))
+def test_anything_is_read_or_refused_in_one_sentence(tmp_path_factory, pieces, kind):
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
+    head = {"srt": GOOD, "vtt": "WEBVTT\n\n", "json": ""}[kind]
+    try:
+        segments = read(path, head + "".join(pieces))
+    except ValueError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error) and len(str(error)) < 600
+    else:
+        assert all(start <= end and "\n" not in text for start, end, text in segments)
 
 
 def test_a_file_that_is_too_large_or_missing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,9 +120,10 @@ def _times(
             raise ValueError(f"there is no time column {time_column!r}; set time_column, or rate (readings a second)")
         return start + np.arange(count, dtype=np.float64) / rate
     times: NDArray[np.float64] = (raw.astype(np.float64) - zero) * unit
-    if count and abs(times[0]) > _CALENDAR:
+    far = times[np.abs(times) > _CALENDAR]
+    if len(far):
         raise ValueError(
-            f"its first time is {times[0]:.6g} s on the video's clock; set time_unit, or name a .json file that says what the log's "
+            f"it has a time of {far[0]:.6g} s on the video's clock; set time_unit, or name a .json file that says what the log's "
             "clock showed at the first frame ('zero')"
         )
     return times
@@ -135,7 +137,7 @@ def _sorted(values_nC: NDArray[np.float64], times_n: NDArray[np.float64]) -> tup
 
 
 def _no_column(name: str, names: Sequence[str]) -> ValueError:
-    shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+    shown = ", ".join(repr(name[:60]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
     return ValueError(f"there is no column {name!r}; there are {shown or 'none'}")
 
 
@@ -223,10 +225,11 @@ def _npy(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str,
 
 
 def _npz(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
+    with zipfile.ZipFile(name) as members:
+        for member in members.infolist():
+            _check_count(member.file_size // 8)  # a small file can unpack to a very large one
     with open(name, "rb") as file:
         archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is a .npy file under the name of a .npz file")
         return _arrays(lambda key: archive[key] if key in archive.files else None, archive.files, columns, time_column), None
 
 
