@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pave.data.descriptors import files_named
 from pave.data.media import probe, read_audio
 from pave.data.sensor_files import read_sensor
 from pave.data.text_files import read_timed_text
@@ -103,3 +104,8 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
             f"the encoder takes {encoder.source!r}, but there is no reader of that name; known: {', '.join(READERS)}"
         )
     return READERS[encoder.source](video, path, encoder)
+
+
+def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
+    """The files that decide what a channel's file says: itself, what lies in it if it is a folder, and what it points to."""
+    return files_named(path) if encoder.source in ("sensor",) else [path]
