@@ -9,7 +9,7 @@ import torch
 from media_files import write_sound
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
-from pave.data.media import FrameSampling, read_audio, write_video
+from pave.data.media import FrameSampling, MediaError, read_audio, write_video
 from pave.data.samples import Sample
 from pave.data.sources import read_source
 from pave.side_channels import AudioClip, SideEncoder, build_encoder
@@ -63,6 +63,17 @@ def test_a_gap_is_silent_in_every_channel(tmp_path):
     assert samples.shape == (2 * RATE + RATE // 2, 2)
     quiet = np.abs(samples[RATE : RATE + RATE // 2])
     assert quiet.max() == 0 and np.abs(samples[:RATE] - values[:RATE]).max() < 1e-3
+
+
+def test_a_track_that_changes_its_channels_can_only_be_mixed(tmp_path):
+    values = np.stack([LEFT, RIGHT], axis=1)
+    mono = write_sound(tmp_path / "mono.mp3", values[:, :1], RATE, "libmp3lame", "fltp", "mono")
+    both = write_sound(tmp_path / "both.mp3", values, RATE, "libmp3lame", "fltp", "stereo")
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(mono.read_bytes() + both.read_bytes())
+    assert read_audio(path, RATE, on_corrupt="keep").duration > 4
+    with pytest.raises(MediaError, match=r"joined\.mp3: the number of channels changes from 1 to 2 within the track; re-encode"):
+        read_audio(path, RATE, channels="all", on_corrupt="keep")
 
 
 def test_what_an_encoder_hears(stereo):
