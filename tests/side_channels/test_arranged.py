@@ -72,7 +72,9 @@ def test_a_track_that_changes_its_channels_can_only_be_mixed(tmp_path):
     path = tmp_path / "joined.mp3"
     path.write_bytes(mono.read_bytes() + both.read_bytes())
     assert read_audio(path, RATE, on_corrupt="keep").duration > 4
-    with pytest.raises(MediaError, match=r"joined\.mp3: the number of channels changes from 1 to 2 within the track; re-encode"):
+    with pytest.raises(
+        MediaError, match=r"joined\.mp3: the number of channels changes from 1 to 2 within the track; re-encode"
+    ):
         read_audio(path, RATE, channels="all", on_corrupt="keep")
 
 
