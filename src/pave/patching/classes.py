@@ -159,7 +159,7 @@ def _forward_method(base: Any) -> Any:
             if plan is None:
                 return touch_unused(call, original(self, *args, **kwargs))
             output = touch_unused(call, original(self, **plan.arguments))
-            if output.logits.shape[1] == plan.source_BL.shape[1]:
+            if output.logits.ndim == 3 and output.logits.shape[1] == plan.source_BL.shape[1]:
                 output.logits = plan.shrink(output.logits)
             return output
 
@@ -217,6 +217,19 @@ def capture_projector_input(module: nn.Module, args: tuple[Any, ...]) -> None:
     call = current_call()
     if call is not None and call.side_channels:
         call.captured = args[0]
+
+
+def cut_vocabulary(head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    """A hook on the output embeddings: -inf for ids that the patch's ``vocabulary`` leaves out, in place.
+
+    The softmax over the rest is then that of a head cut to ``vocabulary`` rows, in the loss and in decoding. Logits keep
+    their shape, because the base's own loss flattens them by the vocabulary size of its config.
+    """
+    call = current_call()
+    if call is not None and call.strength != 0.0:
+        model: Any = call.owner
+        if model.patch_config.vocabulary is not None:
+            logits[..., model.patch_config.vocabulary :] = float("-inf")
 
 
 def wrap_checkpointing(model: nn.Module) -> None:

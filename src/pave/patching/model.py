@@ -21,7 +21,14 @@ from torch import nn
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.call import CheckpointInCall
-from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, swap_classes, wrap_checkpointing
+from pave.patching.classes import (
+    PatchedVideoLLM,
+    Swapped,
+    capture_projector_input,
+    cut_vocabulary,
+    swap_classes,
+    wrap_checkpointing,
+)
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import get_interface
 
@@ -58,6 +65,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
+    _check_prompt_settings(base, config, interface)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         slot = PatchSlot(
@@ -79,10 +87,21 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     swap_classes(base, interface.features_method)
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
+    base.pave_hooks = []
     if slot.needs_pre_projector():
-        base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
+        base.pave_hooks.append(interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input))
+    if config.vocabulary is not None:
+        base.pave_hooks.append(base.get_output_embeddings().register_forward_hook(cut_vocabulary))
     wrap_checkpointing(model)
     return model
+
+
+def _check_prompt_settings(base: Any, config: PatchConfig, interface: Any) -> None:
+    if config.newline == "grid" and interface.newline(base.base_model) is None:
+        raise ValueError(f"newline: bases of type {base.config.model_type!r} have no newline embedding; only 'base' is possible")
+    rows = base.get_output_embeddings().weight.shape[0]
+    if config.vocabulary is not None and config.vocabulary > rows:
+        raise ValueError(f"vocabulary: the patch chooses from {config.vocabulary} ids, but the base's head has {rows} rows")
 
 
 def detach_patch(model: _Model) -> _Model:
@@ -103,13 +122,12 @@ def detach_patch(model: _Model) -> _Model:
         if isinstance(function, CheckpointInCall):
             module._gradient_checkpointing_func = function.function
     delattr(base, SLOTS)
-    if "pave_hook" in base.__dict__:
-        base.pave_hook.remove()
-        del base.pave_hook
+    for hook in base.pave_hooks:
+        hook.remove()
     trainable = set(base.pave_base_trainable)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in trainable)
-    del base.pave_strength, base.pave_base_trainable
+    del base.pave_strength, base.pave_base_trainable, base.pave_hooks
     return model
 
 
