@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
-from pave.patching.fuse import fuse, lengthen, touch_unused
+from pave.patching.fuse import fuse, lengthen, put_newlines, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
@@ -208,6 +208,7 @@ def _features_method(base: Any, name: str) -> Any:
         bound = signature.bind(self, *args, **kwargs).arguments
         arguments = {**bound, **bound.pop("kwargs", {})}
         fuse(call, self, output, arguments)
+        put_newlines(call, output, arguments)
         return output
 
     return features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pave.patching.call import FrameTimes, PatchCall, as_row_tensor, entered, ro
 from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening, plan_newlines
 from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
 from pave.tokens import QuestionTokens, SideTokens
-from pave.video_llms import VideoLayout, VideoLLMInterface, get_interface
+from pave.video_llms import get_interface
 
 logger = logging.getLogger(__name__)
 
@@ -93,47 +93,19 @@ def _checked_sides(
 
 
 def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any]) -> None:
-    """Let the video tokens in ``output.pooler_output`` meet the side channels of the call, once, and put in its further tokens."""
-    model: Any = call.owner
-    grid = model.patch_config.newline == "grid" and call.strength != 0.0
-    if call.consumed or not (call.side_channels or grid):
+    """Let the video tokens in ``output.pooler_output`` meet the side channels of the call, once."""
+    if not call.side_channels or call.consumed:
         return
     call.consumed = True
-    if grid and call.extra_tokens is None:
-        raise ValueError(
-            "newline 'grid' lengthens the prompt, which only forward and generate of the patched model do: call one of them with "
-            "the video's pixels, or set newline to 'base'"
-        )
+    model: Any = call.owner
     interface = get_interface(model.config)
     layouts = interface.layouts(model.config, arguments)
     videos = interface.split(output.pooler_output, layouts)
-    if call.side_channels:
-        if call.strength == 0.0:
-            _check_count(call, len(videos))
-            return
-        videos = _with_residuals(call, interface, inner, arguments, layouts, videos)
-    if call.extra_tokens is not None:
-        videos = insert_tokens(videos, call.extra_tokens)
-    output.pooler_output = interface.join(videos, output.pooler_output)
-
-
-def _check_count(call: PatchCall, videos: int) -> None:
     count = len(next(iter(call.side_channels.values())))
-    if count != videos:
-        raise ValueError(f"side_channels hold {count} videos, but the call has {videos} videos")
-
-
-def _with_residuals(
-    call: PatchCall,
-    interface: VideoLLMInterface,
-    inner: Any,
-    arguments: Mapping[str, Any],
-    layouts: Sequence[VideoLayout],
-    videos: list[Tensor],
-) -> list[Tensor]:
-    """The tokens of each video with the residuals of all given channels."""
-    model: Any = call.owner
-    _check_count(call, len(videos))
+    if count != len(videos):
+        raise ValueError(f"side_channels hold {count} videos, but the call has {len(videos)} videos")
+    if call.strength == 0.0:
+        return
     slot: PatchSlot = getattr(model, SLOTS)[call.name]
     rows = _video_rows(call, interface, [layout.num_tokens for layout in layouts])
     present_B = torch.stack([side.present_B().cpu() for side in call.side_channels.values()]).any(dim=0)
@@ -152,7 +124,28 @@ def _with_residuals(
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
     call.fused |= set(sides)
     residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
-    return add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
+    fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
+    if call.extra_tokens is not None:
+        fused = insert_tokens(fused, call.extra_tokens)
+    output.pooler_output = interface.join(fused, output.pooler_output)
+
+
+def put_newlines(call: PatchCall, output: Any, arguments: Mapping[str, Any]) -> None:
+    """Under ``newline: grid``, put the newlines into a video without side channels; with some, ``fuse`` has done it."""
+    model: Any = call.owner
+    if model.patch_config.newline == "base" or call.strength == 0.0:
+        return
+    if call.extra_tokens is None:
+        raise ValueError(
+            "newline 'grid' lengthens the prompt, which only forward and generate of the patched model do: call one of them with "
+            "the video's pixels, or set newline to 'base'"
+        )
+    if call.consumed:
+        return
+    call.consumed = True
+    interface = get_interface(model.config)
+    videos = interface.split(output.pooler_output, interface.layouts(model.config, arguments))
+    output.pooler_output = interface.join(insert_tokens(videos, call.extra_tokens), output.pooler_output)
 
 
 def touch_unused(call: PatchCall | None, output: Any) -> Any:
@@ -179,10 +172,13 @@ def lengthen(call: PatchCall | None, arguments: Mapping[str, Any]) -> Lengthenin
     if call is None:
         return None
     model: Any = call.owner
+    interface = get_interface(model.config)
     if model.patch_config.newline == "grid":
-        call.extra_tokens = plan_newlines(call, get_interface(model.config), arguments)
-    elif call.side_channels:
-        call.extra_tokens = plan_lengthening(call, get_interface(model.config), arguments, _step_times)
+        call.extra_tokens = plan_newlines(call, interface, arguments)
+        return call.extra_tokens
+    if not call.side_channels:
+        return None
+    call.extra_tokens = plan_lengthening(call, interface, arguments, _step_times)
     return call.extra_tokens
 
 

@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +66,15 @@ _REQUIRED = {
     "rope_scaling": None,
 }
 """Settings that transformers' model knows one value of."""
+
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -142,13 +153,19 @@ def convert_base(
 
 
 def _tokenizer(source: Path) -> Any:
+    """The base's tokenizer with the placeholder tokens. Its files are read apart from config.json, which names models that
+    transformers does not know or knows as others."""
     from transformers import AddedToken, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{source} has no tokenizer that can be read ({reason}); put the tokenizer's files beside it") from None
+    with tempfile.TemporaryDirectory() as apart:
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, apart)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(apart)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).replace(apart, str(source)).split())[:200]
+            raise ValueError(f"{source} has no tokenizer that can be read ({reason}); put the tokenizer's files there") from None
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in PLACEHOLDERS])
     return tokenizer
 

@@ -26,7 +26,7 @@ class ExportedPatch:
 
     folder: Path
     files: tuple[str, ...]
-    warnings: tuple[str, ...]
+    duties: tuple[str, ...]
     """What an engine must do besides loading the adapter."""
 
 

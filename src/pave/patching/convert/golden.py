@@ -138,12 +138,13 @@ def _open(folder: Path, work: Path) -> _Golden:
 
 def _with_base(golden: _Golden, expected: Mapping[str, Tensor], results: dict[str, float]) -> dict[str, _Seen]:
     """The base alone, with its own newline and with one behind every row."""
+    rows = {key: value.shape[-1] for key, value in expected.items() if key.startswith("logits_base")}
     seen = {"logits_base_one_token": _capture(golden, golden.batch())}
-    results |= _greedy(golden, "base_one_token", None)
+    results |= _greedy(golden, "base_one_token", None, rows.get("logits_base_one_token"))
     fresh = dataclasses.replace(golden.config, newline="grid", vocabulary=None)
     attach_patch(golden.model, fresh)
     seen["logits_base_grid"] = _capture(golden, golden.batch())
-    results |= _greedy(golden, "base_grid", None, vocabulary=golden.config.vocabulary)
+    results |= _greedy(golden, "base_grid", None, rows.get("logits_base_grid"))
     detach_patch(golden.model)
     return seen
 
@@ -281,7 +282,7 @@ def _reference_parameter(key: str) -> str:
 
 
 def _greedy(
-    golden: _Golden, key: str, side: Callable[[int], dict[str, SideTokens]] | None, vocabulary: int | None = None
+    golden: _Golden, key: str, side: Callable[[int], dict[str, SideTokens]] | None, rows: int | None = None
 ) -> dict[str, float]:
     """How many tokens of the recorded continuations come out differently."""
     recorded = golden.notes.get("greedy_continuation", {}).get(key)
@@ -291,8 +292,8 @@ def _greedy(
     for row, wanted in enumerate(recorded):
         batch = golden.batch(row=row)
         more: dict[str, Any] = {} if side is None else {"side_channels": side(row)}
-        if vocabulary is not None:  # rows that were appended for placeholders are no choice
-            more["suppress_tokens"] = list(range(vocabulary, golden.model.config.get_text_config().vocab_size))
+        if rows is not None:  # rows that were appended for placeholders are no choice
+            more["suppress_tokens"] = list(range(rows, golden.model.config.get_text_config().vocab_size)) or None
         count = len(wanted["ids"])
         output = golden.model.generate(**batch, **more, max_new_tokens=count, do_sample=False, eos_token_id=None)
         new = output[0, batch["input_ids"].shape[1] :].tolist()

@@ -21,7 +21,7 @@ import pave
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 from pave.patching import lora
 from pave.patching.checkpoint import PatchRecord, to_storage, write_patch
-from pave.patching.convert.base import PLACEHOLDERS, is_reference_base
+from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_json, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import fingerprint
@@ -111,8 +111,10 @@ def import_patch(
             expressed.
     """
     files = _read(Path(folder))
-    model, tokenizer = _load_base(base)
+    model, processor = _load_base(base)
     assumed: list[str] = []
+    if processor is None:
+        assumed.append("the weights of the base were not read; the patch records the sizes of its base only")
     _check_same_model(files, model.config, assumed)
     read = read_fusion(_arguments(files, heads, rope, arguments), files.fusion)
     assumed += read.assumed
@@ -130,7 +132,7 @@ def import_patch(
         lora=_lora_settings(files),
         missing_channel="lora_only",
         newline=newline or _newline(files, assumed),
-        vocabulary=_vocabulary(files, vocabulary, tokenizer, model.config, assumed),
+        vocabulary=_vocabulary(files, vocabulary, processor, model.config, assumed),
         storage_dtype=files.storage_dtype(),
     )
     attach_patch(model, config, name=name)
@@ -141,7 +143,7 @@ def import_patch(
         pave_version=pave.__version__,
         name=name,
         patch=config,
-        base=fingerprint(model, tokenizer),
+        base=fingerprint(model, processor),
         provenance={"imported": Path(folder).name, "assumed": assumed, "dropped": list(read.dropped)},
     )
     dtype = getattr(torch, config.storage_dtype)
@@ -250,18 +252,18 @@ def _newline(files: _Files, assumed: list[str]) -> Literal["base", "grid"]:
     return _NEWLINES[found]
 
 
-def _vocabulary(files: _Files, given: int | None, tokenizer: Any, base: Any, assumed: list[str]) -> int:
+def _vocabulary(files: _Files, given: int | None, processor: Any, base: Any, assumed: list[str]) -> int:
     """The length of the tokenizer that the patch was trained with: the released code cuts the head to it, whatever is stored."""
     if given is not None:
         return given
     stored = files.config.get("vocab_size")
-    if tokenizer is None:
-        found = min(i for i in (stored, base.image_token_id, base.video_token_id) if i is not None)
+    placeholders = {base.image_token_id, base.video_token_id}
+    if processor is None:
+        found = min({stored, *placeholders} - {None})
         assumed.append(f"the base's tokenizer was not read; assuming that {found} is its length without the placeholder tokens")
         return int(found)
-    ids = {tokenizer.convert_tokens_to_ids(token) for token in PLACEHOLDERS}
-    length = len(tokenizer)
-    while length - 1 in ids:
+    length = len(processor.tokenizer)
+    while length - 1 in placeholders:
         length -= 1
     if stored not in (None, length):
         assumed.append(f"config.json says vocab_size {stored}, but the tokenizer has {length} tokens; assuming the latter")
@@ -282,8 +284,8 @@ def _encoder(width: int, tokens_per_step: int, rate: float | None, assumed: list
 
 
 def _load_base(base: str) -> tuple[Any, Any]:
-    """The base and its tokenizer: whole from a local folder, else its config alone on the meta device."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    """The base and its processor: whole from a local folder, else the base's config alone, on the meta device."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from pave.video_llms.known import load_config
 
@@ -297,7 +299,7 @@ def _load_base(base: str) -> tuple[Any, Any]:
         raise ValueError(f"{base} is a {config.model_type}; the authors' patches are for llava_onevision bases")
     if local.is_dir():
         try:
-            return AutoModelForImageTextToText.from_pretrained(base, dtype="auto"), AutoTokenizer.from_pretrained(base)
+            return AutoModelForImageTextToText.from_pretrained(base, dtype="auto"), AutoProcessor.from_pretrained(base)
         except OSError as error:
             raise ValueError(f"{base}: {' '.join(str(error).split())[:200]}") from None
     config._name_or_path = base
