@@ -219,6 +219,8 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         for name, axis in places:
             if name in weights and weights[name].ndim > axis:
                 return weights[name].shape[axis]
+        if places and not any(name in weights for name, _ in places):
+            raise ValueError(f"reference weights: missing {places[0][0]}, which would tell {key}")
         raise ValueError(f"reference config: {key} is missing, and the weights do not tell it")
 
     learnable = config.get("query_type") == "learnable"
@@ -234,8 +236,8 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         share_key_value_projection=True,
         rope=_get(config, "use_3d_rope", _ASSUMPTIONS["use_3d_rope"]),
         dropout=ASSUMED_DROPOUT if _get(config, "use_dropout", False) else 0.0,
-        output_mlp=_get(config, "use_output_mlp", "output_mapping.0.weight" in weights),
-        output_norm=_get(config, "use_output_norm", "output_norm.weight" in weights),
+        output_mlp=_get(config, "use_output_mlp", any(name.startswith("output_mapping.") for name in weights)),
+        output_norm=_get(config, "use_output_norm", any(name.startswith("output_norm.") for name in weights)),
         num_frames=size("chunks_number", (table, 0)) if learnable else None,
         tokens_per_frame=size("number_of_query", (table, 1)) if learnable else None,
     )
@@ -278,11 +280,9 @@ def _unused_shapes(
     expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor], config: FusionConfig, start_end_tokens: bool
 ) -> dict[str, torch.Size]:
     """Names and shapes of the tensors that belong to a checkpoint but are not read."""
-    unused = {
-        name.replace("k_linear", "v_linear"): shape
-        for name, shape in expected.items()
-        if "k_linear" in name and name.replace("k_linear", "v_linear") in weights
-    }
+    unused: dict[str, torch.Size] = {}
+    if any(".v_linear." in name for name in weights):  # all of them or, where somebody has left them out, none
+        unused |= {name.replace("k_linear", "v_linear"): shape for name, shape in expected.items() if "k_linear" in name}
     if start_end_tokens:
         width = expected["output_norm.weight"][0] if "output_norm.weight" in expected else config.width
         unused["start_end_tokens"] = torch.Size((4, width))
