@@ -262,7 +262,9 @@ class PatchConfig(Strict):
             raise ValueError(f"vocabulary must be at least 1, or null for all of the base's, got {self.vocabulary}")
         if self.newline == "grid" and any(c.fusion.adds_llm_tokens for c in self.side_channels.values()):
             raise ValueError("newline 'grid' cannot be combined with a channel fused by 'concat' or 'interleave'")
-        changed = [name for name, on in (("newline", self.newline != "base"), ("vocabulary", self.vocabulary is not None)) if on]
+        changed = [
+            name for name, on in (("newline", self.newline != "base"), ("vocabulary", self.vocabulary is not None)) if on
+        ]
         if changed and self.side_channels and self.missing_channel == "base":
             raise ValueError(
                 f"{' and '.join(changed)} change what the base computes, so a video without its side channel cannot be exactly "

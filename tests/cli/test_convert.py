@@ -74,7 +74,9 @@ def test_questions_about_files_with_stored_features(base, patch, tmp_path):
     """Nothing is asked of the user: the processor counts one newline, the patched model lays the prompt out anew."""
     clips = [write_clip(tmp_path / f"{n}.mp4", n) for n in range(2)]
     for n in range(2):
-        torch.save(torch.from_numpy(np.random.default_rng(n).standard_normal((5 + n, 24), dtype=np.float32)), tmp_path / f"{n}.pt")
+        torch.save(
+            torch.from_numpy(np.random.default_rng(n).standard_normal((5 + n, 24), dtype=np.float32)), tmp_path / f"{n}.pt"
+        )
     qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(num_frames=3))
     samples = [
         Sample(id=str(n), video=str(clip), question="What is heard?", side_channels={"side": str(tmp_path / f"{n}.pt")})

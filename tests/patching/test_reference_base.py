@@ -154,7 +154,10 @@ def test_assumptions_are_said(source, tmp_path, caplog):
             lambda s: edit_weights(s, lambda t: t.pop("model.layers.1.self_attn.q_proj.bias")),
             r"missing tensors: model\.layers\.1\.self_attn\.q_proj\.bias",
         ),
-        (lambda s: edit_weights(s, lambda t: t.update({"model.gate.weight": torch.zeros(2)})), r"unknown tensors: model\.gate\.weight"),
+        (
+            lambda s: edit_weights(s, lambda t: t.update({"model.gate.weight": torch.zeros(2)})),
+            r"unknown tensors: model\.gate\.weight",
+        ),
         (lambda s: edit_config(s, num_hidden_layers=1), r"unknown tensors: model\.layers\.1\..* and 7 more"),
         (lambda s: edit_config(s, mm_projector_type="linear"), "mm_projector_type is 'linear'"),
         (lambda s: edit_config(s, mm_spatial_pool_mode="average"), "mm_spatial_pool_mode is 'average'"),

@@ -86,7 +86,9 @@ def test_what_is_read_and_what_is_assumed(source, base, tmp_path, caplog):
         "one side token per step of stored features; give tokens_per_step where there are more",
     ]
     assert all(sentence in caplog.text for sentence in result.assumed)
-    assert result.dropped == tuple(sorted(f"cross_attn_layers.{n}.attn.v_linear.{k}" for n in (0, 1) for k in ("bias", "weight")))
+    assert result.dropped == tuple(
+        sorted(f"cross_attn_layers.{n}.attn.v_linear.{k}" for n in (0, 1) for k in ("bias", "weight"))
+    )
     record = read_record(tmp_path / "out")
     assert record.provenance == {"imported": "released", "assumed": list(result.assumed), "dropped": list(result.dropped)}
     assert record.base.weights and record.base.tokenizer and record.base.chat_template
@@ -231,7 +233,10 @@ def test_types_that_differ_are_stored_without_rounding(source, base, tmp_path):
         (lambda s: (s / FUSION_FILE).unlink(), "has no non_lora_trainables.bin and no"),
         (lambda s: (s / ADAPTER_FILE).unlink(), "has no adapter_model.safetensors and no adapter_model.bin"),
         (lambda s: torch.save({}, s / "adapter_model.bin"), "has both adapter_model.safetensors and adapter_model.bin"),
-        (lambda s: (s / FUSION_FILE).write_bytes((s / FUSION_FILE).read_bytes()[:9000]), "is damaged or holds more than tensors"),
+        (
+            lambda s: (s / FUSION_FILE).write_bytes((s / FUSION_FILE).read_bytes()[:9000]),
+            "is damaged or holds more than tensors",
+        ),
         (lambda s: torch.save([torch.zeros(1)], s / FUSION_FILE), "must hold a dictionary of tensors"),
     ],
 )

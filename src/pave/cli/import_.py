@@ -66,5 +66,7 @@ def command(
     }
     lines = [f"wrote {imported.folder}"]
     if imported.dropped:
-        lines.append(f"left out {len(imported.dropped)} tensors that the released code never reads: {', '.join(imported.dropped)}")
+        lines.append(
+            f"left out {len(imported.dropped)} tensors that the released code never reads: {', '.join(imported.dropped)}"
+        )
     return Result("\n".join(lines), data)

@@ -99,7 +99,11 @@ def save_patch(
 
 
 def write_patch(
-    folder: str | Path, record: PatchRecord, model: nn.Module, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor] | None
+    folder: str | Path,
+    record: PatchRecord,
+    model: nn.Module,
+    fusion: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor] | None,
 ) -> Path:
     """Write the files of a patch, atomically, from tensors as they are stored; ``model`` carries a patch of the same config."""
     target = Path(folder)

@@ -105,7 +105,9 @@ def plan_newlines(call: PatchCall, interface: Any, arguments: Mapping[str, Any])
     if call.strength == 0.0:
         return None
     if (arguments.get("mm_encoder_outputs") or {}).get("video") is not None:
-        raise ValueError("newline 'grid' needs the video's pixels in the call: pass pixel_values_videos, not mm_encoder_outputs")
+        raise ValueError(
+            "newline 'grid' needs the video's pixels in the call: pass pixel_values_videos, not mm_encoder_outputs"
+        )
     if arguments.get("pixel_values_videos") is None:
         return None
     if call.input_ids is None:

@@ -98,7 +98,9 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
 
 def _check_prompt_settings(base: Any, config: PatchConfig, interface: Any) -> None:
     if config.newline == "grid" and interface.newline(base.base_model) is None:
-        raise ValueError(f"newline: bases of type {base.config.model_type!r} have no newline embedding; only 'base' is possible")
+        raise ValueError(
+            f"newline: bases of type {base.config.model_type!r} have no newline embedding; only 'base' is possible"
+        )
     rows = base.get_output_embeddings().weight.shape[0]
     if config.vocabulary is not None and config.vocabulary > rows:
         raise ValueError(f"vocabulary: the patch chooses from {config.vocabulary} ids, but the base's head has {rows} rows")

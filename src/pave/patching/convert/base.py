@@ -165,7 +165,9 @@ def _tokenizer(source: Path) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(apart)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).replace(apart, str(source)).split())[:200]
-            raise ValueError(f"{source} has no tokenizer that can be read ({reason}); put the tokenizer's files there") from None
+            raise ValueError(
+                f"{source} has no tokenizer that can be read ({reason}); put the tokenizer's files there"
+            ) from None
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in PLACEHOLDERS])
     return tokenizer
 

@@ -56,7 +56,9 @@ class _Golden:
             length = len(all_rows[number]) if mask is None else int(mask[number].sum())
             given = self.inputs[labels][number].tolist() if labels else [_IGNORE] * length
             pairs = zip(all_rows[number][:length], given[:length], strict=True)
-            spread = [p for t, y in pairs for p in ([(model.config.video_token_id, _IGNORE)] * count if t == _VIDEO else [(t, y)])]
+            spread = [
+                p for t, y in pairs for p in ([(model.config.video_token_id, _IGNORE)] * count if t == _VIDEO else [(t, y)])
+            ]
             tokens.append([t for t, _ in spread])
             targets.append([y for _, y in spread])
         videos = [v for v, r in enumerate(_rows_of_videos(all_rows)) if r in chosen]
@@ -109,7 +111,9 @@ def run_golden(folder: str | Path) -> dict[str, float]:
         for key in expected:
             if key.startswith("logits"):
                 if key not in seen:
-                    raise ValueError(f"{folder}/expected_logits.safetensors: nothing here computes {key}; known: {', '.join(seen)}")
+                    raise ValueError(
+                        f"{folder}/expected_logits.safetensors: nothing here computes {key}; known: {', '.join(seen)}"
+                    )
                 results[key] = _logits_difference(expected, key, seen[key])
     return results
 

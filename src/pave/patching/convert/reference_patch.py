@@ -189,16 +189,16 @@ def _check_same_model(files: _Files, base: Any, assumed: list[str]) -> None:
             )
     combine = files.config.get("feat_combine_method", "add")
     if combine != "add":
-        raise ValueError(f"{where}: feat_combine_method is {combine!r}; only 'add', a residual on the video tokens, can be read")
+        raise ValueError(
+            f"{where}: feat_combine_method is {combine!r}; only 'add', a residual on the video tokens, can be read"
+        )
     for key, known in (("model_type", _KNOWN_MODEL), ("temporal_aggregator_type", _KNOWN_FUSION)):
         found = files.config.get(key)
         if found != known:
             assumed.append(f"{key} is {found!r}, not the published {known!r}; assuming the same arithmetic, as all tensors fit")
 
 
-def _arguments(
-    files: _Files, heads: int | None, rope: bool | None, arguments: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _arguments(files: _Files, heads: int | None, rope: bool | None, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """Constructor arguments of the fusion module: those given, and those that the files tell."""
     out = dict(arguments or {})
     for key, value in (("num_cross_attn_head", heads), ("use_3d_rope", rope)):
@@ -246,9 +246,7 @@ def _newline(files: _Files, assumed: list[str]) -> Literal["base", "grid"]:
         assumed.append("mm_newline_position is not given; assuming one newline per video, the base's default")
         return "base"
     if found not in _NEWLINES:
-        raise ValueError(
-            f"{files.folder / 'config.json'}: mm_newline_position is {found!r}; known are {', '.join(_NEWLINES)}"
-        )
+        raise ValueError(f"{files.folder / 'config.json'}: mm_newline_position is {found!r}; known are {', '.join(_NEWLINES)}")
     return _NEWLINES[found]
 
 
@@ -273,7 +271,9 @@ def _vocabulary(files: _Files, given: int | None, processor: Any, base: Any, ass
 def _encoder(width: int, tokens_per_step: int, rate: float | None, assumed: list[str]) -> EncoderConfig:
     """The authors' pre-extracted features as this library reads them."""
     if rate is None:
-        assumed.append("the rate of the side features is not given; steps are stamped 1 second apart, which index alignment ignores")
+        assumed.append(
+            "the rate of the side features is not given; steps are stamped 1 second apart, which index alignment ignores"
+        )
     if tokens_per_step == 1:
         assumed.append("one side token per step of stored features; give tokens_per_step where there are more")
     settings = {"width": width, "tokens_per_step": tokens_per_step, "rate": 1.0 if rate is None else rate}
