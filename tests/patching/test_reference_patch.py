@@ -296,3 +296,25 @@ def test_bases_that_cannot_be_meant(source, tmp_path):
     model.config.save_pretrained(tmp_path / "qwen")
     with pytest.raises(ValueError, match="is a qwen2_5_vl; the authors' patches are for llava_onevision bases"):
         import_patch(source, tmp_path / "out", str(tmp_path / "qwen"))
+
+
+def test_what_config_json_leaves_open_is_assumed_and_said(source, base, tmp_path):
+    values = json.loads((source / "config.json").read_text())
+    del values["mm_newline_position"]
+    values |= {"model_type": "pave_next", "temporal_aggregator_type": "pmv6", "vocab_size": 300}
+    (source / "config.json").write_text(json.dumps(values))
+    result = import_patch(source, tmp_path / "out", str(base), heads=4, rope=False, tokens_per_step=2, rate=1.0)
+    assert result.config.newline == "base"
+    assert result.config.vocabulary == 259
+    assert [sentence.split(",")[0].split(";")[0] for sentence in result.assumed] == [
+        "model_type is 'pave_next'",
+        "temporal_aggregator_type is 'pmv6'",
+        "mm_newline_position is not given",
+        "config.json says vocab_size 300",
+    ]
+
+
+def test_the_place_of_queries_is_as_told_where_widths_do_not_tell(source, base, tmp_path):
+    arguments = json.loads((GOLDEN / "aggregator_config.json").read_text()) | {"use_slow_feat_before_mlp": False}
+    with pytest.raises(ValueError, match="takes queries of width 48, but the base's vision features are 48 wide before"):
+        import_patch(source, tmp_path / "out", str(base / "config.json"), arguments=arguments)

@@ -54,7 +54,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         The same object.
 
     Raises:
-        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
+        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist; if the base has
+            no newline embedding for ``newline: grid``, or fewer rows in its head than ``vocabulary``.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")

@@ -116,41 +116,50 @@ def import_patch(
     if processor is None:
         assumed.append("the weights of the base were not read; the patch records the sizes of its base only")
     _check_same_model(files, model.config, assumed)
-    read = read_fusion(_arguments(files, heads, rope, arguments), files.fusion)
+    arguments = _arguments(files, heads, rope, arguments)
+    read = read_fusion(arguments, files.fusion)
     assumed += read.assumed
-    if files.storage_dtype() == "float32":
+    storage_dtype = files.storage_dtype()
+    if storage_dtype == "float32" and any(t.dtype != torch.float32 for t in (*files.adapter.values(), *files.fusion.values())):
         assumed.append("the tensors are not all of one 16-bit type; stored in float32")
+    side = SideChannelConfig(
+        kind="features",
+        width=read.side_width,
+        encoder=_encoder(read.side_width, tokens_per_step, rate, assumed),
+        fusion=_fusion_config(read, arguments.get("use_slow_feat_before_mlp"), get_interface(model.config), model.config),
+    )
     config = PatchConfig(
-        side_channels={
-            channel: SideChannelConfig(
-                kind="features",
-                width=read.side_width,
-                encoder=_encoder(read.side_width, tokens_per_step, rate, assumed),
-                fusion=_fusion_config(read, get_interface(model.config), model.config),
-            )
-        },
+        side_channels={channel: side},
         lora=_lora_settings(files),
         missing_channel="lora_only",
         newline=newline or _newline(files, assumed),
         vocabulary=_vocabulary(files, vocabulary, processor, model.config, assumed),
-        storage_dtype=files.storage_dtype(),
+        storage_dtype=storage_dtype,
     )
+    target = _write(files, Path(out), config, model, processor, name, read, assumed)
+    for sentence in assumed:
+        logger.warning("%s: %s", folder, sentence)
+    return ImportedPatch(target, config, tuple(assumed), read.dropped)
+
+
+def _write(
+    files: _Files, out: Path, config: PatchConfig, model: Any, processor: Any, name: str, read: ReadFusion, assumed: list[str]
+) -> Path:
+    """Attach a patch of this config to check every name and shape, and write the authors' tensors in its place."""
     attach_patch(model, config, name=name)
+    (channel,) = config.side_channels
     fusion = {f"{channel}.{key}": value for key, value in read.module.state_dict().items()}
-    lora.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(folder))
+    lora.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
     adapter = _rename_adapter(files, model, name)
     record = PatchRecord(
         pave_version=pave.__version__,
         name=name,
         patch=config,
         base=fingerprint(model, processor),
-        provenance={"imported": Path(folder).name, "assumed": assumed, "dropped": list(read.dropped)},
+        provenance={"imported": files.folder.name, "assumed": assumed, "dropped": list(read.dropped)},
     )
     dtype = getattr(torch, config.storage_dtype)
-    target = write_patch(out, record, model, to_storage(fusion, dtype), to_storage(adapter, dtype))
-    for sentence in assumed:
-        logger.warning("%s: %s", folder, sentence)
-    return ImportedPatch(target, config, tuple(assumed), read.dropped)
+    return write_patch(out, record, model, to_storage(fusion, dtype), to_storage(adapter, dtype))
 
 
 # --- the files
@@ -217,16 +226,17 @@ def _arguments(files: _Files, heads: int | None, rope: bool | None, arguments: M
 # --- the config
 
 
-def _fusion_config(read: ReadFusion, interface: Any, base: Any) -> FusionConfig:
+def _fusion_config(read: ReadFusion, before_projector: bool | None, interface: Any, base: Any) -> FusionConfig:
+    """The config as read, with the place that queries come from: as told, else as their width tells."""
     width, before = interface.llm_width(base), interface.pre_projector_width(base)
     if read.llm_width != width:
         raise ValueError(
             f"the fusion module writes into a language model of width {read.llm_width}, but the base's has {width}; this patch is "
             "for another base"
         )
-    if read.query_width is None or read.query_width == before:
+    if read.query_width is None or (read.query_width == before and before_projector is not False):
         return read.config
-    if read.query_width == width:
+    if read.query_width == width and before_projector is not True:
         return dataclasses.replace(read.config, query_source="post_projector")
     raise ValueError(
         f"the fusion module takes queries of width {read.query_width}, but the base's vision features are {before} wide before the "
