@@ -128,7 +128,9 @@ def _write(folder: Path, reference: Reference) -> Path:
     config = json.loads((folder / "base" / "config.json").read_text()) | TEXT | {"vocab_size": ROWS, "rope_theta": 10000.0}
     (folder / "base" / "config.json").write_text(json.dumps(config))
     save_file(reference.base_tensors(), folder / "base" / "model.safetensors")
-    (folder / "vision_config.json").write_text(json.dumps({**VISION, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}))
+    (folder / "vision_config.json").write_text(
+        json.dumps({**VISION, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6})
+    )
     (folder / "aggregator_config.json").write_text(json.dumps(FUSION))
     patch = {**config, "model_type": "pave_qwen2", "mm_newline_position": "grid", "vocab_size": TOKENS}
     (folder / "patch" / "config.json").write_text(json.dumps(patch | {"temporal_aggregator_type": "pmv5"}))
