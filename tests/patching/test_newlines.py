@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
 
 from cases import CASES, patched, side_tokens, small_config
-from pave import PatchConfig, attach_patch, detach_patch
+from pave import PatchConfig, attach_patch, detach_patch, load_patch, save_patch
 from pave.evaluation.generation import generate_ids
 from pave.training.loss import answer_loss
 
@@ -180,3 +182,30 @@ def test_vocabulary_is_a_softmax_over_fewer_ids():
     with torch.no_grad():
         plain = {key: value for key, value in batch.items() if key not in ("side_channels", "frame_times")}
         assert bool(torch.isfinite(detach_patch(model)(**plain).logits).all())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_lay_out_and_choose_alike(copied):
+    model, processor = patched(CASE, grid_config(vocabulary=300))
+    batch = {**CASE.batch(processor), "side_channels": {"audio": side_tokens()}}
+    twin = copied(model)
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        assert torch.equal(twin(**batch).logits, wanted)
+        detach_patch(model)
+        assert torch.equal(twin(**batch).logits, wanted)
+        detach_patch(twin)
+        plain = {key: value for key, value in batch.items() if key not in ("side_channels", "frame_times")}
+        assert torch.equal(twin(**plain).logits, model(**plain).logits)
+        assert bool(torch.isfinite(twin(**plain).logits).all())
+
+
+def test_save_and_load_keep_both_settings(tmp_path):
+    model, processor = patched(CASE, grid_config(vocabulary=300))
+    batch = {**CASE.batch(processor), "side_channels": {"audio": side_tokens()}}
+    save_patch(model, tmp_path / "patch")
+    again, _ = CASE.build()
+    load_patch(again, tmp_path / "patch")
+    assert (again.patch_config.newline, again.patch_config.vocabulary) == ("grid", 300)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)

@@ -109,7 +109,7 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
     for layer in _layers(model, name).values():
         layer.__class__ = _per_call_class(layer.__class__)
         layer.pave_default_weight = default_weight
-        layer.train(model.training)  # PEFT's dropout starts in training mode, also inside a model in eval mode
+        layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
         for parameter in _own_parameters(layer, name):
             parameter.data = parameter.data.float()
 

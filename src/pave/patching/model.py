@@ -46,7 +46,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
 
     Args:
         model: a Video LLM of transformers (a ``...ForConditionalGeneration``).
-        config: what to attach.
+        config: what to attach. ``newline: grid`` needs a base with a newline embedding, ``vocabulary`` at most its head's rows.
         name: name of the patch, an identifier; it names the slot and the LoRA adapter.
         seed: of the fresh weights; the global random state is left alone.
 
@@ -54,8 +54,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         The same object.
 
     Raises:
-        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist; if the base has
-            no newline embedding for ``newline: grid``, or fewer rows in its head than ``vocabulary``.
+        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
@@ -88,12 +87,11 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     swap_classes(base, interface.features_method)
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
-    base.pave_hooks = []
     if slot.needs_pre_projector():
-        base.pave_hooks.append(interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input))
-    if config.vocabulary is not None:
-        base.pave_hooks.append(base.get_output_embeddings().register_forward_hook(cut_vocabulary))
+        base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
     wrap_checkpointing(model)
+    if config.vocabulary is not None:
+        base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)
     return model
 
 
@@ -102,9 +100,10 @@ def _check_prompt_settings(base: Any, config: PatchConfig, interface: Any) -> No
         raise ValueError(
             f"newline: bases of type {base.config.model_type!r} have no newline embedding; only 'base' is possible"
         )
-    rows = base.get_output_embeddings().weight.shape[0]
-    if config.vocabulary is not None and config.vocabulary > rows:
-        raise ValueError(f"vocabulary: the patch chooses from {config.vocabulary} ids, but the base's head has {rows} rows")
+    if config.vocabulary is not None:
+        rows = base.get_output_embeddings().weight.shape[0]
+        if config.vocabulary > rows:
+            raise ValueError(f"vocabulary: the patch chooses from {config.vocabulary} ids, but the base's head has {rows} rows")
 
 
 def detach_patch(model: _Model) -> _Model:
@@ -125,12 +124,16 @@ def detach_patch(model: _Model) -> _Model:
         if isinstance(function, CheckpointInCall):
             module._gradient_checkpointing_func = function.function
     delattr(base, SLOTS)
-    for hook in base.pave_hooks:
-        hook.remove()
+    if "pave_hook" in base.__dict__:
+        base.pave_hook.remove()
+        del base.pave_hook
+    if "pave_vocabulary_hook" in base.__dict__:
+        base.pave_vocabulary_hook.remove()
+        del base.pave_vocabulary_hook
     trainable = set(base.pave_base_trainable)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in trainable)
-    del base.pave_strength, base.pave_base_trainable, base.pave_hooks
+    del base.pave_strength, base.pave_base_trainable
     return model
 
 
