@@ -238,6 +238,12 @@ class PatchConfig(Strict):
     """Low-rank updates of the language model, or null for none."""
     missing_channel: Literal["base", "lora_only"] = "base"
     """What a video without any of its side channels gets: exactly the base model, or the base with LoRA (the authors' behaviour)."""
+    newline: Literal["base", "grid"] = "base"
+    """Where the base's newline embedding stands in a video: where the base puts it (LLaVA-OneVision: one behind the last frame), or
+    grid: behind every row of tokens of every frame (the authors' recipes). grid lengthens the prompt, by the patched model itself."""
+    vocabulary: int | None = None
+    """Number of token ids that the language model chooses from; logits of ids from there on are -inf. The authors' code cuts
+    the embeddings and the head to the tokenizer's length. null: every row of the head."""
     storage_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """How tensors are stored on disk. They are trained in float32."""
 
@@ -249,6 +255,22 @@ class PatchConfig(Strict):
             raise ValueError("a patch needs at least one side channel or lora")
         if sum(c.fusion.adds_llm_tokens for c in self.side_channels.values()) > 1:
             raise ValueError("at most one channel of a patch can be fused with 'concat' or 'interleave'")
+        self._check_whole_prompt_settings()
+
+    def _check_whole_prompt_settings(self) -> None:
+        """newline and vocabulary change what every row computes, so no row can be the base alone."""
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"vocabulary must be at least 1, or null for all of the base's, got {self.vocabulary}")
+        if self.newline == "grid" and any(c.fusion.adds_llm_tokens for c in self.side_channels.values()):
+            raise ValueError("newline 'grid' cannot be combined with a channel fused by 'concat' or 'interleave'")
+        changed = [
+            name for name, on in (("newline", self.newline != "base"), ("vocabulary", self.vocabulary is not None)) if on
+        ]
+        if changed and self.side_channels and self.missing_channel == "base":
+            raise ValueError(
+                f"{' and '.join(changed)} change what the base computes, so a video without its side channel cannot be exactly "
+                "the base; set missing_channel to 'lora_only'"
+            )
 
     @classmethod
     def compact(cls, **widths: int) -> PatchConfig:

@@ -122,6 +122,8 @@ def _from_file(path: Path) -> _Subject:
 
 
 def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_steps: int) -> str:
+    from pave.patching.card import prompt_settings
+
     values = cost.to_dict()
     lines = [subject.name, f"on {base}: {cost.base_parameters:,} parameters", ""]
     for name, channel in subject.patch.side_channels.items():
@@ -133,6 +135,7 @@ def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_step
         )
     lora = subject.patch.lora
     lines.append("no LoRA" if lora is None else f"LoRA rank {lora.rank} on {', '.join(lora.targets)}")
+    lines += prompt_settings(subject.patch)
     lines += ["", f"{'':<10}{'parameters':>16}{'of base':>10}{'stored':>12}{'prefill':>16}{'of base':>10}"]
     for part in ("fusion", "lora"):
         lines.append(

@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pave.config import PatchConfig
     from pave.patching.checkpoint import PatchRecord
 
 
@@ -28,7 +29,11 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
         if channels
         else ["None."]
     )
-    provenance = [f"- {key}: {value}" for key, value in record.provenance.items() if not isinstance(value, dict)]
+    provenance = [
+        f"- {key}: {'; '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in record.provenance.items()
+        if not isinstance(value, dict)
+    ]
     return "\n".join(
         [
             "---",
@@ -43,6 +48,8 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "",
             *table,
             "",
+            *(f"- {line}" for line in prompt_settings(record.patch)),
+            *([""] if prompt_settings(record.patch) else []),
             "## Size",
             "",
             f"- fusion: {_size(fusion)}",
@@ -64,6 +71,16 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "",
         ]
     )
+
+
+def prompt_settings(patch: PatchConfig) -> list[str]:
+    """In words: what the patch changes of the prompt and of the choice of tokens, beside fusion and LoRA."""
+    lines = []
+    if patch.newline == "grid":
+        lines.append("newline grid: the base's newline embedding stands behind every row of every frame")
+    if patch.vocabulary is not None:
+        lines.append(f"vocabulary {patch.vocabulary}: token ids from there on are never chosen")
+    return lines
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:

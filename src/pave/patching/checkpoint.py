@@ -93,21 +93,33 @@ def save_patch(
         base=fingerprint(model, processor),
         provenance=dict(provenance or {}),
     )
-    fusion = _to_storage(slot.fusions.state_dict(), dtype)
-    adapter = _to_storage(lora.state_dict(model, name), dtype) if slot.config.lora is not None else None
+    fusion = to_storage(slot.fusions.state_dict(), dtype)
+    adapter = to_storage(lora.state_dict(model, name), dtype) if slot.config.lora is not None else None
+    return write_patch(folder, record, model, fusion, adapter)
+
+
+def write_patch(
+    folder: str | Path,
+    record: PatchRecord,
+    model: nn.Module,
+    fusion: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor] | None,
+) -> Path:
+    """Write the files of a patch, atomically, from tensors as they are stored; ``model`` carries a patch of the same config."""
     target = Path(folder)
     with atomic_folder(target) as work:
         (work / CONFIG_FILE).write_text(json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        safetensors.torch.save_file(fusion, work / FUSION_FILE, metadata={"format": "pt"})
-        if adapter is not None and slot.config.lora is not None:
+        safetensors.torch.save_file(dict(fusion), work / FUSION_FILE, metadata={"format": "pt"})
+        if adapter is not None:
             (work / LORA_FOLDER).mkdir()
-            safetensors.torch.save_file(adapter, work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
-            lora.save_config(model, name, str(work / LORA_FOLDER), record.base.model_id)
+            safetensors.torch.save_file(dict(adapter), work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
+            lora.save_config(model, record.name, str(work / LORA_FOLDER), record.base.model_id)
         (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
     return target
 
 
-def _to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+def to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors as they are stored; one that is not finite is refused by name."""
     stored = {}
     for key, value in tensors.items():
         cast = value.detach().to("cpu", dtype).contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
-from pave.patching.fuse import fuse, lengthen, touch_unused
+from pave.patching.fuse import fuse, lengthen, put_newlines, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
@@ -159,7 +159,7 @@ def _forward_method(base: Any) -> Any:
             if plan is None:
                 return touch_unused(call, original(self, *args, **kwargs))
             output = touch_unused(call, original(self, **plan.arguments))
-            if output.logits.shape[1] == plan.source_BL.shape[1]:
+            if output.logits.ndim == 3 and output.logits.shape[1] == plan.source_BL.shape[1]:
                 output.logits = plan.shrink(output.logits)
             return output
 
@@ -208,6 +208,7 @@ def _features_method(base: Any, name: str) -> Any:
         bound = signature.bind(self, *args, **kwargs).arguments
         arguments = {**bound, **bound.pop("kwargs", {})}
         fuse(call, self, output, arguments)
+        put_newlines(call, output, arguments)
         return output
 
     return features
@@ -217,6 +218,19 @@ def capture_projector_input(module: nn.Module, args: tuple[Any, ...]) -> None:
     call = current_call()
     if call is not None and call.side_channels:
         call.captured = args[0]
+
+
+def cut_vocabulary(head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    """A hook on the output embeddings: -inf for ids that the patch's ``vocabulary`` leaves out, in place.
+
+    The softmax over the rest is then that of a head cut to ``vocabulary`` rows, in the loss and in decoding. Logits keep
+    their shape, because the base's own loss flattens them by the vocabulary size of its config.
+    """
+    call = current_call()
+    if call is not None and call.strength != 0.0:
+        model: Any = call.owner
+        if model.patch_config.vocabulary is not None:
+            logits[..., model.patch_config.vocabulary :] = float("-inf")
 
 
 def wrap_checkpointing(model: nn.Module) -> None:

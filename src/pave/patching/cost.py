@@ -7,6 +7,7 @@ per token; attention costs 4 x queries x keys x width per layer (scores and weig
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,10 +35,11 @@ class PatchCost:
     base_prefill_flops: float
     """Vision tower, projector and language model over the prompt."""
     fusion_flops: float
+    """Of the fusion modules, and of the newlines that ``newline: grid`` adds to the prompt."""
     lora_flops: float
     """Of the un-merged update; none if it is merged into the base."""
     llm_tokens: int
-    """Length of the prompt: video tokens and text."""
+    """Length of the patched model's prompt: video tokens, newlines and text."""
 
     @property
     def patch_parameters(self) -> int:
@@ -102,6 +104,9 @@ def patch_cost(
         steps, tokens_per_step, trailing = _video_tokens(interface, base_config, num_frames, grid)
         tokens = steps * tokens_per_step + trailing + text_tokens
         base_flops = _vision_flops(model, interface, base_config, num_frames, tokens_per_step) + _llm_flops(model, tokens)
+        newlines = steps * math.isqrt(tokens_per_step) - trailing if patch.newline == "grid" else 0
+        newline_flops = _llm_flops(model, tokens + newlines) - _llm_flops(model, tokens)
+        tokens += newlines
         attach_patch(model, patch)
     fusion_flops = sum(
         _fusion_flops(fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step)
@@ -114,7 +119,7 @@ def patch_cost(
         lora_parameters=lora_parameters,
         storage_dtype=patch.storage_dtype,
         base_prefill_flops=base_flops,
-        fusion_flops=fusion_flops,
+        fusion_flops=fusion_flops + newline_flops,
         lora_flops=2.0 * lora_parameters * tokens,
         llm_tokens=tokens,
     )

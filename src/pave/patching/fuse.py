@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pave.config import PatchConfig
 from pave.patching.call import FrameTimes, PatchCall, as_row_tensor, entered, rows_of_videos, weights_of_rows
-from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening
+from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening, plan_newlines
 from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
 from pave.tokens import QuestionTokens, SideTokens
 from pave.video_llms import get_interface
@@ -130,6 +130,24 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
     output.pooler_output = interface.join(fused, output.pooler_output)
 
 
+def put_newlines(call: PatchCall, output: Any, arguments: Mapping[str, Any]) -> None:
+    """Under ``newline: grid``, put the newlines into a video without side channels; with some, ``fuse`` has done it."""
+    model: Any = call.owner
+    if model.patch_config.newline == "base" or call.strength == 0.0:
+        return
+    if call.extra_tokens is None:
+        raise ValueError(
+            "newline 'grid' lengthens the prompt, which only forward and generate of the patched model do: call one of them with "
+            "the video's pixels, or set newline to 'base'"
+        )
+    if call.consumed:
+        return
+    call.consumed = True
+    interface = get_interface(model.config)
+    videos = interface.split(output.pooler_output, interface.layouts(model.config, arguments))
+    output.pooler_output = interface.join(insert_tokens(videos, call.extra_tokens), output.pooler_output)
+
+
 def touch_unused(call: PatchCall | None, output: Any) -> Any:
     """Give every fusion module a part in the graph, with gradient zero where it did not run in this call.
 
@@ -150,10 +168,16 @@ def touch_unused(call: PatchCall | None, output: Any) -> Any:
 
 
 def lengthen(call: PatchCall | None, arguments: Mapping[str, Any]) -> Lengthening | None:
-    """The longer prompt of this call, where a channel hands its tokens to the language model; else None."""
-    if call is None or not call.side_channels:
+    """The longer prompt of this call, where the patch hands further tokens to the language model; else None."""
+    if call is None:
         return None
-    interface = get_interface(call.owner.config)
+    model: Any = call.owner
+    interface = get_interface(model.config)
+    if model.patch_config.newline == "grid":
+        call.extra_tokens = plan_newlines(call, interface, arguments)
+        return call.extra_tokens
+    if not call.side_channels:
+        return None
     call.extra_tokens = plan_lengthening(call, interface, arguments, _step_times)
     return call.extra_tokens
 

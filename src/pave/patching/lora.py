@@ -11,6 +11,7 @@ import copy
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 import peft
@@ -108,6 +109,7 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
     for layer in _layers(model, name).values():
         layer.__class__ = _per_call_class(layer.__class__)
         layer.pave_default_weight = default_weight
+        layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
         for parameter in _own_parameters(layer, name):
             parameter.data = parameter.data.float()
 
@@ -136,6 +138,54 @@ def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None
     config.base_model_name_or_path = base_id
     config.inference_mode = True
     config.save_pretrained(folder)
+
+
+# Keys of an adapter_config.json that a plain low-rank update has no use for, whatever they say.
+_ADAPTER_NOTES = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+)
+_ADAPTER_READ = ("r", "lora_alpha", "lora_dropout", "target_modules")
+
+
+def read_adapter_config(values: Mapping[str, Any], targets: tuple[str, ...], where: str) -> LoraSettings:
+    """The settings in PEFT's ``adapter_config.json``, if they are those of a plain low-rank update of linear layers.
+
+    Args:
+        values: the file's content.
+        targets: names of the linear layers that the adapter's tensors are for.
+        where: what to name in an error.
+
+    Raises:
+        ValueError: naming a key that is missing, or whose value asks for anything else (another scaling, biases, DoRA, ...).
+    """
+    if values.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{where}: peft_type is {values['peft_type']!r}; only LORA adapters can be read")
+    for key in _ADAPTER_READ:
+        if values.get(key) is None:
+            raise ValueError(f"{where}: {key} is missing")
+    defaults = {f.name: f.default_factory() if f.default is MISSING and callable(f.default_factory) else f.default
+                for f in fields(peft.LoraConfig)}  # fmt: skip
+    for key, value in values.items():
+        if key in (*_ADAPTER_NOTES, *_ADAPTER_READ) or not value or value == defaults.get(key):
+            continue
+        if key == "init_lora_weights" and value == "gaussian":
+            continue
+        raise ValueError(f"{where}: {key} is {value!r}; only plain low-rank updates can be read")
+    named = values["target_modules"]
+    if not isinstance(named, str):
+        absent = sorted({str(module).rsplit(".", 1)[-1] for module in named} - set(targets))
+        if absent:
+            raise ValueError(f"{where}: target_modules names {', '.join(absent)}, but the adapter holds no tensor for it")
+    return LoraSettings(
+        rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]), targets=targets
+    )
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:

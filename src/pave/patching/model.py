@@ -21,7 +21,14 @@ from torch import nn
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.call import CheckpointInCall
-from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, swap_classes, wrap_checkpointing
+from pave.patching.classes import (
+    PatchedVideoLLM,
+    Swapped,
+    capture_projector_input,
+    cut_vocabulary,
+    swap_classes,
+    wrap_checkpointing,
+)
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import get_interface
 
@@ -39,7 +46,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
 
     Args:
         model: a Video LLM of transformers (a ``...ForConditionalGeneration``).
-        config: what to attach.
+        config: what to attach. ``newline: grid`` needs a base with a newline embedding, ``vocabulary`` at most its head's rows.
         name: name of the patch, an identifier; it names the slot and the LoRA adapter.
         seed: of the fresh weights; the global random state is left alone.
 
@@ -58,6 +65,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
+    _check_prompt_settings(base, config, interface)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         slot = PatchSlot(
@@ -82,7 +90,20 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     if slot.needs_pre_projector():
         base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
     wrap_checkpointing(model)
+    if config.vocabulary is not None:
+        base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)
     return model
+
+
+def _check_prompt_settings(base: Any, config: PatchConfig, interface: Any) -> None:
+    if config.newline == "grid" and interface.newline(base.base_model) is None:
+        raise ValueError(
+            f"newline: bases of type {base.config.model_type!r} have no newline embedding; only 'base' is possible"
+        )
+    if config.vocabulary is not None:
+        rows = base.get_output_embeddings().weight.shape[0]
+        if config.vocabulary > rows:
+            raise ValueError(f"vocabulary: the patch chooses from {config.vocabulary} ids, but the base's head has {rows} rows")
 
 
 def detach_patch(model: _Model) -> _Model:
@@ -106,6 +127,9 @@ def detach_patch(model: _Model) -> _Model:
     if "pave_hook" in base.__dict__:
         base.pave_hook.remove()
         del base.pave_hook
+    if "pave_vocabulary_hook" in base.__dict__:
+        base.pave_vocabulary_hook.remove()
+        del base.pave_vocabulary_hook
     trainable = set(base.pave_base_trainable)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in trainable)

@@ -15,6 +15,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pave.patching.call import current_call
+
 IGNORE = -100
 
 
@@ -48,12 +50,15 @@ def answer_loss(
 
     def only_answers(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BLE, *rest = args
-        if hidden_BLE.shape[:2] != keep_BL.shape:
+        call = current_call()
+        longer = None if call is None else call.extra_tokens
+        keep = keep_BL if longer is None else longer.stretch(keep_BL, False, False)
+        if hidden_BLE.shape[:2] != keep.shape:
             raise ValueError(
                 f"the language-model head was handed hidden states of shape {tuple(hidden_BLE.shape)} for labels of shape "
-                f"{tuple(keep_BL.shape)}: this base cannot be trained with the loss on answers only"
+                f"{tuple(keep.shape)}: this base cannot be trained with the loss on answers only"
             )
-        return (hidden_BLE[keep_BL.to(hidden_BLE.device)], *rest)
+        return (hidden_BLE[keep.to(hidden_BLE.device)], *rest)
 
     handle = head.register_forward_pre_hook(only_answers)
     try:

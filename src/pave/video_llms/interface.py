@@ -93,6 +93,12 @@ class VideoLLMInterface(ABC):
     ) -> list[Tensor]:
         """Per video (T * S, C): what entered the projector, in frame order and pooled like the video tokens."""
 
+    # --- the newline
+
+    def newline(self, inner: Any) -> Tensor | None:
+        """The embedding (E,) that ends a row of vision tokens, or None where the family has none."""
+        return None
+
     # --- time
 
     def step_times(self, frame_times_BF: Tensor) -> Tensor:

@@ -34,3 +34,7 @@ class LlavaOnevisionInterface(VideoLLMInterface):
         # pooled by themselves: the projector is not linear, so projecting the pooled features would be another thing
         pooled = inner.apply_pooling(captured)
         return list(pooled.reshape(len(layouts), -1, pooled.shape[-1]))
+
+    def newline(self, inner: Any) -> Tensor | None:
+        embedding: Tensor = inner.image_newline
+        return embedding

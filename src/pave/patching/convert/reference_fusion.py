@@ -1,10 +1,11 @@
-"""Reading what the authors of the method released (arXiv 2503.19794): their fusion module."""
+"""The fusion module of the authors' released code (arXiv 2503.19794): their names, their constructor arguments, their weights."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ _SWITCHES = (
     "train_addition_start_end_tokens",
     "use_slow_feat_before_mlp",
 )
+_ASSUMPTIONS: dict[str, Any] = {"num_cross_attn_head": 4, "use_3d_rope": False}
 _KNOWN = (*_SIZES, *_COUNTS, *_SWITCHES, "fast_input_mapping_type", "query_type")
 
 
@@ -96,6 +98,26 @@ class ReferenceFusion(nn.Module):
         return self.fusion(video, side, side_grid=(h, w)).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class ReadFusion:
+    """A fusion module as read from the authors' weights, and what was decided on the way."""
+
+    config: FusionConfig
+    """Of the module."""
+    side_width: int
+    """C of the side features."""
+    query_width: int | None
+    """Width of the query source; None where queries are learnable."""
+    llm_width: int
+    """E."""
+    module: TemporalAlignedCrossAttention
+    """In float32."""
+    assumed: tuple[str, ...]
+    """What neither the config nor the weights tell, and was assumed."""
+    dropped: tuple[str, ...]
+    """Tensors that the released code never reads."""
+
+
 def fusion_from_reference(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ReferenceFusion:
     """Build the authors' released fusion module from their constructor arguments and weights, float32, in eval mode.
 
@@ -114,6 +136,19 @@ def fusion_from_reference(config: Mapping[str, Any], state_dict: Mapping[str, Te
         ValueError: on a config key or value that is not known, and on a tensor that is missing, not known, or of a shape
             that the config does not ask for; the message names it.
     """
+    read = read_fusion(config, state_dict)
+    for sentence in read.assumed:
+        logger.warning("reference config: %s", sentence)
+    if read.dropped:
+        logger.info("reference weights: dropped %s, which the released code never reads", ", ".join(read.dropped))
+    return ReferenceFusion(read.module).eval()
+
+
+def read_fusion(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> ReadFusion:
+    """What ``fusion_from_reference`` reads, with everything that it assumed and dropped.
+
+    Args and Raises: see there.
+    """
     weights = _plain_names(state_dict)
     fusion_config, widths = _read_config(config, weights)
     with torch.device("meta"):
@@ -123,22 +158,30 @@ def fusion_from_reference(config: Mapping[str, Any], state_dict: Mapping[str, Te
     renamed: dict[str, Tensor] = {}
     expected: dict[str, torch.Size] = {}
     for name, tensor in fusion.state_dict().items():
-        theirs = _reference_name(name)
+        theirs = reference_name(name)
         expected[theirs] = tensor.shape
         if theirs in weights:
             renamed[name] = _query_table(weights[theirs], tensor.shape) if name == "query_table" else weights[theirs]
     unused = _unused_shapes(expected, weights, fusion_config, bool(_get(config, "train_addition_start_end_tokens", False)))
     _check_names(set(weights), set(expected), set(unused))
-    found = {**{name: weights[name].shape for name in unused}, **{_reference_name(n): t.shape for n, t in renamed.items()}}
+    found = {**{name: weights[name].shape for name in unused}, **{reference_name(n): t.shape for n, t in renamed.items()}}
     for name, shape in (expected | unused).items():
         if found[name] != shape:
             raise ValueError(
                 f"reference weights: {name} has shape {tuple(found[name])}, but the config asks for {tuple(shape)}"
             )
-    if unused:
-        logger.info("reference weights: dropped %s, which the released code never reads", ", ".join(sorted(unused)))
     fusion.load_state_dict({name: tensor.float().clone() for name, tensor in renamed.items()}, assign=True)
-    return ReferenceFusion(fusion).eval()
+    return ReadFusion(
+        config=fusion_config,
+        side_width=widths["side_width"],
+        query_width=widths["pre_projector_width"],
+        llm_width=widths["llm_width"],
+        module=fusion,
+        assumed=tuple(
+            f"{key} is not given; assuming {assumed}" for key, assumed in _ASSUMPTIONS.items() if config.get(key) is None
+        ),
+        dropped=tuple(sorted(unused)),
+    )
 
 
 def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,7 +196,8 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in state_dict.items()}
 
 
-def _reference_name(name: str) -> str:
+def reference_name(name: str) -> str:
+    """The authors' name, without prefix, of a tensor of our module."""
     for ours, theirs in _NAMES:
         if re.fullmatch(ours, name):
             return re.sub(ours, theirs, name)
@@ -175,11 +219,10 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         for name, axis in places:
             if name in weights and weights[name].ndim > axis:
                 return weights[name].shape[axis]
+        if places and not any(name in weights for name, _ in places):
+            raise ValueError(f"reference weights: missing {places[0][0]}, which would tell {key}")
         raise ValueError(f"reference config: {key} is missing, and the weights do not tell it")
 
-    for key, assumed in (("num_cross_attn_head", 4), ("use_3d_rope", False)):
-        if config.get(key) is None:
-            logger.warning("reference config: %s is not given; assuming %s", key, assumed)
     learnable = config.get("query_type") == "learnable"
     width = size("cross_attn_hidden_dim", ("cross_attn_layers.0.attn.q_linear.weight", 0))
     table = "learnable_query"
@@ -187,14 +230,14 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         alignment="index",
         query_source="learnable" if learnable else "pre_projector",
         num_layers=_get(config, "num_cross_attn_layer", _count_layers(weights)),
-        num_heads=_get(config, "num_cross_attn_head", 4),
+        num_heads=_get(config, "num_cross_attn_head", _ASSUMPTIONS["num_cross_attn_head"]),
         width=width,
         embed_width=size("embed_dim", ("input_mapping.weight", 0)),
         share_key_value_projection=True,
-        rope=_get(config, "use_3d_rope", False),
+        rope=_get(config, "use_3d_rope", _ASSUMPTIONS["use_3d_rope"]),
         dropout=ASSUMED_DROPOUT if _get(config, "use_dropout", False) else 0.0,
-        output_mlp=_get(config, "use_output_mlp", "output_mapping.0.weight" in weights),
-        output_norm=_get(config, "use_output_norm", "output_norm.weight" in weights),
+        output_mlp=_get(config, "use_output_mlp", any(name.startswith("output_mapping.") for name in weights)),
+        output_norm=_get(config, "use_output_norm", any(name.startswith("output_norm.") for name in weights)),
         num_frames=size("chunks_number", (table, 0)) if learnable else None,
         tokens_per_frame=size("number_of_query", (table, 1)) if learnable else None,
     )
@@ -237,11 +280,9 @@ def _unused_shapes(
     expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor], config: FusionConfig, start_end_tokens: bool
 ) -> dict[str, torch.Size]:
     """Names and shapes of the tensors that belong to a checkpoint but are not read."""
-    unused = {
-        name.replace("k_linear", "v_linear"): shape
-        for name, shape in expected.items()
-        if "k_linear" in name and name.replace("k_linear", "v_linear") in weights
-    }
+    unused: dict[str, torch.Size] = {}
+    if any(".v_linear." in name for name in weights):  # all of them or, where somebody has left them out, none
+        unused |= {name.replace("k_linear", "v_linear"): shape for name, shape in expected.items() if "k_linear" in name}
     if start_end_tokens:
         width = expected["output_norm.weight"][0] if "output_norm.weight" in expected else config.width
         unused["start_end_tokens"] = torch.Size((4, width))

@@ -1,0 +1,103 @@
+"""A patch as plain files for other engines: a PEFT adapter, the fusion weights, and a JSON file that says how they act."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+import pave
+from pave.patching.checkpoint import FUSION_FILE, LORA_FILE, LORA_FOLDER, PatchRecord, read_record, resolve_patch
+from pave.patching.convert.files import read_json, read_tensors
+from pave.utils.files import atomic_folder
+
+EXPORT_VERSION = 1
+SETTINGS_FILE = "pave_export.json"
+EXPORTED_FUSION = "fusion.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportedPatch:
+    """What ``export_patch`` wrote."""
+
+    folder: Path
+    files: tuple[str, ...]
+    duties: tuple[str, ...]
+    """What an engine must do besides loading the adapter."""
+
+
+def export_patch(patch: str | Path, out: str | Path) -> ExportedPatch:
+    """Write a patch as files that other programs read without this library.
+
+    ``adapter_config.json`` and ``adapter_model.safetensors`` are PEFT's own and load with ``PeftModel.from_pretrained`` on the
+    base; the target modules are written as full names, which every reader of PEFT folders understands. ``fusion.safetensors``
+    holds the fusion modules, ``pave_export.json`` the patch's config, its base, and what the prompt and the head must look like.
+
+    Args:
+        patch: a folder or a hub id.
+        out: where to; an older folder there is replaced whole.
+
+    Raises:
+        ValueError: if there is no such patch, or it is damaged.
+    """
+    source = resolve_patch(patch)
+    record = read_record(source)
+    fusion = read_tensors(source / FUSION_FILE)
+    adapter = read_tensors(source / LORA_FOLDER / LORA_FILE) if record.patch.lora is not None else None
+    must = _duties(record)
+    with atomic_folder(out) as work:
+        safetensors.torch.save_file(fusion, work / EXPORTED_FUSION, metadata={"format": "pt"})
+        if adapter is not None:
+            config = read_json(source / LORA_FOLDER / "adapter_config.json")
+            config["target_modules"] = sorted({_module(key) for key in adapter})
+            _write_json(work / "adapter_config.json", config)
+            safetensors.torch.save_file(adapter, work / LORA_FILE, metadata={"format": "pt"})
+        _write_json(work / SETTINGS_FILE, _settings(record, must))
+        files = tuple(sorted(path.name for path in work.iterdir()))
+    return ExportedPatch(Path(out), files, must)
+
+
+def _module(key: str) -> str:
+    """The base's own name of the linear layer that an adapter tensor is for."""
+    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", key)
+    if found is None:
+        raise ValueError(f"{LORA_FILE}: {key} is no tensor of a LoRA update")
+    return found[1]
+
+
+def _duties(record: PatchRecord) -> tuple[str, ...]:
+    """In words: what the adapter alone does not do."""
+    patch = record.patch
+    out = [
+        f"fuse side channel {name!r} ({channel.fusion.kind}, {channel.fusion.alignment} alignment) into the video tokens before the "
+        "language model"
+        for name, channel in patch.side_channels.items()
+    ]
+    if patch.newline == "grid":
+        out.append("put the base's image_newline embedding behind every row of every frame, after the fusion")
+    if patch.vocabulary is not None:
+        out.append(f"leave out token ids from {patch.vocabulary} on when choosing the next token")
+    if patch.side_channels and patch.missing_channel == "base":
+        out.append("switch LoRA off for videos without a side channel")
+    return tuple(out)
+
+
+def _settings(record: PatchRecord, must: tuple[str, ...]) -> dict[str, Any]:
+    values = record.to_dict()
+    return {
+        "export_version": EXPORT_VERSION,
+        "pave_version": pave.__version__,
+        "base": values["base"],
+        "patch": values["patch"],
+        "files": {"fusion": EXPORTED_FUSION, "lora": LORA_FILE if record.patch.lora is not None else None},
+        "engine_must": list(must),
+        "provenance": values["provenance"],
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
