@@ -180,6 +180,22 @@ def test_truncated_sound_is_damaged(tmp_path):
     assert 1 < read_audio(path, 16000, on_corrupt="keep").duration < 2
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_alaw"])
+def test_uncompressed_sound_in_a_mov_is_whole_or_damaged(tmp_path, codec):
+    """Its header counts samples where that of a compressed track counts packets."""
+    sound = (noise(2, 8000)[:, None] * 32767).astype(np.int16)
+    path = write_sound(tmp_path / "a.mov", sound, 8000, codec, "s16", "mono")
+    clip = read_audio(path, 8000)
+    assert len(clip) == 16000
+    if codec == "pcm_s16le":
+        np.testing.assert_array_equal(clip.samples, sound[:, 0].astype(np.float32) / 32768)
+    front = write_sound(tmp_path / "b.mov", sound, 8000, codec, "s16", "mono", options={"movflags": "+faststart"})
+    assert len(read_audio(front, 8000)) == 16000
+    front.write_bytes(front.read_bytes()[:-6000])
+    with pytest.raises(MediaError, match=r"b\.mov: the sound is damaged"):
+        read_audio(front, 8000)
+
+
 def test_a_picture_size_that_changes_is_an_error(tmp_path):
     encode(tmp_path / "a.h264", CONSTANT[:5], fmt="h264")
     write_video(tmp_path / "b.mp4", bars(5, 64, 64), fps=10)
