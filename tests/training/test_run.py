@@ -144,7 +144,7 @@ def test_wrong_files_are_found_before_anything_slow(world, tmp_path):
     (world / "gone.jsonl").write_text(json.dumps({**row, "answer": "b", "video": "gone.mp4"}))
     with pytest.raises(ValueError, match=r"gone\.jsonl: 1 of 1 files are not there.*gone\.mp4 of sample 'a'"):
         attempt("gone.jsonl")
-    with pytest.raises(ValueError, match=r"base\.model 'not/there'"):
+    with pytest.raises(ValueError, match=r"base 'not/there' is no folder with a model"):
         attempt("train.jsonl")
     with pytest.raises(ValueError, match=r"set the channel's width"):
         run_recipe(plan(world, tmp_path / "out", "patch.side_channels.audio.width=3"), folder=world)

@@ -20,6 +20,7 @@ from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import build_encoder
+from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class VideoQA:
         folder = None if patch is None else resolve_patch(patch, patch_revision)
         if folder is not None and sampling is None:
             sampling = _trained_sampling(read_record(folder).provenance)
-        model, processor = _load_base(base, revision, dtype)
+        model, processor = load_base(base, revision=revision, dtype=dtype)
         if folder is not None:
             load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
         return cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
@@ -261,14 +262,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
-
-def _load_base(base: str | Path, revision: str | None, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(base, revision=revision)
-        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, dtype=dtype)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"base {str(base)!r} is no folder with a model, and the hub did not give it: {reason}") from None
-    return model, processor

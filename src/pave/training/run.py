@@ -24,6 +24,7 @@ from pave.training.sampler import Stage, StagedSampler
 from pave.training.trainer import PatchTrainer, last_checkpoint
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
+from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ def run_recipe(
     args, sampler = _plan(recipe, train)
     train_data = _dataset(recipe, train, encoders, folder)
     held_out_data = _dataset(recipe, held_out, encoders, folder) if held_out else None
-    model, processor = load_base(recipe, folder, base)
+    if base is None:
+        base = folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
+    model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
     provenance = {
         "recipe": recipe.to_dict(),
@@ -122,25 +125,6 @@ def run_recipe(
         save_patch(model, patch, processor=processor, provenance={**provenance, **outcome})
         logger.info("saved the patch to %s", patch)
     return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
-
-
-def load_base(recipe: Recipe, folder: Path, base: str | Path | None = None) -> tuple[Any, Any]:
-    """The base model and its processor.
-
-    Raises:
-        ValueError: if there is no such folder and the hub does not give it.
-    """
-    name: str | Path = recipe.base.model if base is None else base
-    if base is None and (folder / recipe.base.model).is_dir():
-        name = folder / recipe.base.model
-    try:
-        processor = transformers.AutoProcessor.from_pretrained(name, revision=recipe.base.revision)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, revision=recipe.base.revision, dtype=recipe.base.dtype
-        )
-    except OSError as error:
-        raise ValueError(f"base.model {str(name)!r} is no folder with a model, and the hub did not give it: {error}") from error
-    return model, processor
 
 
 def _dataset(recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path) -> PatchDataset:
