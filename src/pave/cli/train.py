@@ -41,7 +41,7 @@ def command(
         "eval_loss": result.eval_loss,
         "seconds": round(result.seconds, 1),
     }
-    losses = f"mean loss {result.train_loss:.4g}" + (
-        "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4g}"
-    )
+    losses = "nothing was left to train" if result.train_loss is None else f"mean loss {result.train_loss:.4g}"
+    if result.eval_loss is not None:
+        losses += f", held-out loss {result.eval_loss:.4g}"
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
