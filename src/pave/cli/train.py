@@ -6,11 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
-
-PLAYGROUND = "playground"
-"""What a recipe writes as ``base.model`` for the small base inside the package."""
-
+from pave.cli.shared import PLAYGROUND, JsonOption, Result
 
 def command(
     recipe: Path = typer.Argument(..., help="The recipe, a YAML file; pave init writes one to start from."),
@@ -29,9 +25,11 @@ def command(
     from pave.training.recipe import read_recipe
 
     plan = read_recipe(recipe, overrides or [])
+    from pave.cli.models import hide_loading_bars
     from pave.playground import base_path
     from pave.training.run import run_recipe
 
+    hide_loading_bars()
     base = base_path() if plan.base.model == PLAYGROUND else None
     result = run_recipe(plan, folder=recipe.parent, base=base, resume=resume)
     data = {
