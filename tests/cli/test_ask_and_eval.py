@@ -119,9 +119,15 @@ def test_ask_offers_choices(world, capsys):
         (("ask", "{folder}/0.mp4", "x", "--side", "audio={folder}/1.mp4"), "name the patch with --patch"),
         (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio"), "expected NAME=PATH"),
         (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "=x"), "expected NAME=PATH"),
-        (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio={folder}/no.wav"), "no file or folder {folder}/no.wav"),
+        (
+            ("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio={folder}/no.wav"),
+            "no file or folder {folder}/no.wav",
+        ),
         (("ask", "{folder}/0.mp4", "x", "--patch", "p", *("--side", "a={folder}") * 2), "'a' is given twice"),
-        (("ask", "{folder}/0.mp4", "x", *PATCHED, "--side", "depth={folder}/1.mp4"), "no side channel 'depth': the model has audio"),
+        (
+            ("ask", "{folder}/0.mp4", "x", *PATCHED, "--side", "depth={folder}/1.mp4"),
+            "no side channel 'depth': the model has audio",
+        ),
         (("ask", "{folder}/0.mp4", " ", "--base", "{base}"), "question"),
         (("eval", "{folder}/nowhere.jsonl", "--base", "{base}"), "nowhere.jsonl"),
         (("eval", "{folder}/0.mp4", "--base", "{base}"), "0.mp4"),

@@ -8,6 +8,7 @@ import typer
 
 from pave.cli.shared import PLAYGROUND, JsonOption, Result
 
+
 def command(
     recipe: Path = typer.Argument(..., help="The recipe, a YAML file; pave init writes one to start from."),
     overrides: list[str] | None = typer.Argument(

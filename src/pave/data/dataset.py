@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-import pave
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.media import FrameSampling, read_frames
@@ -67,7 +66,7 @@ class PatchDataset(Dataset[PatchItem]):
 
     Samples about one video (and the same side files) share one entry of the cache. A cache is filled until it is full and
     then stays as it is; each process has its own memory cache, while a folder is shared by all and outlives the run (its
-    entries are named by the files' paths, sizes and modification times, the sampling, the encoders and the library's version).
+    entries are named by the files' paths, sizes and modification times, the sampling and the encoders).
 
     A video without an audio track lacks an audio channel; that is an ordinary case.
 
@@ -110,7 +109,7 @@ class PatchDataset(Dataset[PatchItem]):
         self.cache_report = CacheReport()
         self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
         self._folder = Path(cache) if cache is not None and cache != "memory" else None
-        self._facts = [pave.__version__, frame_sampling.to_dict(), {n: _encoder_facts(e) for n, e in self.encoders.items()}]
+        self._facts = [frame_sampling.to_dict(), {n: _encoder_facts(e) for n, e in self.encoders.items()}]
 
     def __len__(self) -> int:
         return len(self.samples)

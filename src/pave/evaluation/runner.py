@@ -107,7 +107,7 @@ def as_prediction(sample: Sample) -> Prediction:
 
 def _context(sample: Sample) -> str:
     """What decides an answer besides the video and the last question, in short."""
-    earlier, own = sample.turns[:-1], {name: path for name, path in sorted(sample.side_channels.items())}
+    earlier, own = sample.turns[:-1], dict(sorted(sample.side_channels.items()))
     return hashlib.sha256(json.dumps([earlier, own]).encode()).hexdigest()[:16] if earlier or own else ""
 
 

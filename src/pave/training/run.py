@@ -13,7 +13,7 @@ import transformers
 import yaml
 
 from pave.data.collator import PatchCollator
-from pave.data.dataset import PatchDataset
+from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
 from pave.patching import attach_patch, read_record, save_patch
 from pave.side_channels import SideEncoder, build_encoder
@@ -108,7 +108,7 @@ def run_recipe(
         trainer.remove_callback(printer)
     if args.should_save:
         atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
-    train_loss, eval_loss = _train(trainer, checkpoint, evaluate=held_out is not None)
+    train_loss, eval_loss = _train(trainer, checkpoint, train_data.cache_report, held_out is not None)
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
     if args.should_save:
@@ -118,13 +118,14 @@ def run_recipe(
     return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
 
 
-def _train(trainer: PatchTrainer, checkpoint: Path | None, evaluate: bool) -> tuple[float | None, float | None]:
+def _train(
+    trainer: PatchTrainer, checkpoint: Path | None, report: CacheReport, evaluate: bool
+) -> tuple[float | None, float | None]:
     """The mean loss (None where the checkpoint was the end), and the loss on the held-out samples."""
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     eval_loss = trainer.evaluate()["eval_loss"] if evaluate else None
     trainer.release_model()
-    report = trainer.train_dataset.cache_report
     if report.items:
         logger.info(
             "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
@@ -181,8 +182,8 @@ def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, 
     args = training.arguments(recipe.output, num_steps=1)
     stages = recipe.data.stages
     if not stages:
-        sizes = {"batch_size": args.train_batch_size, "accumulation": args.gradient_accumulation_steps}
-        stages = (Stage(steps=replace(training, **sizes).num_steps(len(train), args.world_size)),)
+        sized = replace(training, batch_size=args.train_batch_size, accumulation=args.gradient_accumulation_steps)
+        stages = (Stage(steps=sized.num_steps(len(train), args.world_size)),)
     steps = sum(stage.steps for stage in stages)
     args = training.arguments(recipe.output, num_steps=steps)
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -126,7 +126,8 @@ class PatchTrainer(transformers.Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self._held_out = [0.0, 0.0]
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output: Any = super().evaluation_loop(*args, **kwargs)
         own = torch.tensor(self._held_out, device=self.accelerator.device)
         total, count = self.accelerator.gather(own).view(-1, 2).sum(dim=0).tolist()
         if count:

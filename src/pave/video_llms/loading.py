@@ -24,6 +24,8 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     from safetensors import SafetensorError
 
     name = os.fspath(base)
+    model: Any
+    info: dict[str, Any]
     try:
         # transformers would ask on the terminal whether to run a repository's own code
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
