@@ -24,20 +24,19 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     from safetensors import SafetensorError
 
     name = os.fspath(base)
-    model: Any
-    info: dict[str, Any]
     try:
         # transformers would ask on the terminal whether to run a repository's own code
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         get_interface(config)  # raises before gigabytes are read
         processor = transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-        model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except OSError as error:
         raise ValueError(f"base {name!r} is no folder with a model, and the hub did not give it: {_line(error)}") from error
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"base {name!r} cannot be loaded: {_line(error)}") from error
+    model, info = loaded
     # weights that are not in a checkpoint are drawn at random, with a warning only
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:

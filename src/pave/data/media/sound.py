@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 12 * 3600
 """Longest sound that is decoded."""
+_SAFE_PLANES = 7
+"""From 8 channels on that lie one behind the other, PyAV counts them by reading beyond FFmpeg's list of 8, and may crash."""
 _JITTER = 0.010
 """Time stamps that are off by less than this (or two ticks of the container's clock) are taken for rounding, not for a gap."""
 _MAX_OVERLAP = 0.1
@@ -185,6 +187,7 @@ def _stated_length(frame: av.AudioFrame, tick: Fraction, count: int) -> int:
 
 def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
     """The mean of the channels, as float32 in [-1, 1]."""
+    frame = _interleaved(frame)
     kind = frame.format.name.removesuffix("p")
     samples = frame.to_ndarray().astype(np.float64)
     samples_nC = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
@@ -192,6 +195,15 @@ def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
     if kind == "u8":
         mono = mono - 128.0
     return (mono / _FULL_SCALE[kind]).astype(np.float32)
+
+
+def _interleaved(frame: av.AudioFrame) -> av.AudioFrame:
+    """The same samples, with those of one moment side by side where that is needed to read them."""
+    if not frame.format.is_planar or frame.layout.nb_channels <= _SAFE_PLANES:
+        return frame
+    (interleaved,) = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate).resample(frame)
+    assert interleaved.samples == frame.samples
+    return interleaved
 
 
 def _resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:
