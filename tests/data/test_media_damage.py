@@ -121,6 +121,22 @@ def test_a_file_that_was_cut_off_is_damaged_unless_told_to_keep_it(tmp_path, nam
     assert indices(clip.frames_FHWC[:-4]) == list(range(count - 4))
 
 
+def test_a_stream_that_begins_unannounced_is_damage(tmp_path):
+    path = encode(tmp_path / "a.flv", CONSTANT, unit=Fraction(1))  # longer than FFmpeg looks ahead for streams
+    whole = read_frames(path)
+    sound = bytes([0x3E]) + bytes(400)  # uncompressed, 44100 Hz, mono
+    tag = bytes([8]) + len(sound).to_bytes(3, "big") + bytes(7) + sound
+    data = bytearray(path.read_bytes())
+    data[4] = 1  # the header announces video alone
+    path.write_bytes(data + tag + len(tag).to_bytes(4, "big"))
+    with pytest.raises(MediaError, match=r"a\.flv: the video is damaged: reading stops midway \(a stream begins"):
+        read_frames(path)
+    kept = read_frames(path, on_corrupt="keep")
+    assert "a stream begins" in kept.problem and "a stream begins" in probe(path).problem
+    np.testing.assert_array_equal(kept.times_F, whole.times_F)
+    assert read_audio(path, 16000) is None
+
+
 def test_damage_in_the_middle_counts_only_on_the_way_to_a_sampled_frame(tmp_path):
     path = encode(tmp_path / "a.mp4", CONSTANT, b_frames=0)
     whole = read_frames(path)

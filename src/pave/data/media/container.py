@@ -177,6 +177,9 @@ def iterate_packets(
         except av.error.FFmpegError as error:
             damaged(f"reading stops midway ({_reason(error)})")
             return
+        except IndexError:  # PyAV knows the streams that the file began with
+            damaged("reading stops midway (a stream begins that the file did not announce)")
+            return
         if packet.size:
             yield packet
 
