@@ -119,7 +119,7 @@ class PatchTrainer(transformers.Trainer):
             self._guard.check_loss(loss.detach(), sample_ids)
         else:
             count = int((inputs["labels"][:, 1:] != IGNORE).sum())
-            self._held_out = [self._held_out[0] + float(loss) * count, self._held_out[1] + count]
+            self._held_out = [self._held_out[0] + float(loss.detach()) * count, self._held_out[1] + count]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes what was already divided by all items
         return (loss, outputs) if return_outputs else loss
