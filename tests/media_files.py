@@ -56,9 +56,11 @@ def noise(seconds, rate, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * rate)).astype(np.float32)
 
 
-def write_sound(path, samples_nC, rate, codec, sample_format, layout, starts=None, container_format=None, piece=1000):
+def write_sound(
+    path, samples_nC, rate, codec, sample_format, layout, starts=None, container_format=None, piece=1000, options=None
+):
     """A sound file; ``starts`` are the (source, destination) samples of pieces, to leave gaps."""
-    with av.open(str(path), "w", format=container_format) as container:
+    with av.open(str(path), "w", format=container_format, options=options or {}) as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
         stream.codec_context.format = sample_format
         size = stream.codec_context.frame_size or piece

@@ -3,15 +3,22 @@
 import json
 
 import pytest
+import torch
 
+from cases import shake
+from pave import EncoderConfig, FusionConfig, PatchConfig, SideChannelConfig, attach_patch, save_patch
 from pave.cli import main
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, write_samples
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.result import rescore
+from pave.side_channels import SideFeatures
+from pave.side_channels.features import save_features
+from pave.video_llms.loading import load_base
 from tiny_runs import save_base_and_patch, write_clip
 
 QUESTION = "what sound is heard?"
+PATCHED = ("--base", "{base}", "--patch", "{patch}")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,33 @@ def test_ask_prints_the_answer_alone_or_side_by_side(world, capsys):
     assert out == f"base:  {without}\npatch: {with_patch}\n" and "audio: 8 steps from 0.1" in err
 
 
+def test_ask_takes_side_channels_from_files(world, tmp_path, capsys):
+    """A channel that no video holds: features in a file."""
+    folder, base, _ = world
+    channel = SideChannelConfig(
+        kind="sensor",
+        width=3,
+        encoder=EncoderConfig(name="features", settings={"width": 3}),
+        fusion=FusionConfig(width=16, embed_width=16, num_heads=2),
+    )
+    model, processor = load_base(base)
+    attach_patch(model, PatchConfig(side_channels={"sensor": channel}, storage_dtype="float32"))
+    save_patch(shake(model, scale=0.7), tmp_path / "patch", processor=processor)
+    values = torch.randn(6, 1, 3, generator=torch.Generator().manual_seed(0))
+    save_features(tmp_path / "a=b.safetensors", SideFeatures(values, torch.arange(6.0) / 3))
+    options = ("--base", base, "--patch", tmp_path / "patch", "--frames", 4, "--max-new-tokens", 6)
+    code, data, err = run(
+        capsys, "ask", folder / "0.mp4", QUESTION, "--compare", "--side", f"sensor={tmp_path / 'a=b.safetensors'}", *options
+    )
+    assert code == 0 and data["side"] == {"sensor": str(tmp_path / "a=b.safetensors")}
+    assert data["answers"]["patch"]["side_channels"]["sensor"]["steps"] == 6 and "sensor: 6 steps" in err
+    assert data["answers"]["base"]["side_channels"] == {}
+    without = run(capsys, "ask", folder / "0.mp4", QUESTION, *options)[1]
+    assert without["side"] == {} and without["answers"]["patch"]["side_channels"]["sensor"]["steps"] == 0
+    texts = [data["answers"]["base"]["text"], without["answers"]["patch"]["text"], data["answers"]["patch"]["text"]]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_ask_offers_choices(world, capsys):
     folder, base, _ = world
     code, data, _ = run(
@@ -82,17 +116,29 @@ def test_ask_offers_choices(world, capsys):
         (("ask", "{folder}/0.mp4", "x", "--base", "{folder}/nowhere"), "nowhere"),
         (("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--patch", "{folder}/nowhere"), "no patch at"),
         (("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--dtype", "int4"), "dtype must be one of"),
+        (("ask", "{folder}/0.mp4", "x", "--side", "audio={folder}/1.mp4"), "name the patch with --patch"),
+        (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio"), "expected NAME=PATH"),
+        (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "=x"), "expected NAME=PATH"),
+        (
+            ("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio={folder}/no.wav"),
+            "no file or folder {folder}/no.wav",
+        ),
+        (("ask", "{folder}/0.mp4", "x", "--patch", "p", *("--side", "a={folder}") * 2), "'a' is given twice"),
+        (
+            ("ask", "{folder}/0.mp4", "x", *PATCHED, "--side", "depth={folder}/1.mp4"),
+            "no side channel 'depth': the model has audio",
+        ),
         (("ask", "{folder}/0.mp4", " ", "--base", "{base}"), "question"),
         (("eval", "{folder}/nowhere.jsonl", "--base", "{base}"), "nowhere.jsonl"),
         (("eval", "{folder}/0.mp4", "--base", "{base}"), "0.mp4"),
     ],
 )
 def test_bad_input_is_one_sentence(world, arguments, message, capsys):
-    folder, base, _ = world
-    assert main([a.format(folder=folder, base=base) for a in arguments]) == 2
+    folder, base, patch = world
+    assert main([a.format(folder=folder, base=base, patch=patch) for a in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" not in err
-    assert message in err.splitlines()[-1] and err.splitlines()[-1].startswith("pave: ")
+    assert message.format(folder=folder) in err.splitlines()[-1] and err.splitlines()[-1].startswith("pave: ")
 
 
 def test_eval_scores_stores_and_goes_on(world, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_init_writes_a_valid_recipe_and_real_clips(started):
     train = {sample.video for sample in samples}
     held_out = {sample.video for sample in read_samples(started / recipe.data.eval)}
     assert train and held_out and not train & held_out
+
+
+@pytest.mark.parametrize("name", ["\N{GRINNING FACE}", 'two "words" \\ é', "# a: {b}"])
+def test_init_writes_a_recipe_for_any_folder(tmp_path, name, capsys):
+    folder = tmp_path / name
+    assert main(["init", str(folder)]) == 0
+    recipe = read_recipe(folder / "recipe.yaml")
+    assert recipe.output == str(folder / "run")
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert command == ["pave", "train", str(folder / "recipe.yaml")]
 
 
 def test_init_does_not_touch_a_folder_with_files(started, capsys):

@@ -181,6 +181,19 @@ def test_published_llava_onevision_template_trains_on_its_generation_prompt():
     assert "assistant \n" not in text and text.count("<|im_start|>assistant\na dog<|im_end|>") == 1
 
 
+@pytest.mark.parametrize("answer", ["end", "d", "im", "|", "assistant", "the end", "\N{SNOWMAN}", "end\N{SNOWMAN}end"])
+def test_an_answer_that_is_part_of_the_template_is_learnt_and_remembered_whole(answer):
+    model, processor = tiny_llava_onevision()
+    processor.chat_template = PUBLISHED_TEMPLATE
+    turns = (("what sound is heard?", answer), ("and then?", "a bell"))
+    assert learnt((model, processor), collator((model, processor))([item("a", turns)]), 0) == [
+        f"{answer}<|im_end|>",
+        "a bell<|im_end|>",
+    ]
+    asked = render_prompt(processor, ((turns[0]), (turns[1][0], None))).text
+    assert asked.count(f"<|im_start|>assistant\n{answer}<|im_end|><|im_start|>user") == 1
+
+
 def test_render_prompt_equals_the_template_where_it_only_appends(family):
     processor = family[1]
     messages = []

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from pave.config import EncoderConfig, SideChannelConfig
@@ -174,6 +175,38 @@ def test_folder_cache_outlives_the_run_and_follows_the_files_and_settings(files,
     assert changed[0] == 1 and changed[1].side["audio"] is None
 
 
+def test_folder_cache_follows_the_weights_of_a_local_encoder_and_files_in_folders(files, tmp_path):
+    class Trained(Loudness):
+        def spec(self):
+            return EncoderConfig(name="loudness", model=str(tmp_path / "model"))
+
+    class Inside(Stored):
+        def encode(self, path):
+            return super().encode(os.path.join(path, "deep", "values.npy"))
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    (tmp_path / "side" / "deep").mkdir(parents=True)
+    (tmp_path / "side" / "self").symlink_to(tmp_path / "side")
+    own = sample(files, side_channels={"depth": str(tmp_path / "side")})
+
+    def read(value, gain=1.0):
+        encoders = {"audio": Trained(gain), "depth": Inside()}
+        data = dataset([own], encoders, CHANNELS, cache=str(tmp_path / "cache"))
+        item = data[0]
+        assert item.side["depth"].features_KMC.unique().tolist() == [value]
+        return data.cache_report.misses, item.side["audio"].features_KMC.max().item()
+
+    np.save(tmp_path / "side" / "deep" / "values.npy", np.full((2, 3), 1, dtype=np.float32))
+    first = read(1)
+    assert first[0] == 1 and read(1) == (0, first[1])
+    np.save(tmp_path / "side" / "deep" / "values.npy", np.full((20, 3), 2, dtype=np.float32))
+    assert read(2)[0] == 1
+    (tmp_path / "model" / "weights").write_bytes(b"other")
+    again = read(2, gain=3.0)
+    assert again[0] == 1 and again[1] == pytest.approx(3 * first[1])
+
+
 def test_damaged_cache_entry_is_made_again(files, tmp_path):
     first = dataset([sample(files)], cache=str(tmp_path))
     expected = first[0]
@@ -183,6 +216,9 @@ def test_damaged_cache_entry_is_made_again(files, tmp_path):
     assert_same(again[0], expected)
     assert again.cache_report.misses == 1
     assert_same(dataset([sample(files)], cache=str(tmp_path))[0], expected)
+    for other in ({}, {"frames": torch.zeros(1)}, {**load_file(entry), "audio.times": torch.zeros(1)}):
+        save_file(other, entry)
+        assert_same(dataset([sample(files)], cache=str(tmp_path))[0], expected)
 
 
 def test_cache_never_grows_beyond_its_limit(files, caplog):

@@ -121,6 +121,22 @@ def test_a_file_that_was_cut_off_is_damaged_unless_told_to_keep_it(tmp_path, nam
     assert indices(clip.frames_FHWC[:-4]) == list(range(count - 4))
 
 
+def test_a_stream_that_begins_unannounced_is_damage(tmp_path):
+    path = encode(tmp_path / "a.flv", CONSTANT, unit=Fraction(1))  # longer than FFmpeg looks ahead for streams
+    whole = read_frames(path)
+    sound = bytes([0x3E]) + bytes(400)  # uncompressed, 44100 Hz, mono
+    tag = bytes([8]) + len(sound).to_bytes(3, "big") + bytes(7) + sound
+    data = bytearray(path.read_bytes())
+    data[4] = 1  # the header announces video alone
+    path.write_bytes(data + tag + len(tag).to_bytes(4, "big"))
+    with pytest.raises(MediaError, match=r"a\.flv: the video is damaged: reading stops midway \(a stream begins"):
+        read_frames(path)
+    kept = read_frames(path, on_corrupt="keep")
+    assert "a stream begins" in kept.problem and "a stream begins" in probe(path).problem
+    np.testing.assert_array_equal(kept.times_F, whole.times_F)
+    assert read_audio(path, 16000) is None
+
+
 def test_damage_in_the_middle_counts_only_on_the_way_to_a_sampled_frame(tmp_path):
     path = encode(tmp_path / "a.mp4", CONSTANT, b_frames=0)
     whole = read_frames(path)
@@ -178,6 +194,22 @@ def test_truncated_sound_is_damaged(tmp_path):
     with pytest.raises(MediaError, match=r"b\.m4a: the sound is damaged: it states \d+ audio packets but holds 24"):
         read_audio(path, 16000)
     assert 1 < read_audio(path, 16000, on_corrupt="keep").duration < 2
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_alaw"])
+def test_uncompressed_sound_in_a_mov_is_whole_or_damaged(tmp_path, codec):
+    """Its header counts samples where that of a compressed track counts packets."""
+    sound = (noise(2, 8000)[:, None] * 32767).astype(np.int16)
+    path = write_sound(tmp_path / "a.mov", sound, 8000, codec, "s16", "mono")
+    clip = read_audio(path, 8000)
+    assert len(clip) == 16000
+    if codec == "pcm_s16le":
+        np.testing.assert_array_equal(clip.samples, sound[:, 0].astype(np.float32) / 32768)
+    front = write_sound(tmp_path / "b.mov", sound, 8000, codec, "s16", "mono", options={"movflags": "+faststart"})
+    assert len(read_audio(front, 8000)) == 16000
+    front.write_bytes(front.read_bytes()[:-6000])
+    with pytest.raises(MediaError, match=r"b\.mov: the sound is damaged"):
+        read_audio(front, 8000)
 
 
 def test_a_picture_size_that_changes_is_an_error(tmp_path):

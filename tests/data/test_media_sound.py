@@ -1,5 +1,8 @@
 """Sound and its place on the video's clock."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 
@@ -20,6 +23,24 @@ def click_time(clip):
     """Centre of the loudest millisecond."""
     energy = np.convolve(clip.samples.astype(np.float64) ** 2, np.ones(max(1, clip.sample_rate // 1000)), mode="same")
     return clip.start_time + float(np.argmax(energy)) / clip.sample_rate
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("5.1", 6), ("7.1", 8), ("hexadecagonal", 16)])
+def test_many_channels_are_mixed_too(tmp_path, layout, channels):
+    """Such tracks (film sound, ambisonics) decode to one array per channel, which PyAV crashes on from 8 on."""
+    wave = np.sin(np.arange(9600) * 0.05)
+    shares = np.arange(1, channels + 1) / channels
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libopus", rate=48000, layout=layout, options={"mapping_family": "255"})
+        for start in range(0, len(wave), 960):
+            piece = (wave[start : start + 960, None] * shares * 0.5).astype(np.float32).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(piece, format="flt", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = read_audio(tmp_path / "a.mkv", 48000)
+    assert clip.sample_rate == 48000 and len(clip) == len(wave)
+    np.testing.assert_allclose(clip.samples[2000:8000], wave[2000:8000] * shares.mean() * 0.5, atol=0.02)
 
 
 @pytest.mark.parametrize("audio_start", [0.0, 0.5, 0.123, -0.25])

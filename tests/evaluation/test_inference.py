@@ -70,6 +70,25 @@ def test_a_silent_video_gets_the_answer_of_the_base(places, qa):
     assert answer.side_channels["audio"].steps == 0 and str(answer.side_channels["audio"]) == "not there"
 
 
+def test_side_channels_come_from_the_files_that_are_named(places, qa):
+    folder = places[0]
+    silent, other = folder / "silent.mp4", folder / "0.mp4"  # silent.mp4 shows what 1.mp4 shows
+    from_file = qa.ask(silent, QUESTION, side_channels={"audio": folder / "1.mp4"}, max_new_tokens=8)
+    inside = qa.ask(folder / "1.mp4", QUESTION, max_new_tokens=8)
+    assert (from_file.text, from_file.side_channels) == (inside.text, inside.side_channels)
+    assert from_file.text != qa.ask(silent, QUESTION, max_new_tokens=8).text
+    muted = qa.ask(other, QUESTION, side_channels={"audio": None}, max_new_tokens=8)
+    assert muted.side_channels["audio"].steps == 0
+    assert muted.text == qa.ask(other, QUESTION, patch=False, side_channels={"audio": None}, max_new_tokens=8).text
+    with pytest.raises(ValueError, match=r"there is no side channel 'depth': the model has audio"):
+        qa.ask(other, QUESTION, side_channels={"depth": "x"})
+    with pytest.raises(ValueError, match=r"gone\.wav: there is no such file"):
+        qa.ask(other, QUESTION, side_channels={"audio": folder / "gone.wav"})
+    alone = VideoQA.from_pretrained(places[1], device="cpu", sampling=FrameSampling(num_frames=2))
+    with pytest.raises(ValueError, match=r"no side channel 'audio': the model has none; attach a patch"):
+        alone.ask(other, QUESTION, side_channels={"audio": other})
+
+
 def test_the_base_alone_answers_like_the_patched_base_without_its_patch(places, qa):
     folder, base, _ = places
     alone = VideoQA.from_pretrained(base, device="cpu", sampling=FrameSampling(num_frames=6))
@@ -87,6 +106,12 @@ def test_frames_come_from_the_option_then_the_patch_then_the_processor(places, q
     assert alone.sampling == FrameSampling(num_frames=32)
     alone.processor.video_processor.num_frames = 8
     assert default_sampling(alone.processor) == FrameSampling(num_frames=8)
+
+
+@pytest.mark.parametrize("recorded", [{}, {"recipe": None}, {"recipe": {"data": [1]}}, {"recipe": {"data": {"frames": None}}}])
+def test_a_patch_that_does_not_say_how_frames_were_sampled_is_loaded_all_the_same(tmp_path, recorded):
+    base, patch = save_base_and_patch(tmp_path, provenance=recorded)
+    assert VideoQA.from_pretrained(base, patch, device="cpu").sampling == FrameSampling(num_frames=32)
 
 
 def test_choices_are_listed_and_the_answer_is_read_as_one(places, qa):

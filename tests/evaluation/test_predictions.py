@@ -31,13 +31,13 @@ def test_predictions_survive_and_come_back_in_the_order_of_the_samples(tmp_path)
 
 def test_a_half_written_last_line_is_dropped(tmp_path):
     path = tmp_path / "p.jsonl"
-    PredictionFile(path, SETTINGS).append([make(0), make(1)])
+    PredictionFile(path, SETTINGS).append([make(0), make(1, "ein Glöckchen, 鐘")])
     whole = path.read_bytes()
-    for cut in range(1, 60):
+    for cut in range(1, len(whole) - whole.rindex(b'{"id": "s1"')):
         path.write_bytes(whole[:-cut])
         file = PredictionFile(path, SETTINGS)
         assert list(file.done) == ["s0"]
-        file.append([make(1)])
+        file.append([make(1, "ein Glöckchen, 鐘")])
         assert path.read_bytes() == whole
 
 
@@ -49,6 +49,10 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id": "s0"}\n')
     with pytest.raises(ValueError, match="not a predictions file"):
         PredictionFile(tmp_path / "q.jsonl", SETTINGS)
+    for header in ('{"pave_predictions": 1}', '{"pave_predictions": 1, "settings": []}', "[]", "[" * 100_000, "9" * 5000):
+        (tmp_path / "q.jsonl").write_text(header + "\n")
+        with pytest.raises(ValueError, match=r"q\.jsonl(: not a predictions file|, line 1: not valid JSON)"):
+            PredictionFile(tmp_path / "q.jsonl", SETTINGS)
     path.write_text(path.read_text() + "{broken\n" + json.dumps(make(0).to_dict()) + "\n")
     with pytest.raises(ValueError, match="line 2: not valid JSON"):
         read_predictions(path)
@@ -61,6 +65,8 @@ def test_a_changed_sample_is_refused(tmp_path):
     check_same_sample(make(0), make(0, None), tmp_path)
     with pytest.raises(ValueError, match=r"'s0' has changed.*references was \('bell',\), now it is \('buzz',\)"):
         check_same_sample(make(0), make(0, references=("buzz",)), tmp_path)
+    with pytest.raises(ValueError, match=r"'s0' has changed.*context was ''"):
+        check_same_sample(make(0), make(0, context="x"), tmp_path)
 
 
 def test_correct_uses_choices_where_there_are_any():

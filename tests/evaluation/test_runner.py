@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from pave.data.media import FrameSampling
-from pave.data.samples import Sample
+from pave.data.samples import Message, Sample
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evaluation.result import rescore
 from pave.evaluation.runner import evaluate, model_facts, patch_hash, plan_batches
-from tiny_runs import save_base_and_patch, write_clip
+from pave.patching import attach_patch
+from tiny_models import tiny_llava_onevision
+from tiny_runs import hearing_config, save_base_and_patch, write_clip
 
 QUESTIONS = {"sound": "what sound is heard?", "colour": "red?", "order": "which object was moving when the bell rang?"}
 
@@ -124,7 +126,34 @@ def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path):
     changed = replace(samples[0], answer="other")
     with pytest.raises(ValueError, match="has changed since it was answered"):
         evaluate(qa, [changed, samples[1]], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
+    with pytest.raises(ValueError, match=rf"answers to 1 samples that are not asked for now, such as '{samples[1].id}'"):
+        evaluate(qa, samples[:1], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
     assert path.read_bytes() == before
+
+
+def test_answers_to_another_conversation_or_side_channel_are_not_gone_on_with(world, tmp_path):
+    _, qa, samples = world
+    video, other = samples[0].video, samples[-1].video
+
+    def turns(first):
+        return tuple(Message(role=r, content=c) for r, c in (("user", "red?"), ("assistant", first), ("user", "bell?")))
+
+    some = [
+        replace(samples[0], id="own", side_channels={"audio": other}),
+        Sample(id="talk", video=video, messages=turns("yes"), answers=("bell",)),
+        samples[0],
+    ]
+    path = tmp_path / "p.jsonl"
+    evaluate(qa, some, predictions=path, max_new_tokens=4, progress=False)
+    evaluate(qa, some, predictions=path, max_new_tokens=4, progress=False)
+    assert [p.context != "" for p in read_predictions(path)[1]] == [True, True, False]
+    for number, changed in (
+        (0, replace(some[0], side_channels={"audio": None})),
+        (0, replace(some[0], side_channels={})),
+        (1, replace(some[1], messages=turns("no"))),
+    ):
+        with pytest.raises(ValueError, match=rf"sample '{changed.id}' has changed since it was answered \(context"):
+            evaluate(qa, [*some[:number], changed, *some[number + 1 :]], predictions=path, max_new_tokens=4, progress=False)
 
 
 def test_what_cannot_be_scored_is_refused_before_any_work(world, tmp_path):
@@ -162,3 +191,15 @@ def test_facts_tell_models_apart(world, tmp_path):
     assert patch_hash(qa.model) != before
     parameter.data.view(-1)[0] = value
     assert patch_hash(qa.model) == before
+    qa.model.patch_strength = 0.5
+    assert patch_hash(qa.model) != before
+    qa.model.patch_strength = 1.0
+    assert facts["dtype"] == "float32"
+
+
+def test_a_patch_of_another_config_with_the_same_tensors_is_another_patch():
+    hashes = []
+    for missing in ("base", "lora_only"):
+        model, _ = tiny_llava_onevision()
+        hashes.append(patch_hash(attach_patch(model, hearing_config(missing_channel=missing))))
+    assert hashes[0] != hashes[1]

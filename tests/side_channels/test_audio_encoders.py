@@ -1,6 +1,9 @@
 """Every audio encoder: tokens at their true times, the same wherever the clip stands, and rebuilt by their own spec."""
 
+import io
+import json
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -309,6 +312,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, caplog):
         ValueError, match=r"whisper: .* lacks 2 weights of the encoder, among them 'encoder\.layers\.0\.fc1\.bias'"
     ):
         build_encoder(EncoderConfig(name="whisper", model=folder))
+    (tmp_path / "whisper" / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match=r"whisper: the encoder .* cannot be loaded"):
+        build_encoder(EncoderConfig(name="whisper", model=folder))
     folder, _, _ = save_tiny("whisper", tmp_path / "whisper2")
     for settings, words in [
         ({"pool": 7}, "pool must divide the 100 positions"),
@@ -317,3 +323,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, caplog):
     ]:
         with pytest.raises(ValueError, match=words):
             build_encoder(EncoderConfig(name="whisper", model=folder, settings=settings))
+
+
+def test_code_that_comes_with_an_encoder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ValueError, match="custom code"):
+        build_encoder(EncoderConfig(name="clap", model=str(tmp_path)))
+    assert not (tmp_path / "was-run").exists()

@@ -1,6 +1,7 @@
 """Stored features: every kind of file, and files that are no good."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pave.config import EncoderConfig
 from pave.data.media import write_video
 from pave.data.sources import read_source
 from pave.side_channels import SideEncoder, SideFeatures, build_encoder
+from pave.side_channels import features as features_module
 from pave.side_channels.features import StoredFeatures, save_features
 
 VALUES = torch.arange(24, dtype=torch.float32).reshape(4, 2, 3)
@@ -214,3 +216,41 @@ def test_files_that_are_no_good_are_named(tmp_path, monkeypatch):
 def test_settings_are_checked(settings, words):
     with pytest.raises(ValueError, match=words):
         StoredFeatures(**settings)
+
+
+def recompress(source, target):
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+
+
+def test_small_files_that_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "MAX_BYTES", 100_000)
+    np.savez_compressed(tmp_path / "a.npz", features=VALUES[:, 0].numpy(), other=np.zeros(200_000, np.uint8))
+    torch.save(torch.zeros(20_000, 3), tmp_path / "whole.pt")
+    recompress(tmp_path / "whole.pt", tmp_path / "b.pt")
+    torch.save(torch.zeros(1, 1).expand(10**10, 3), tmp_path / "c.pt")
+    with open(tmp_path / "d.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (20_000, 3)})
+    for name, words in (
+        ("a.npz", "unpacks to"),
+        ("b.pt", "unpacks to"),
+        ("c.pt", "is larger than"),
+        ("d.npy", "damaged"),
+    ):
+        assert (tmp_path / name).stat().st_size < 10_000
+        with pytest.raises(ValueError, match=rf"{name}: .*{words}"):
+            StoredFeatures(width=3, rate=1.0).encode(tmp_path / name)
+
+
+def test_a_pt_file_holds_plain_numbers_and_no_gradient(tmp_path):
+    torch.save({"features": torch.nn.Parameter(VALUES[:, 0]), "times": TIMES}, tmp_path / "a.pt")
+    assert not StoredFeatures(width=3).encode(tmp_path / "a.pt").features_KMC.requires_grad
+    for odd in (
+        {"features": VALUES[:, 0].to_sparse()},
+        {"features": VALUES[:, 0].to("meta")},
+        {"features": VALUES[:, 0], "times": TIMES.to(torch.complex64)},
+    ):
+        torch.save(odd, tmp_path / "b.pt")
+        with pytest.raises(ValueError, match=r"b\.pt: (features|times) must be an ordinary array of real numbers"):
+            StoredFeatures(width=3, rate=1.0).encode(tmp_path / "b.pt")

@@ -26,6 +26,10 @@ training: {learning_rate: 1e-4, batch_size: 2}
 output: runs/x
 """
 
+# every line holds the one before it nine times
+_LINES = ", ".join(f"b{i}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(9))
+BOMB = f"{{a: &a0 [1], {_LINES}}}"
+
 
 def write(tmp_path, text=TEXT):
     path = tmp_path / "recipe.yaml"
@@ -84,6 +88,23 @@ def test_overrides(tmp_path):
         ("batch_size: 2", "trainer: {learning_rte: 1}", r"no argument 'learning_rte'"),
         ("batch_size: 2", "batch_size: 2, batch_size: 3", r"recipe.yaml: not valid YAML: the key 'batch_size' is given twice"),
         ("output: runs/x", "output: [", r"recipe.yaml: not valid YAML"),
+        ("output: runs/x", "output: runs/x\n? [a]\n: 1", r"recipe.yaml: not valid YAML: unhashable"),
+        ("batch_size: 2", "steps: !!int two", r"recipe.yaml: not valid YAML: invalid literal"),
+        ("batch_size: 2", "seed: 2024-99-99", r"recipe.yaml: not valid YAML: month"),
+        ("batch_size: 2", "seed: " + "9" * 5000, r"recipe.yaml: not valid YAML: Exceeds the limit"),
+        ("batch_size: 2", "trainer: " + "[" * 3000 + "]" * 3000, r"recipe.yaml: not valid YAML: maximum recursion"),
+        ("batch_size: 2", "trainer: &a {x: *a}", r"recipe.yaml: not valid YAML: with its aliases .* nested over 50 deep"),
+        ("batch_size: 2", "trainer: " + BOMB, r"recipe.yaml: not valid YAML: with its aliases it holds over 100000 values"),
+        ("output: runs/x", "output: ''", r"recipe.yaml: output is empty"),
+        ("train: train.jsonl", "train: ' '", r"recipe.yaml: data.train is empty"),
+        ("train: train.jsonl", "train: a\n  cache_gigabytes: .inf", r"recipe.yaml: data: cache_gigabytes .* finite"),
+        ("train: train.jsonl", "train: a\n  max_length: -1", r"recipe.yaml: data: max_length must be at least 1"),
+        ("batch_size: 2", "epochs: .inf", r"recipe.yaml: training: epochs must be a positive, finite number"),
+        ("batch_size: 2", "seed: -1", r"recipe.yaml: training: seed must be between 0"),
+        ("batch_size: 2", "seed: 4294967296", r"recipe.yaml: training: seed must be between 0"),
+        ("batch_size: 2", "max_grad_norm: .nan", r"recipe.yaml: training: max_grad_norm must be a finite number"),
+        ("learning_rate: 1e-4", "learning_rate: -1e-4", r"recipe.yaml: training: learning_rate must be a finite number"),
+        ("batch_size: 2", "workers: -1", r"recipe.yaml: training: workers must be"),
         (TEXT, "just text", r"recipe.yaml: a recipe is a mapping"),
         ("train: train.jsonl", "train: a\n  stages: [{step: 1}]", r"data.stages.0"),
     ],
@@ -103,6 +124,7 @@ def test_errors_name_the_file_and_the_key(tmp_path, old, new, message):
         ("data.stages=[{steps: 1}]", None),
         ("data.stages.0.steps=1", r"data.stages.0.steps=1"),
         ("training.seed=[", r"not a YAML value"),
+        ("training.seed=!!int x", r"override 'training.seed=!!int x': not a YAML value"),
     ],
 )
 def test_bad_overrides_are_named(tmp_path, override, message):

@@ -128,6 +128,54 @@ def test_output_folders_are_not_mixed_up(world, finished, tmp_path):
         run_recipe(plan(world, tmp_path), folder=world, resume=True)
 
 
+def test_a_run_goes_on_with_its_own_samples_only(world, finished, tmp_path):
+    output, result = finished
+    shutil.copytree(output, tmp_path / "again")
+    record = tmp_path / "again" / "recipe.yaml"
+    record.write_text(record.read_text().replace(str(output), str(tmp_path / "again")))
+    lines = (world / "train.jsonl").read_text().splitlines(keepends=True)
+    try:
+        (world / "train.jsonl").write_text("".join(reversed(lines)))
+        with pytest.raises(ValueError, match=r"checkpoint-5: .*other training samples .*train was sha256"):
+            run_recipe(plan(world, tmp_path / "again"), folder=world, resume=True)
+    finally:
+        (world / "train.jsonl").write_text("".join(lines))
+    file = tmp_path / "again" / "checkpoint-5" / "patch_config.json"
+    file.write_text(file.read_text().replace('"samples_per_step": 4', '"samples_per_step": 8'))
+    with pytest.raises(ValueError, match=r"another number of processes \(samples_per_step was 8, now it is 4\)"):
+        run_recipe(plan(world, tmp_path / "again"), folder=world, resume=True)
+
+
+def test_resuming_a_run_that_was_finished_changes_nothing(world, tmp_path):
+    changes = ["data.stages=[{steps: 2}]", "data.eval=null"]
+    first = run_recipe(plan(world, tmp_path, *changes), folder=world)
+    again = run_recipe(plan(world, tmp_path, *changes), folder=world, resume=True)
+    assert again.steps == 2 and again.train_loss is None
+    expected = tensors(tmp_path / "checkpoint-2")
+    assert all(torch.equal(value, tensors(again.patch)[name]) for name, value in expected.items())
+    assert first.train_loss is not None
+
+
+def test_epochs_count_the_batches_that_the_trainer_makes(world, tmp_path):
+    changes = ["data.stages=[]", "training.save_every=null", "data.eval=null", "training.accumulation=1"]
+    sizes = "training.trainer={per_device_train_batch_size: 6}"
+    assert run_recipe(plan(world, tmp_path, *changes, sizes), folder=world).steps == 2  # 12 samples
+
+
+def test_a_channel_may_be_stored_in_a_folder_but_a_video_may_not(world, tmp_path):
+    (tmp_path / "folder").mkdir()
+    row = {"id": "a", "video": str(world / "0.mp4"), "question": "q?", "answer": "a"}
+    for name, change, message in (
+        ("side.jsonl", {"side_channels": {"audio": "folder"}}, "base 'not/there'"),
+        ("video.jsonl", {"video": "folder"}, "1 of 1 files are not there"),
+        ("gone.jsonl", {"side_channels": {"audio": "gone"}}, "1 of 2 files are not there"),
+    ):
+        (tmp_path / name).write_text(json.dumps({**row, **change}))
+        changes = [f"data.train={tmp_path / name}", "base.model=not/there", "data.eval=null", "data.stages=[]"]
+        with pytest.raises(ValueError, match=message):
+            run_recipe(plan(world, tmp_path / "out", *changes), folder=world)
+
+
 def test_wrong_files_are_found_before_anything_slow(world, tmp_path):
     def attempt(name, *overrides):
         return run_recipe(plan(world, tmp_path / "out", f"data.train={name}", "base.model=not/there", *overrides), folder=world)
@@ -144,7 +192,7 @@ def test_wrong_files_are_found_before_anything_slow(world, tmp_path):
     (world / "gone.jsonl").write_text(json.dumps({**row, "answer": "b", "video": "gone.mp4"}))
     with pytest.raises(ValueError, match=r"gone\.jsonl: 1 of 1 files are not there.*gone\.mp4 of sample 'a'"):
         attempt("gone.jsonl")
-    with pytest.raises(ValueError, match=r"base\.model 'not/there'"):
+    with pytest.raises(ValueError, match=r"base 'not/there' is no folder with a model"):
         attempt("train.jsonl")
     with pytest.raises(ValueError, match=r"set the channel's width"):
         run_recipe(plan(world, tmp_path / "out", "patch.side_channels.audio.width=3"), folder=world)

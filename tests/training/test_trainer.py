@@ -244,7 +244,29 @@ def test_checkpoint_is_a_patch_without_the_base(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), weights(model), strict=True))
 
 
-def test_evaluation_gives_the_loss_over_all_answer_tokens_and_the_best_patch_comes_back(tmp_path):
+@pytest.mark.parametrize("kind", ["cross_attention", "concat"])
+def test_evaluation_loss_is_the_mean_over_all_answer_tokens_however_they_are_batched(tmp_path, kind):
+    held_out = Items(6)
+    trainers = [build(tmp_path, config=patch_config(kind=kind), eval_dataset=held_out, batch_size=size) for size in (1, 4, 6)]
+    for trainer in trainers:
+        with torch.no_grad():
+            for parameter in patch_parameters(trainer.model):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    model, collator = trainers[0].model.eval(), trainers[0].data_collator
+    losses, counts = [], []
+    for item in held_out.items:
+        batch = collator([item])
+        batch.pop("sample_ids")
+        with torch.no_grad():
+            losses.append(model(**batch).loss.item())
+        counts.append(int((batch["labels"] != -100).sum()))
+    assert len(set(counts)) > 1
+    for trainer in trainers:
+        for _ in range(2):
+            assert trainer.evaluate()["eval_loss"] == pytest.approx(np.average(losses, weights=counts), rel=1e-4)
+
+
+def test_the_best_patch_comes_back(tmp_path):
     trainer = build(
         tmp_path,
         steps=40,

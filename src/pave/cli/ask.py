@@ -21,6 +21,12 @@ def command(
     question: str = typer.Argument(..., help="What to ask about it."),
     patch: str | None = PatchOption,
     base: str | None = BaseOption,
+    side: list[str] | None = typer.Option(
+        None,
+        "--side",
+        metavar="NAME=PATH",
+        help="The file of a side channel that the video does not hold; give it once per channel.",
+    ),
     compare: bool = typer.Option(False, "--compare", help="Answer with the base alone as well, side by side."),
     choice: list[str] | None = typer.Option(None, "--choice", help="An answer to choose from; give it once per choice."),
     frames: int | None = typer.Option(
@@ -45,11 +51,14 @@ def command(
         raise ValueError("--compare shows the base beside a patch; give one with --patch")
     if not video.is_file():
         raise ValueError(f"{video}: there is no such file")
+    sides = _sides(side or [])
+    if sides and patch is None:
+        raise ValueError("--side gives a patch its side channel; name the patch with --patch")
     from pave.cli.models import load
     from pave.data.media import FrameSampling
 
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
-    options: dict[str, Any] = {"choices": choice or None, "max_new_tokens": max_new_tokens}
+    options: dict[str, Any] = {"choices": choice or None, "side_channels": sides, "max_new_tokens": max_new_tokens}
     answers = {"patch" if patch else "base": qa.ask(video, question, **options)}
     if compare:
         answers = {"base": qa.ask(video, question, patch=False, **options), **answers}
@@ -58,9 +67,25 @@ def command(
         "question": question,
         "base": qa.name,
         "patch": patch,
+        "side": sides,
         "answers": {name: answer.to_dict() for name, answer in answers.items()},
     }
     return Result(_text(answers, compare), data)
+
+
+def _sides(given: list[str]) -> dict[str, str]:
+    """The files of ``--side`` by channel."""
+    sides: dict[str, str] = {}
+    for option in given:
+        name, _, path = option.partition("=")
+        if not name or not path:
+            raise ValueError(f"--side {option!r}: expected NAME=PATH, such as depth=clip.depth.safetensors")
+        if name in sides:
+            raise ValueError(f"--side {option!r}: the side channel {name!r} is given twice")
+        if not Path(path).exists():
+            raise ValueError(f"--side {option!r}: there is no file or folder {path}")
+        sides[name] = path
+    return sides
 
 
 def _text(answers: dict[str, Answer], compare: bool) -> str:

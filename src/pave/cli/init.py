@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ def command(
 
     splits: tuple[tuple[str, Any, int], ...] = ((TRAIN, "train", 16), (HELD_OUT, "test", 4))
     with atomic_folder(folder) as work:
-        (work / RECIPE).write_text(_RECIPE.replace("OUTPUT", json.dumps(str(folder / "run"))), encoding="utf-8")
+        (work / RECIPE).write_text(
+            _RECIPE.replace("OUTPUT", json.dumps(str(folder / "run"), ensure_ascii=False)), encoding="utf-8"
+        )
         for name, split, count in splits:
             for index in range(count):
                 render_clip(work / clip_name(split, index), draw_scene(0, split, index))
             write_samples(work / name, split, count, [["sound"], ["first_mover"]])
     files = [str(folder / name) for name in (RECIPE, TRAIN, HELD_OUT, "clips")]
-    return Result(f"wrote {', '.join(files)}\nnext: pave train {files[0]}", {"folder": str(folder), "files": files})
+    return Result(
+        f"wrote {', '.join(files)}\nnext: pave train {shlex.quote(files[0])}", {"folder": str(folder), "files": files}
+    )
 
 
 _RECIPE = """\

@@ -6,13 +6,21 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from pave.cli.train import PLAYGROUND
+from pave.cli.shared import PLAYGROUND
 
 if TYPE_CHECKING:
     from pave.data.media import FrameSampling
     from pave.evaluation.inference import VideoQA
 
 logger = logging.getLogger(__name__)
+
+
+def hide_loading_bars() -> None:
+    """transformers draws bars while it loads; where standard error is no terminal they only litter a log."""
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
 
 
 def load(
@@ -24,14 +32,10 @@ def load(
     allow_base_mismatch: bool,
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
-    import transformers
-
     from pave.evaluation.inference import VideoQA
     from pave.playground import base_path
 
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-
+    hide_loading_bars()
     name = base
     if base is None or base == PLAYGROUND:
         name = PLAYGROUND

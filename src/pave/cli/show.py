@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
-from pave.cli.train import PLAYGROUND
+from pave.cli.shared import PLAYGROUND, JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.config import PatchConfig

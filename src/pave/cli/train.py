@@ -6,10 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
-
-PLAYGROUND = "playground"
-"""What a recipe writes as ``base.model`` for the small base inside the package."""
+from pave.cli.shared import PLAYGROUND, JsonOption, Result
 
 
 def command(
@@ -29,9 +26,11 @@ def command(
     from pave.training.recipe import read_recipe
 
     plan = read_recipe(recipe, overrides or [])
+    from pave.cli.models import hide_loading_bars
     from pave.playground import base_path
     from pave.training.run import run_recipe
 
+    hide_loading_bars()
     base = base_path() if plan.base.model == PLAYGROUND else None
     result = run_recipe(plan, folder=recipe.parent, base=base, resume=resume)
     data = {
@@ -41,7 +40,7 @@ def command(
         "eval_loss": result.eval_loss,
         "seconds": round(result.seconds, 1),
     }
-    losses = f"mean loss {result.train_loss:.4g}" + (
-        "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4g}"
-    )
+    losses = "nothing was left to train" if result.train_loss is None else f"mean loss {result.train_loss:.4g}"
+    if result.eval_loss is not None:
+        losses += f", held-out loss {result.eval_loss:.4g}"
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)

@@ -110,7 +110,7 @@ class PatchDataset(Dataset[PatchItem]):
         self.cache_report = CacheReport()
         self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
         self._folder = Path(cache) if cache is not None and cache != "memory" else None
-        self._specs = {name: encoder.spec().to_dict() for name, encoder in self.encoders.items()}
+        self._facts = [frame_sampling.to_dict(), {n: _encoder_facts(e) for n, e in self.encoders.items()}]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -163,7 +163,7 @@ class PatchDataset(Dataset[PatchItem]):
         own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
         named = [files_behind(self.encoders[name], path) for name, path in own.items() if path is not None]
         files = {path: _stamp(path) for path in (sample.video, *itertools.chain(*named))}
-        facts = [os.path.abspath(sample.video), own, files, self.frame_sampling.to_dict(), self._specs]
+        facts = [os.path.abspath(sample.video), own, files, self._facts]
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -195,7 +195,7 @@ class PatchDataset(Dataset[PatchItem]):
             if features is not None:
                 tensors[f"{name}.features"] = features.features_KMC.contiguous()
                 tensors[f"{name}.times"] = features.times_K.contiguous()
-        with atomic_path(self._path(key)) as work:
+        with atomic_path(self._path(key), durable=False) as work:  # can be made again
             safetensors.torch.save_file(tensors, work)
 
     def _load(self, key: str) -> DecodedVideo | None:
@@ -204,20 +204,31 @@ class PatchDataset(Dataset[PatchItem]):
             return None
         try:
             tensors = safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError):
+            side = {
+                name: SideFeatures(tensors[f"{name}.features"], tensors[f"{name}.times"])
+                if f"{name}.features" in tensors
+                else None
+                for name in self.encoders
+            }
+            return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError):
             logger.warning("%s is damaged and is made again", path)
             return None
-        side = {
-            name: SideFeatures(tensors[f"{name}.features"], tensors[f"{name}.times"]) if f"{name}.features" in tensors else None
-            for name in self.encoders
-        }
-        return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
 
 
-def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Size and modification time; a missing file is reported by the reader, not here."""
+def _encoder_facts(encoder: SideEncoder[Any]) -> Any:
+    """What decides an encoder's features. The weights of a local folder may be trained further under the same name."""
+    spec = encoder.spec()
+    return [spec.to_dict(), _stamp(spec.model) if spec.model is not None else None]
+
+
+def _stamp(path: str | os.PathLike[str]) -> list[Any]:
+    """Size and modification time, of a folder those of all that is in it; a missing file is reported by the reader, not here."""
     try:
         status = os.stat(path)
     except OSError:
-        return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
+        return [-1, -1]
+    if not os.path.isdir(path):
+        return [status.st_size, status.st_mtime_ns]
+    inside = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
+    return [[os.path.relpath(file, path), *_stamp(file)] for file in sorted(inside) if not os.path.isdir(file)]

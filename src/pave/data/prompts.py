@@ -59,10 +59,9 @@ def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]]) -> Pr
             tail = whole[len(prompt) :]
         else:
             turn = _after(asked, whole, "a question before its answer")
-            found = turn.rfind(answer)
-            if found < 0:
+            tail = answer + _behind(processor, messages, asked, answer)
+            if not turn.endswith(tail):
                 raise ValueError(f"the chat template does not write the answer {answer[:60]!r} as it is")
-            tail = turn[found:]
         answers.append((len(text), len(text) + len(tail.rstrip())))
         text += tail
     return Prompt(text, tuple(answers))
@@ -73,6 +72,19 @@ def _render(processor: Any, messages: list[dict[str, Any]], add_generation_promp
     return str(
         processor.apply_chat_template(copy.deepcopy(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
     )
+
+
+def _behind(processor: Any, messages: list[dict[str, Any]], asked: str, answer: str) -> str:
+    """What the template writes behind the answer that ends ``messages``.
+
+    The same turn is written with an answer that is in no template: "end" is also a part of ``<|im_end|>``.
+    """
+    stand_in = f"\N{SNOWMAN}{answer}\N{SNOWMAN}"
+    copies = [*messages[:-1], {"role": "assistant", "content": [{"type": "text", "text": stand_in}]}]
+    _, found, behind = _after(asked, _render(processor, copies), "a question before its answer").rpartition(stand_in)
+    if not found:
+        raise ValueError(f"the chat template does not write the answer {answer[:60]!r} as it is")
+    return behind
 
 
 def _after(prefix: str, text: str, what: str) -> str:

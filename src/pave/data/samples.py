@@ -184,6 +184,8 @@ def read_samples(path: str | os.PathLike[str], data_root: str | os.PathLike[str]
                     raise ValueError(f"field 'id': {sample.id!r} is also the id of line {lines[sample.id]}")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{name}, line {number}: byte {error.start} of the line is not UTF-8") from None
+            except RecursionError:
+                raise ValueError(f"{name}, line {number}: not JSON that can be read: it is nested too deeply") from None
             except ValueError as error:
                 raise ValueError(f"{name}, line {number}: {error}") from None
             lines[sample.id] = number
@@ -227,8 +229,6 @@ def _parse(text: str, root: str) -> Sample:
         record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError(f"a sample is an object in braces, one a line, got {_kind(record)}")
     for name in record:
@@ -243,6 +243,8 @@ def _parse(text: str, root: str) -> Sample:
             raise ValueError(f"field {name!r} is missing")
     required = {"id", "video"}
     sample = Sample(**{name: value for name, value in record.items() if value is not None or name in required})
+    if sample.meta:
+        _to_json(sample.to_dict(), sample.id)  # what is read can be written
     return dataclasses.replace(
         sample,
         video=os.path.join(root, sample.video),
@@ -267,9 +269,11 @@ def _below(path: str, folder: str) -> str:
 
 def _to_json(record: dict[str, Any], name: str, sort_keys: bool = False) -> str:
     try:
-        return json.dumps(record, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys)
+        text.encode()  # half a surrogate pair is text in Python, but not in a file
     except (TypeError, ValueError) as error:
         raise ValueError(f"sample {name!r}, field 'meta': {error}") from None
+    return text
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

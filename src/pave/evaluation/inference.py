@@ -20,6 +20,7 @@ from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import build_encoder
+from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class VideoQA:
         folder = None if patch is None else resolve_patch(patch, patch_revision)
         if folder is not None and sampling is None:
             sampling = _trained_sampling(read_record(folder).provenance)
-        model, processor = _load_base(base, revision, dtype)
+        model, processor = load_base(base, revision=revision, dtype=dtype)
         if folder is not None:
             load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
         return cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
@@ -134,26 +135,35 @@ class VideoQA:
         *,
         patch: bool = True,
         choices: Sequence[str] | None = None,
+        side_channels: Mapping[str, str | Path | None] | None = None,
         max_new_tokens: int = 64,
         **generation: Any,
     ) -> Answer:
         """Answer one question about one video file.
 
         Args:
-            video: the file. Side channels that come with it (its sound) are read from it.
+            video: the file. Side channels that come with it (its sound) are read from it, where ``side_channels`` says
+                nothing else.
             question: what to ask.
             patch: False answers as the base alone does.
             choices: listed under the question, each behind its letter.
+            side_channels: by channel, the file (or folder) that it is read from, or None to leave the channel out.
             max_new_tokens: most tokens of the answer.
             generation: further arguments of ``generate``; greedy decoding without any.
 
         Raises:
-            ValueError: if the video cannot be read (``MediaError``), or the question cannot be asked.
+            ValueError: if the video cannot be read (``MediaError``), the question cannot be asked, or there is no side channel
+                of a name.
         """
+        unknown = sorted(set(side_channels or {}).difference(self.channels))
+        if unknown:
+            known = f"has {', '.join(self.channels)}" if self.channels else "has none; attach a patch that takes it"
+            raise ValueError(f"there is no side channel {unknown[0]!r}: the model {known}")
         if choices:
             parse_choice("", choices)  # raises for a wrong number of choices, before any work
         asked = question_with_choices(question, choices) if choices else question
-        sample = Sample(id=Path(video).name, video=str(video), question=asked)
+        own = {name: None if path is None else str(path) for name, path in (side_channels or {}).items()}
+        sample = Sample(id=Path(video).name, video=str(video), question=asked, side_channels=own)
         start = time.monotonic()
         item = next(iter(self.items([sample], patch=patch)))
         if isinstance(item, ValueError):
@@ -241,7 +251,9 @@ def default_sampling(processor: Any) -> FrameSampling:
 
 def _trained_sampling(provenance: Mapping[str, Any]) -> FrameSampling | None:
     """How frames were sampled in training, if the patch says so."""
-    frames = provenance.get("recipe", {}).get("data", {}).get("frames")
+    frames: Any = provenance
+    for key in ("recipe", "data", "frames"):
+        frames = frames.get(key) if isinstance(frames, Mapping) else None
     return None if frames is None else FrameSampling.from_dict(frames, where="the patch's recipe, data.frames")
 
 
@@ -260,15 +272,3 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _load_base(base: str | Path, revision: str | None, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(base, revision=revision)
-        model = AutoModelForImageTextToText.from_pretrained(base, revision=revision, dtype=dtype)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"base {str(base)!r} is no folder with a model, and the hub did not give it: {reason}") from None
-    return model, processor

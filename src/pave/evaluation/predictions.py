@@ -37,6 +37,8 @@ class Prediction(Strict):
     """Every answer that counts as right."""
     choices: tuple[str, ...] = ()
     """Where there are any; each reference is one of them."""
+    context: str = ""
+    """Hash of what else the answer depends on: earlier turns and files of side channels; empty without any."""
     prediction: str | None = None
     """What was generated; null where the sample failed."""
     error: str | None = None
@@ -111,19 +113,20 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list
     Raises:
         ValueError: naming the file and line that cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = Path(path).read_bytes().split(b"\n")
     values: list[Any] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is incomplete
         try:
-            values.append(json.loads(line))
-        except json.JSONDecodeError:
+            values.append(json.loads(line.decode()))
+        except (ValueError, RecursionError):
             raise ValueError(f"{os.fspath(path)}, line {number}: not valid JSON") from None
-    if not values or not isinstance(values[0], dict) or values[0].get("pave_predictions") != FORMAT_VERSION:
+    header = values[0] if values and isinstance(values[0], dict) else {}
+    if header.get("pave_predictions") != FORMAT_VERSION or not isinstance(header.get("settings"), dict):
         raise ValueError(f"{os.fspath(path)}: not a predictions file of this library (its first line does not say so)")
     predictions = [
         read_strict(Prediction, value, f"{os.fspath(path)}, line {number}") for number, value in enumerate(values[1:], start=2)
     ]
-    return values[0]["settings"], predictions
+    return header["settings"], predictions
 
 
 def _line(value: Any) -> str:
@@ -146,7 +149,7 @@ def check_same_sample(before: Prediction, now: Prediction, path: Path) -> None:
         ValueError: naming the file, the sample and the field.
     """
     old, new = asdict(before), asdict(now)
-    for key in ("type", "video", "question", "references", "choices"):
+    for key in ("type", "video", "question", "references", "choices", "context"):
         if old[key] != new[key]:
             raise ValueError(
                 f"{path}: sample {now.id!r} has changed since it was answered ({key} was {old[key]!r}, now it is {new[key]!r}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def evaluate(
 
     Raises:
         ValueError: before any work, if a sample has no answer or cannot be scored, an id comes twice, or ``predictions`` belongs to
-            another run.
+            another run or to other samples.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -62,6 +63,12 @@ def evaluate(
     if predictions is not None:
         facts = {**(settings or {}), **model_facts(qa, patch), "max_new_tokens": max_new_tokens}
         file = PredictionFile(predictions, facts)
+        foreign = sorted(set(file.done).difference(want.id for want in wanted))
+        if foreign:
+            raise ValueError(
+                f"{file.path} holds answers to {len(foreign)} samples that are not asked for now, such as {foreign[0]!r}; choose "
+                "another output folder, or remove the file to start over"
+            )
         for want in wanted:
             if want.id in file.done:
                 check_same_sample(file.done[want.id], want, file.path)
@@ -94,7 +101,14 @@ def as_prediction(sample: Sample) -> Prediction:
         question=sample.turns[-1][0],
         references=sample.references,
         choices=sample.choices,
+        context=_context(sample),
     )
+
+
+def _context(sample: Sample) -> str:
+    """What decides an answer besides the video and the last question, in short."""
+    earlier, own = sample.turns[:-1], dict(sorted(sample.side_channels.items()))
+    return hashlib.sha256(json.dumps([earlier, own]).encode()).hexdigest()[:16] if earlier or own else ""
 
 
 def plan_batches(wanted: Sequence[Prediction], batch_size: int) -> list[list[int]]:
@@ -116,17 +130,18 @@ def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
     return {
         "frames": qa.sampling.to_dict(),
         "base_weights": fingerprint(qa.model).weights,
+        "dtype": str(qa.model.dtype).removeprefix("torch."),
         "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
     }
 
 
 def patch_hash(model: Any) -> str:
-    """A hash over every tensor of the attached patch."""
+    """A hash over the attached patch: every tensor, its config and its strength."""
     slot = patch_slot(model)
     tensors = dict(slot.fusions.state_dict())
     if slot.config.lora is not None:
         tensors |= lora_state_dict(model, patch_name(model))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps([slot.config.to_dict(), model.patch_strength], sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(key.encode())
         digest.update(tensors[key].detach().float().cpu().contiguous().numpy().tobytes())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pave.config import EncoderConfig
@@ -60,14 +61,15 @@ class TransformersAudioEncoder(WindowedAudioEncoder):
         import transformers
 
         try:
-            config = transformers.AutoConfig.from_pretrained(model, revision=revision)
+            options = {"revision": revision, "trust_remote_code": False}  # else it asks whether to run a repository's own code
+            config = transformers.AutoConfig.from_pretrained(model, **options)
             if config.model_type not in self.model_types:
                 expected = " or ".join(map(repr, self.model_types))
                 raise ValueError(f"{self.family}: {model!r} is a model of the type {config.model_type!r}, not {expected}")
             loader = getattr(transformers, self.model_types[config.model_type])
             loaded, info = loader.from_pretrained(model, revision=revision, dtype=self._dtype, output_loading_info=True)
-            extractor = transformers.AutoFeatureExtractor.from_pretrained(model, revision=revision)
-        except OSError as error:
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(model, **options)
+        except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.family}: the encoder {model!r} cannot be loaded: {error}") from error
         # Weights that are not in a checkpoint are drawn at random, with a warning only.
         missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))

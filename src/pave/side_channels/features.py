@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -19,6 +20,10 @@ from pave.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+MAX_BYTES = 8 * 2**30
+"""Most memory that the features of one file may take."""
+_ARRAYS = ("features", "times")
 
 
 @dataclass(frozen=True)
@@ -218,22 +223,39 @@ def _read(name: str) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"{name}: the file is damaged or holds something other than arrays ({reason})") from error
     if not isinstance(content, Mapping):
         content = {"features": content}
-    known = {key: value for key, value in content.items() if key in ("features", "times")}
+    known = {key: value for key, value in content.items() if key in _ARRAYS}
     if "features" not in known or not all(isinstance(value, Tensor) for value in known.values()):
         raise ValueError(f"{name}: an array named 'features' is expected, got {', '.join(map(repr, content)) or 'nothing'}")
-    return known["features"], known.get("times")
+    for key, value in known.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_complex():
+            raise ValueError(f"{name}: {key} must be an ordinary array of real numbers")
+        if value.numel() * value.element_size() > MAX_BYTES:  # a few bytes can say that they are to be repeated
+            raise ValueError(f"{name}: {key} of shape {tuple(value.shape)} is larger than {MAX_BYTES / 2**30:g} GiB")
+    return known["features"].detach(), known["times"].detach() if "times" in known else None
 
 
 def _numpy(name: str) -> Any:
-    with open(name, "rb") as file:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return torch.from_numpy(content)
-        return {key: torch.from_numpy(content[key]) for key in content.files}
+    _check_unpacked_size(name)
+    # mapped, so that a header that promises more than the file holds is an error before memory is taken
+    content = np.load(name, allow_pickle=False, mmap_mode="r")
+    if isinstance(content, np.ndarray):
+        return torch.from_numpy(np.array(content))
+    with content:
+        return {key: torch.from_numpy(content[key]) if key in _ARRAYS else None for key in content.files}
 
 
 def _torch(name: str) -> Any:
+    _check_unpacked_size(name)
     return torch.load(name, map_location="cpu", weights_only=True)
+
+
+def _check_unpacked_size(name: str) -> None:
+    """Refuse an archive that unpacks to more than MAX_BYTES, whatever its own size is."""
+    if zipfile.is_zipfile(name):
+        with zipfile.ZipFile(name) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise ValueError(f"it unpacks to {size / 2**30:.1f} GiB, the limit is {MAX_BYTES / 2**30:g}")
 
 
 _READERS: dict[str, Callable[[str], Any]] = {

@@ -114,8 +114,13 @@ class TrainingConfig(Strict):
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of all steps, between 0 and 1, got {self.warmup}")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs must be a positive, finite number, got {self.epochs}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1, got {self.seed}")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {getattr(self, name)}")
         unknown = sorted(set(self.trainer) - _known())
         if unknown:
             raise ValueError(f"trainer: transformers.TrainingArguments has no argument {unknown[0]!r}")

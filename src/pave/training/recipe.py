@@ -15,6 +15,8 @@ from pave.data.media import FrameSampling
 from pave.training.arguments import TrainingConfig
 from pave.training.sampler import Stage
 
+_MAX_VALUES, _MAX_DEPTH = 100_000, 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig(Strict):
@@ -50,8 +52,10 @@ class DataConfig(Strict):
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
     def __post_init__(self) -> None:
-        if not self.cache_gigabytes > 0:
-            raise ValueError(f"cache_gigabytes must be positive, got {self.cache_gigabytes}")
+        if not 0 < self.cache_gigabytes < float("inf"):
+            raise ValueError(f"cache_gigabytes must be a positive, finite number, got {self.cache_gigabytes}")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,9 @@ class Recipe(Strict):
     """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
 
     def __post_init__(self) -> None:
+        for name, value in (("base.model", self.base.model), ("data.train", self.data.train), ("output", self.output)):
+            if not value.strip():
+                raise ValueError(f"{name} is empty")
         if self.data.stages and self.training.steps is not None:
             raise ValueError("training.steps and data.stages both say how long to train; give only one of them")
         if self.training.eval_every and self.data.eval is None:
@@ -87,25 +94,44 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: naming the file or the override, the key, and what was found.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    values = _load(text, f"{path}: not valid YAML")
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping with the keys base, patch, data, training and output")
     if not overrides:
         return read_strict(Recipe, values, str(path))
     for override in overrides:
-        key, separator, text = override.partition("=")
+        key, separator, value = override.partition("=")
         if not separator or not key:
             raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4")
-        try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
-        _set(values, key.split("."), value, override)
+        _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
     return read_strict(Recipe, values, f"{path} with {' '.join(overrides)}")
+
+
+def _load(text: str, complaint: str) -> Any:
+    """A YAML value; aliases may not make it recursive or blow it up.
+
+    Raises:
+        ValueError: beginning with ``complaint``.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)
+        waiting, seen = [(values, 0)], 0
+        while waiting:
+            value, depth = waiting.pop()
+            seen += 1
+            if depth > _MAX_DEPTH or seen > _MAX_VALUES:
+                raise ValueError(f"with its aliases it holds over {_MAX_VALUES} values, or is nested over {_MAX_DEPTH} deep")
+            children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            waiting += [(child, depth + 1) for child in children]
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # yaml itself lets errors of int(), of dates and of keys that cannot be keys through
+        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
+    return values
 
 
 def _set(values: Any, keys: list[str], value: Any, override: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import transformers
 import yaml
 
 from pave.data.collator import PatchCollator
-from pave.data.dataset import PatchDataset
+from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
-from pave.patching import attach_patch, save_patch
+from pave.patching import attach_patch, read_record, save_patch
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
@@ -24,6 +24,7 @@ from pave.training.sampler import Stage, StagedSampler
 from pave.training.trainer import PatchTrainer, last_checkpoint
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
+from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class RunResult:
     """The base's processor."""
     steps: int
     """Optimizer steps."""
-    train_loss: float
-    """Mean loss over the run (over the part since resuming)."""
+    train_loss: float | None
+    """Mean loss over the run (over the part since resuming); None where nothing was left to do."""
     eval_loss: float | None
     """Loss on data.eval at the end, where given."""
     seconds: float
@@ -83,15 +84,15 @@ def run_recipe(
     held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, train)
+    provenance = _provenance(recipe, train, sampler)
+    if checkpoint is not None:
+        _check_same_data(checkpoint, provenance["data"])
     train_data = _dataset(recipe, train, encoders, folder)
     held_out_data = _dataset(recipe, held_out, encoders, folder) if held_out else None
-    model, processor = load_base(recipe, folder, base)
+    if base is None:
+        base = folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
+    model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
-    provenance = {
-        "recipe": recipe.to_dict(),
-        "data": {"train": manifest_hash(train), "train_samples": len(train)},
-        "seed": recipe.training.seed,
-    }
     trainer = PatchTrainer(
         model,
         args,
@@ -107,14 +108,7 @@ def run_recipe(
         trainer.remove_callback(printer)
     if args.should_save:
         atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
-    train_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
-    eval_loss = trainer.evaluate()["eval_loss"] if held_out else None
-    trainer.release_model()
-    report = train_data.cache_report
-    if report.items:
-        logger.info(
-            "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
-        )
+    train_loss, eval_loss = _train(trainer, checkpoint, train_data.cache_report, held_out is not None)
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
     if args.should_save:
@@ -124,23 +118,25 @@ def run_recipe(
     return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
 
 
-def load_base(recipe: Recipe, folder: Path, base: str | Path | None = None) -> tuple[Any, Any]:
-    """The base model and its processor.
-
-    Raises:
-        ValueError: if there is no such folder and the hub does not give it.
-    """
-    name: str | Path = recipe.base.model if base is None else base
-    if base is None and (folder / recipe.base.model).is_dir():
-        name = folder / recipe.base.model
-    try:
-        processor = transformers.AutoProcessor.from_pretrained(name, revision=recipe.base.revision)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, revision=recipe.base.revision, dtype=recipe.base.dtype
+def _train(
+    trainer: PatchTrainer, checkpoint: Path | None, report: CacheReport, evaluate: bool
+) -> tuple[float | None, float | None]:
+    """The mean loss (None where the checkpoint was the end), and the loss on the held-out samples."""
+    done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+    eval_loss = trainer.evaluate()["eval_loss"] if evaluate else None
+    trainer.release_model()
+    if report.items:
+        logger.info(
+            "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
         )
-    except OSError as error:
-        raise ValueError(f"base.model {str(name)!r} is no folder with a model, and the hub did not give it: {error}") from error
-    return model, processor
+    return mean_loss if trainer.state.global_step > done else None, eval_loss
+
+
+def _provenance(recipe: Recipe, train: list[Sample], sampler: StagedSampler) -> dict[str, Any]:
+    """What a patch records of the run that made it."""
+    data = {"train": manifest_hash(train), "train_samples": len(train), "samples_per_step": sampler.samples_per_step}
+    return {"recipe": recipe.to_dict(), "data": data, "seed": recipe.training.seed}
 
 
 def _dataset(recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path) -> PatchDataset:
@@ -165,12 +161,13 @@ def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
         if all(answer is None for _, answer in sample.turns):
             raise ValueError(f"{name}: sample {sample.id!r} has no answer to learn from")
     files = [
-        (s.id, p)
+        (s.id, path, path == s.video)
         for s in samples
-        for p in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
-        if p is not None
+        for path in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
+        if path is not None
     ]
-    missing = [(sample, file) for sample, file in files if not Path(file).is_file()]
+    # a channel may be stored as a folder, a video may not
+    missing = [(i, f) for i, f, is_video in files if not (Path(f).is_file() if is_video else Path(f).exists())]
     if missing:
         sample_id, file = missing[0]
         raise ValueError(
@@ -185,7 +182,8 @@ def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, 
     args = training.arguments(recipe.output, num_steps=1)
     stages = recipe.data.stages
     if not stages:
-        stages = (Stage(steps=training.num_steps(len(train), args.world_size)),)
+        sized = replace(training, batch_size=args.train_batch_size, accumulation=args.gradient_accumulation_steps)
+        stages = (Stage(steps=sized.num_steps(len(train), args.world_size)),)
     steps = sum(stage.steps for stage in stages)
     args = training.arguments(recipe.output, num_steps=steps)
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -211,6 +209,19 @@ def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
         changed = next(key for key in now if before.get(key) != now[key])
         raise ValueError(f"{output}: the checkpoints there come from another recipe, {changed!r} differs; resume with {record}")
     return checkpoint
+
+
+def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to go on with other samples, or with a step that counts other samples: the order would be another one."""
+    before = read_record(checkpoint).provenance.get("data")
+    for key, value in now.items():
+        was = before.get(key) if isinstance(before, dict) else None
+        if was is not None and was != value:
+            what = "another number of processes" if key == "samples_per_step" else "other training samples"
+            raise ValueError(
+                f"{checkpoint}: it was written by a run with {what} ({key} was {was}, now it is {value}), so the run cannot go "
+                "on as if it had not been interrupted; restore them, or start a new run in another output folder"
+            )
 
 
 def _as_yaml(recipe: Recipe) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pave.data.collator import PatchCollator
+from pave.data.collator import IGNORE, PatchCollator
 from pave.patching import load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import NonFiniteGuard
@@ -29,11 +29,12 @@ _STATE_FILE = "trainer_state.json"
 
 
 class PatchTrainer(transformers.Trainer):
-    """``transformers.Trainer`` for a patched model. It adds four things and nothing else:
+    """``transformers.Trainer`` for a patched model. It adds five things and nothing else:
 
     - saving: a checkpoint is the patch (in float32) with the Trainer's own optimizer, scheduler and random states, never the base;
     - parameter groups: each role of parameter at its own rate, weight decay on matrices only;
     - the loss on answers only (``pave.training.loss``);
+    - the evaluation loss is the mean over all answer tokens, whatever the batches they come in;
     - a NaN or infinity stops the run and names the samples.
 
     The base is frozen and is not changed, its config included.
@@ -76,6 +77,7 @@ class PatchTrainer(transformers.Trainer):
         self._provenance = dict(provenance or {})
         self._processor = processor
         self._guard = NonFiniteGuard()
+        self._held_out = [0.0, 0.0]  # summed loss and number of the answer tokens of the evaluation that goes on
         if isinstance(data_collator, PatchCollator):
             data_collator = copy.copy(data_collator)
             data_collator.with_ids = True
@@ -115,9 +117,22 @@ class PatchTrainer(transformers.Trainer):
             loss, outputs = answer_loss(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
         if model.training:
             self._guard.check_loss(loss.detach(), sample_ids)
+        else:
+            count = int((inputs["labels"][:, 1:] != IGNORE).sum())
+            self._held_out = [self._held_out[0] + float(loss.detach()) * count, self._held_out[1] + count]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes what was already divided by all items
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._held_out = [0.0, 0.0]
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        own = torch.tensor(self._held_out, device=self.accelerator.device)
+        total, count = self.accelerator.gather(own).view(-1, 2).sum(dim=0).tolist()
+        if count:
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count  # the Trainer's is the mean of the batches' means
+        return output
 
     # --- saving and resuming
 

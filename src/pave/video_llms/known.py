@@ -110,7 +110,7 @@ def load_config(base: str) -> Any:
         values = dict(KNOWN_CONFIGS[base])
         return AutoConfig.for_model(values.pop("model_type"), **values)
     try:
-        return AutoConfig.from_pretrained(base)
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         known = ", ".join(KNOWN_CONFIGS)
         reason = str(error).splitlines()[0]

@@ -132,3 +132,9 @@ def test_the_number_of_choices_is_checked():
         parse_choice("A", [str(i) for i in range(27)])
     assert parse_choice("Z", [f"x{i}" for i in range(26)]) == 25
     assert choice_letter(25) == "Z"
+
+
+def test_a_long_run_of_blanks_is_read_at_once():
+    """In the square of its length this would take minutes."""
+    assert parse_choice("so" + " " * 100_000 + "the answer is B", ["red", "blue"]) == 1
+    assert parse_choice("so" + " " * 100_000 + "x", ["red", "blue"]) is None

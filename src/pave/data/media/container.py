@@ -177,6 +177,9 @@ def iterate_packets(
         except av.error.FFmpegError as error:
             damaged(f"reading stops midway ({_reason(error)})")
             return
+        except IndexError:  # PyAV knows the streams that the file began with
+            damaged("reading stops midway (a stream begins that the file did not announce)")
+            return
         if packet.size:
             yield packet
 
@@ -237,12 +240,18 @@ def missing_packets(
     container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, name: str, count: int
 ) -> str | None:
     """What is missing from an MP4 stream of which ``count`` packets were read, or None. An edit list may hide packets, so
-    where some seem to be missing they are counted again without it."""
+    where some seem to be missing they are counted again without it. Of PCM the file states samples, and packets hold many."""
     if "mov" not in container.format.name.split(",") or count >= stream.frames:
         return None
+    unit = "packets"
     with open_media(name, ignore_editlist="1") as plain:
-        count = sum(1 for _ in iterate_packets(plain, plain.streams[stream.index], lambda what: None))
-    return f"it states {stream.frames} {stream.type} packets but holds {count}" if count < stream.frames else None
+        packets = iterate_packets(plain, plain.streams[stream.index], lambda what: None)
+        if isinstance(stream, av.AudioStream) and stream.codec_context.name.startswith("pcm_"):
+            unit, tick = "samples", (stream.time_base or 0) * stream.codec_context.sample_rate
+            count = round(sum((packet.duration or 0) * tick for packet in packets))
+        else:
+            count = sum(1 for _ in packets)
+    return f"it states {stream.frames} {stream.type} {unit} but holds {count}" if count < stream.frames else None
 
 
 def first_frame_tick(container: av.container.InputContainer, stream: av.VideoStream) -> int:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 12 * 3600
 """Longest sound that is decoded."""
+_SAFE_PLANES = 7
+"""From 8 channels on that lie one behind the other, PyAV counts them by reading beyond FFmpeg's list of 8, and may crash."""
 _JITTER = 0.010
 """Time stamps that are off by less than this (or two ticks of the container's clock) are taken for rounding, not for a gap."""
 _MAX_OVERLAP = 0.1
@@ -203,12 +205,22 @@ def _stated_length(frame: av.AudioFrame, tick: Fraction, count: int) -> int:
 
 def _samples(frame: av.AudioFrame) -> NDArray[np.float64]:
     """(samples, channels) in [-1, 1]."""
+    frame = _interleaved(frame)
     kind = frame.format.name.removesuffix("p")
     samples = frame.to_ndarray().astype(np.float64)
     samples_nC: NDArray[np.float64] = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
     if kind == "u8":
         samples_nC = samples_nC - 128.0
     return samples_nC / _FULL_SCALE[kind]
+
+
+def _interleaved(frame: av.AudioFrame) -> av.AudioFrame:
+    """The same samples, with those of one moment side by side where that is needed to read them."""
+    if not frame.format.is_planar or frame.layout.nb_channels <= _SAFE_PLANES:
+        return frame
+    (interleaved,) = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate).resample(frame)
+    assert interleaved.samples == frame.samples
+    return interleaved
 
 
 def _resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:

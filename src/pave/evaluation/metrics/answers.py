@@ -89,7 +89,8 @@ def parse_choice(prediction: str, choices: Sequence[str]) -> int | None:
     if not 2 <= len(choices) <= 26:
         raise ValueError(f"multiple choice needs 2 to 26 choices, got {len(choices)}: {list(choices)!r}")
     normal = [normalize_answer(choice) for choice in choices]
-    text = unicodedata.normalize("NFKC", prediction).strip()
+    # single blanks: over a long run of them the pattern of the lead-in takes quadratic time
+    text = " ".join(unicodedata.normalize("NFKC", prediction).split())
     for candidate in dict.fromkeys((text, _LEAD_IN.sub("", text, count=1).strip())):
         found = _named_choice(candidate, normal)
         if found is not None:
