@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pave.data.media import read_audio
+from pave.data.footage import Footage
+from pave.data.media import FrameSampling, read_audio
+from pave.data.scenes3d import read_scene
+from pave.data.views import read_views
 from pave.side_channels import SideEncoder
 
 Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
@@ -27,7 +30,33 @@ def _stored(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     return path
 
 
-READERS: dict[str, Reader] = {"audio": _read_sound, "features": _stored}
+def _sampling(encoder: Any) -> FrameSampling:
+    return FrameSampling(fps=encoder.fps, max_frames=encoder.max_frames)
+
+
+def _read_video(video: str, path: str | None, encoder: Any) -> Any:
+    """The frames of the channel's own video, else of the sample's, at the encoder's rate."""
+    return Footage(video if path is None else path, _sampling(encoder))
+
+
+def _read_views(video: str, path: str | None, encoder: Any) -> Any:
+    """Further cameras; None if the sample names none, or none of those it names is there."""
+    views = {} if path is None else read_views(path, encoder.views, _sampling(encoder))
+    return views if any(view is not None for view in views.values()) else None
+
+
+def _read_scene(video: str, path: str | None, encoder: Any) -> Any:
+    """Pictures with depth and poses; without a file the channel is missing."""
+    return None if path is None else read_scene(path, max_frames=encoder.max_frames, frame_rate=encoder.frame_rate)
+
+
+READERS: dict[str, Reader] = {
+    "audio": _read_sound,
+    "features": _stored,
+    "video": _read_video,
+    "views": _read_views,
+    "scene3d": _read_scene,
+}
 """By ``SideEncoder.source``."""
 
 

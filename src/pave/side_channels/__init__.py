@@ -24,6 +24,10 @@ ENCODERS = {
     "ast": "pave.side_channels.audio_transformers:AstAudioEncoder",
     "whisper": "pave.side_channels.audio_transformers:WhisperAudioEncoder",
     "features": "pave.side_channels.features:StoredFeatures",
+    "frames_pixels": "pave.side_channels.frames_pixels:FramesPixelsEncoder",
+    "vision_transformers": "pave.side_channels.vision_transformers:VisionTransformersEncoder",
+    "multiview": "pave.side_channels.multiview:MultiViewEncoder",
+    "scene3d": "pave.side_channels.scene3d:Scene3DEncoder",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
 

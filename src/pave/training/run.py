@@ -170,7 +170,7 @@ def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
         for p in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
         if p is not None
     ]
-    missing = [(sample, file) for sample, file in files if not Path(file).is_file()]
+    missing = [(sample, file) for sample, file in files if not Path(file).exists()]
     if missing:
         sample_id, file = missing[0]
         raise ValueError(

@@ -1,0 +1,111 @@
+"""Side channels of several files: small JSON files that describe them, and what of the disk stands behind a path."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+MAX_DESCRIPTOR_BYTES = 64 * 2**20
+"""Largest descriptor that is read."""
+
+
+def read_descriptor(path: str, known: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it is missing, no JSON object, or has other keys.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no such file")
+    if os.path.getsize(path) > MAX_DESCRIPTOR_BYTES:
+        raise ValueError(f"{path}: the file is larger than {MAX_DESCRIPTOR_BYTES / 2**20:g} MiB, too large for a description")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({' '.join(str(error).split())[:120]})") from None
+    check_keys(path, content, known, required)
+    found: dict[str, Any] = content
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON; write null for what is not known")
+
+
+def check_keys(where: str, content: Any, known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    """Refuse anything but an object with these keys.
+
+    Raises:
+        ValueError: naming ``where`` and the key.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: an object in braces is needed, got {type(content).__name__}")
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+    missing = [key for key in required if key not in content]
+    if missing:
+        raise ValueError(f"{where}: the key {missing[0]!r} is missing")
+
+
+def number(where: str, value: Any) -> float:
+    """A finite number of JSON.
+
+    Raises:
+        ValueError: naming ``where``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{where}: a number is needed, got {value!r:.60}")
+    return float(value)
+
+
+def beside(path: str, where: str, value: Any) -> str:
+    """A path in a descriptor, which counts from the descriptor's own folder.
+
+    Raises:
+        ValueError: naming ``where``, if it is no text.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where}: the path of a file is needed, got {value!r:.60}")
+    return os.path.join(os.path.dirname(path), value)
+
+
+def stamp(path: str) -> Any:
+    """Size and modification time of a file; of a folder, those of every file in it; of a descriptor, its own and those of the
+    files that it names. A cache uses it to notice that something changed; a missing file is reported by the reader, not here."""
+    if os.path.isdir(path):
+        return sorted((os.path.relpath(file, path), *_stat(file)) for file in _files_below(path))
+    own = _stat(path)
+    if not path.lower().endswith(".json") or own[0] < 0 or own[0] > MAX_DESCRIPTOR_BYTES:
+        return own
+    try:
+        with open(path, encoding="utf-8") as file:
+            named = {os.path.join(os.path.dirname(path), text) for text in _texts(json.load(file))}
+    except (ValueError, RecursionError, OSError):
+        return own
+    return [own, *sorted((name, *_stat(name)) for name in named if "\0" not in name and os.path.isfile(name))]
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder):
+        yield from (os.path.join(root, name) for name in names)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

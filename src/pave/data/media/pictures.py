@@ -1,0 +1,98 @@
+"""Single pictures and depth maps."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pave.data.media.container import MediaError, check_size
+
+_DAMAGED = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+
+
+def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8 RGB of a picture file (JPEG, PNG and others that Pillow reads).
+
+    Raises:
+        MediaError: naming the file, if it is missing, damaged or no picture.
+    """
+    with _opened(path) as image:
+        try:
+            return np.asarray(image.convert("RGB"))
+        except _DAMAGED as error:
+            raise _damaged(path, error) from error
+
+
+def read_depth(path: str | os.PathLike[str], metres_per_unit: float | None = None) -> NDArray[np.float32]:
+    """(height, width) float32 metres of a depth map, as stored: invalid values (0, NaN, infinity) are left in.
+
+    Args:
+        path: a PNG of 16-bit greys; an .npy array; or an .npz archive with one array, or one called ``depth``.
+        metres_per_unit: metres of a stored 1; None is 0.001 (millimetres) for PNG and 1 for arrays.
+
+    Raises:
+        MediaError: naming the file, if it is missing, damaged, of another kind, or not one number for each pixel.
+    """
+    name = os.fspath(path)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix == ".png":
+        values_HW = _grey(name)
+    elif suffix in (".npy", ".npz"):
+        values_HW = _array(name)
+    else:
+        raise MediaError(f"{name}: depth maps are .png, .npy or .npz files, not {suffix or 'without an ending'}")
+    if values_HW.ndim != 2 or not values_HW.size or values_HW.dtype.kind not in "uif":
+        raise MediaError(f"{name}: a depth map is one number for each pixel, got {values_HW.dtype} of shape {values_HW.shape}")
+    scale = metres_per_unit if metres_per_unit is not None else 0.001 if suffix == ".png" else 1.0
+    return (values_HW.astype(np.float64) * scale).astype(np.float32)
+
+
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise MediaError(f"{name}: there is no such file")
+    try:
+        image = Image.open(name)
+    except _DAMAGED as error:
+        raise _damaged(name, error) from error
+    check_size(image.width, image.height, name)
+    return image
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> MediaError:
+    reason = " ".join(str(error).split())[:120]
+    return MediaError(f"{os.fspath(path)}: the picture is damaged or of a kind that is not known ({reason})")
+
+
+def _grey(name: str) -> NDArray[Any]:
+    with _opened(name) as image:
+        if not image.mode.startswith("I"):
+            raise MediaError(f"{name}: a depth map is a PNG of 16-bit greys, but this one is of the mode {image.mode!r}")
+        try:
+            return np.asarray(image)
+        except _DAMAGED as error:
+            raise _damaged(name, error) from error
+
+
+def _array(name: str) -> NDArray[Any]:
+    if not os.path.isfile(name):
+        raise MediaError(f"{name}: there is no such file")
+    try:
+        with open(name, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            key = "depth" if "depth" in content.files else content.files[0] if len(content.files) == 1 else None
+            if key is None:
+                raise MediaError(f"{name}: an array named 'depth' is expected, got {', '.join(content.files) or 'nothing'}")
+            array: NDArray[Any] = content[key]
+            return array
+    except MediaError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise MediaError(f"{name}: the file is damaged or no array ({' '.join(str(error).split())[:120]})") from error

@@ -1,0 +1,62 @@
+"""The sampled frames of a long video in pieces, so that never all of them are in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pave.data.media.container import MediaError, index_packets, open_media, require_video
+from pave.data.media.frames import VideoClip, _plan, _Reader
+from pave.data.media.sampling import FrameSampling
+
+
+@dataclass(frozen=True)
+class FramesInPieces:
+    """The frames that ``read_frames`` gives for the same sampling, decoded ``piece`` at a time as they are asked for.
+
+    May be gone through again; every time the file is opened anew. A stream without usable time stamps (AVI, raw H.264) has
+    to be read as a whole, under the limit of ``read_frames``.
+
+    Raises:
+        MediaError: while it is gone through, as ``read_frames`` does.
+    """
+
+    path: str | os.PathLike[str]
+    sampling: FrameSampling
+    piece: int = 32
+    """Frames at a time."""
+
+    def __iter__(self) -> Iterator[VideoClip]:
+        name = os.fspath(self.path)
+        reader = _Reader(name, self.sampling, keep=False, num_threads=1)
+        with open_media(name) as container:
+            index = index_packets(container, require_video(container, name), name)
+        if index.problem is not None or not index.trusted:
+            yield from self._whole(reader)
+            return
+        chosen, asked = reader._choose(index.ticks, index.end_tick, index.tick)
+        for first in range(0, len(chosen), self.piece):
+            part = chosen[first : first + self.piece]
+            frames_FHWC = reader._by_time(index, _plan(index, part), len(part))
+            if frames_FHWC is None:
+                frames_FHWC = reader._by_time(index, [(None, part)], len(part))
+            if frames_FHWC is None and first == 0:
+                yield from self._whole(reader)
+                return
+            if frames_FHWC is None:
+                raise MediaError(f"{name}: its time stamps are not those of its frames; re-encode it")
+            yield reader._clip(frames_FHWC, index.ticks, index.end_tick, index.tick, part, len(part))
+
+    def _whole(self, reader: _Reader) -> Iterator[VideoClip]:
+        clip = reader.read()
+        for first in range(0, len(clip.times_F), self.piece):
+            part = slice(first, first + self.piece)
+            yield VideoClip(
+                clip.frames_FHWC[part],
+                clip.times_F[part],
+                clip.indices_F[part],
+                clip.duration,
+                clip.num_frames_total,
+                clip.num_frames_requested,
+            )
