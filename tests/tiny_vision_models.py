@@ -53,7 +53,7 @@ def _make(family):
         return tf.DINOv3ViTModel(config), tf.DINOv3ViTImageProcessor(**square)
     if family == "convnext":
         config = tf.ConvNextConfig(hidden_sizes=[8, 8, 8, WIDTH], depths=[1, 1, 1, 1], patch_size=4, image_size=128)
-        return tf.ConvNextModel(config), tf.ConvNextImageProcessor(size={"height": 128, "width": 128}, do_center_crop=False)
+        return tf.ConvNextModel(config), tf.ConvNextImageProcessor(size={"shortest_edge": 128})
     if family == "vjepa2":
         config = tf.VJEPA2Config(
             patch_size=PATCH,

@@ -71,6 +71,14 @@ class Tower(ABC):
         down, across = (patch, patch) if isinstance(patch, int) else patch
         return pixels.shape[-2] // down, pixels.shape[-1] // across
 
+    def _process(self, **inputs: Any) -> Any:
+        try:
+            return self.processor(return_tensors="pt", **inputs, **self._options)
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            hint = "; try whole_picture: false" if self._options else ""
+            raise ValueError(f"vision_transformers: the processor of {self.name!r} refuses the pictures ({reason}){hint}") from error
+
     def _call(self, pixels: Tensor, **options: Any) -> Tensor:
         parameter = next(self.model.parameters())
         moved = pixels.to(parameter.device, parameter.dtype)
@@ -90,10 +98,7 @@ class ImageTower(Tower):
 
     def maps(self, frames_FHWC: NDArray[np.uint8]) -> Tensor:
         """(F, C, rows, columns)."""
-        inputs = self.processor(
-            images=list(frames_FHWC), return_tensors="pt", input_data_format="channels_last", **self._options
-        )
-        pixels = inputs["pixel_values"]
+        pixels = self._process(images=list(frames_FHWC), input_data_format="channels_last")["pixel_values"]
         if pixels.ndim != 4:
             raise ValueError(
                 f"vision_transformers: {self.name!r} takes pixels of shape {tuple(pixels.shape)}, not pictures of one size"
@@ -131,8 +136,7 @@ class VideoTower(Tower):
         missing = -len(frames_FHWC) % self.frames_per_step
         filled = np.concatenate([frames_FHWC, np.repeat(frames_FHWC[-1:], missing, axis=0)])
         video = torch.from_numpy(filled).permute(0, 3, 1, 2)
-        inputs = self.processor(videos=[video], return_tensors="pt", do_sample_frames=False, **self._options)
-        pixels = inputs["pixel_values_videos"]
+        pixels = self._process(videos=[video], do_sample_frames=False)["pixel_values_videos"]
         hidden = self._call(pixels, skip_predictor=True).float()
         rows, columns = self._patches(pixels)
         return hidden[0].unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 2)
