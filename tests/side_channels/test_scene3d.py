@@ -63,7 +63,10 @@ def test_two_cameras_agree_on_the_points_that_both_see():
 def test_pixel_centres_are_whole_numbers():
     point = unproject(np.full((3, 3), 2.0), np.array([[4.0, 0, 1], [0, 4, 1], [0, 0, 1]]))
     assert point[1, 1].tolist() == [0, 0, 2] and point[1, 2].tolist() == [0.5, 0, 2] and point[0, 1].tolist() == [0, -0.5, 2]
-    assert project(point.reshape(-1, 3), np.array([[4.0, 0, 1], [0, 4, 1], [0, 0, 1]])).reshape(3, 3, 2)[2, 0].tolist() == [0, 2]
+    assert project(point.reshape(-1, 3), np.array([[4.0, 0, 1], [0, 4, 1], [0, 0, 1]])).reshape(3, 3, 2)[2, 0].tolist() == [
+        0,
+        2,
+    ]
 
 
 def test_rescaled_intrinsics_keep_every_ray():
@@ -75,7 +78,9 @@ def test_rescaled_intrinsics_keep_every_ray():
 
 
 def cells(array, grid):
-    return array.reshape(grid, H // grid, grid, W // grid, *array.shape[2:]).swapaxes(1, 2).reshape(grid**2, -1, *array.shape[2:])
+    return (
+        array.reshape(grid, H // grid, grid, W // grid, *array.shape[2:]).swapaxes(1, 2).reshape(grid**2, -1, *array.shape[2:])
+    )
 
 
 @pytest.mark.parametrize("i", range(3))

@@ -77,7 +77,9 @@ class Tower(ABC):
         except (ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
             hint = "; try whole_picture: false" if self._options else ""
-            raise ValueError(f"vision_transformers: the processor of {self.name!r} refuses the pictures ({reason}){hint}") from error
+            raise ValueError(
+                f"vision_transformers: the processor of {self.name!r} refuses the pictures ({reason}){hint}"
+            ) from error
 
     def _call(self, pixels: Tensor, **options: Any) -> Tensor:
         parameter = next(self.model.parameters())

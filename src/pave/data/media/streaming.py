@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pave.data.media.container import MediaError, index_packets, open_media, require_video
-from pave.data.media.frames import VideoClip, _plan, _Reader
+from pave.data.media.frames import VideoClip, _Pixels, _plan, _Reader
 from pave.data.media.sampling import FrameSampling
 
 
@@ -35,18 +35,26 @@ class FramesInPieces:
         if index.problem is not None or not index.trusted:
             yield from self._whole(reader)
             return
-        chosen, asked = reader._choose(index.ticks, index.end_tick, index.tick)
-        for first in range(0, len(chosen), self.piece):
-            part = chosen[first : first + self.piece]
-            frames_FHWC = reader._by_time(index, _plan(index, part), len(part))
-            if frames_FHWC is None:
-                frames_FHWC = reader._by_time(index, [(None, part)], len(part))
-            if frames_FHWC is None and first == 0:
-                yield from self._whole(reader)
+        chosen, _ = reader._choose(index.ticks, index.end_tick, index.tick)
+        done = 0
+        for plan in (_plan(index, chosen), [(None, chosen)]):  # by seeking, else in one go
+            pixels = _Pixels(name, min(self.piece, len(chosen) - done))
+            for position, frame in enumerate(reader.planned(index, plan)):
+                if frame is None:
+                    break
+                if position < done:
+                    continue
+                pixels.add(frame)
+                if pixels.filled == pixels.count:
+                    part = chosen[done : done + pixels.count]
+                    yield reader._clip(pixels.frames_FHWC, index.ticks, index.end_tick, index.tick, part, len(part))
+                    done += pixels.count
+                    pixels = _Pixels(name, min(self.piece, len(chosen) - done))
+            if done == len(chosen):
                 return
-            if frames_FHWC is None:
-                raise MediaError(f"{name}: its time stamps are not those of its frames; re-encode it")
-            yield reader._clip(frames_FHWC, index.ticks, index.end_tick, index.tick, part, len(part))
+        if done:
+            raise MediaError(f"{name}: sampled frame {done} is not where its time stamp says; re-encode the video")
+        yield from self._whole(reader)
 
     def _whole(self, reader: _Reader) -> Iterator[VideoClip]:
         clip = reader.read()
