@@ -3,11 +3,11 @@
 import json
 import os
 
-import media_files
 import numpy as np
 import pytest
 import torch
 
+import media_files
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
 from pave.data.descriptors import stamp
@@ -66,8 +66,8 @@ def test_a_missing_or_damaged_video_is_named_when_its_frames_are_asked_for(tmp_p
     with pytest.raises(MediaError, match=r"gone\.mp4: there is no such file"):
         encoder.encode(read_source(encoder, str(tmp_path / "gone.mp4"), None))
     path = film(tmp_path / "cut.mp4", range(100))
-    data = open(path, "rb").read()
-    open(path, "wb").write(data[: len(data) // 2])
+    data = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     with pytest.raises(MediaError, match=r"cut\.mp4"):
         encoder.encode(read_source(encoder, path, None))
 

@@ -2,12 +2,12 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rendered_scene import intrinsics, look, render
 
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
@@ -17,6 +17,7 @@ from pave.data.scenes3d import read_scene
 from pave.data.sources import read_source
 from pave.side_channels import build_encoder
 from pave.side_channels.geometry import transform, unproject
+from rendered_scene import intrinsics, look, render
 
 H, W = 24, 32
 K = intrinsics(H, W, 30.0)
@@ -121,10 +122,7 @@ def test_lost_poses_are_counted_and_left_out(tmp_path, caplog):
         recording = read(write_scannet(tmp_path, lost=(1, 2)))
     assert "2 of 4 pictures have no valid pose and are left out" in caplog.text
     assert [picture.time for picture in recording] == [0, 2]
-    path = write_json(tmp_path)
-    content = json.loads(open(path).read())
-    content["frames"][0]["pose"] = None
-    open(path, "w").write(json.dumps(content))
+    path = changed(tmp_path, lambda content: content["frames"][0].update(pose=None))
     assert [picture.time for picture in read(path)] == [0.5, 1, 1.5]
     with pytest.raises(ValueError, match="none of the 4 pictures has a valid pose"):
         read(write_scannet(tmp_path, lost=range(4)))
@@ -156,11 +154,11 @@ def test_intrinsics_of_another_size_are_caught_or_rescaled_on_request(tmp_path):
 
 
 def changed(folder, change):
-    path = write_json(folder)
-    content = json.loads(open(path).read())
+    path = Path(write_json(folder))
+    content = json.loads(path.read_text())
     change(content)
-    open(path, "w").write(json.dumps(content))
-    return path
+    path.write_text(json.dumps(content))
+    return str(path)
 
 
 @pytest.mark.parametrize(

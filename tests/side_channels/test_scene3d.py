@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from rendered_scene import BALL, FLOOR_Y, RADIUS, intrinsics, look, render
 
 from pave.config import EncoderConfig
 from pave.side_channels import SideEncoder, build_encoder
@@ -11,6 +10,7 @@ from pave.side_channels.frames import Frames
 from pave.side_channels.frames_pixels import FramesPixelsEncoder
 from pave.side_channels.geometry import check_pose, invert_pose, project, rescale_intrinsics, transform, unproject
 from pave.side_channels.scene3d import PosedPicture, Scene3DEncoder, mean_points
+from rendered_scene import BALL, FLOOR_Y, RADIUS, intrinsics, look, render
 
 H, W, FOCAL = 24, 32, 30.0
 K = intrinsics(H, W, FOCAL)
@@ -102,7 +102,7 @@ def test_a_token_says_where_its_patch_is(i):
         phases = 2 * np.pi * mean[:, None] / [8, 4, 2]
         waves = np.concatenate([np.sin(phases), np.cos(phases)], axis=1).ravel()
         np.testing.assert_allclose(place[token], [1, *mean, *waves], atol=1e-4)
-    assert 0 < valid.any(axis=1).sum() and (i != 0 or not valid.any(axis=1).all())
+    assert valid.any(axis=1).sum() > 0 and (i != 0 or not valid.any(axis=1).all())
 
 
 def test_the_first_camera_can_be_the_common_frame():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny_vision_models import PATCH, SIDE, save_tiny_vision
 
 from pave.config import EncoderConfig
 from pave.side_channels import build_encoder
 from pave.side_channels.frames import FrameEncoder, Frames
 from pave.side_channels.vision_transformers import VisionTransformersEncoder
+from tiny_vision_models import PATCH, SIDE, save_tiny_vision
 
 IMAGE_FAMILIES = ("clip", "siglip", "siglip_vision", "dinov2", "dinov2_with_registers", "dinov3")
 EXTRA = {"clip": 1, "siglip": 0, "siglip_vision": 0, "dinov2": 1, "dinov2_with_registers": 5, "dinov3": 5}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pave.data.media.container import MediaError, check_size
+from pave.utils.files import atomic_path
 
 _DAMAGED = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 
@@ -50,6 +51,31 @@ def read_depth(path: str | os.PathLike[str], metres_per_unit: float | None = Non
         raise MediaError(f"{name}: a depth map is one number for each pixel, got {values_HW.dtype} of shape {values_HW.shape}")
     scale = metres_per_unit if metres_per_unit is not None else 0.001 if suffix == ".png" else 1.0
     return (values_HW.astype(np.float64) * scale).astype(np.float32)
+
+
+def write_picture(path: str | os.PathLike[str], rgb_HWC: NDArray[np.uint8]) -> None:
+    """Write a PNG; the same pixels give the same bytes, and the file appears whole or not at all."""
+    _save(path, Image.fromarray(np.ascontiguousarray(rgb_HWC)))
+
+
+def write_depth(path: str | os.PathLike[str], depth_HW: NDArray[np.floating]) -> None:
+    """Write depth in metres as a PNG of 16-bit millimetres, 0 where it is not finite or not above 0.
+
+    Raises:
+        ValueError: if a depth is above 65.535 m, which 16 bits cannot hold.
+    """
+    valid_HW = np.isfinite(depth_HW) & (depth_HW > 0)
+    millimetres_HW = np.rint(np.where(valid_HW, depth_HW, 0) * 1000)
+    if millimetres_HW.max(initial=0) > 65535:
+        raise ValueError(f"write_depth: 16 bits hold at most 65.535 m, got {float(depth_HW[valid_HW].max()):.6g} m")
+    _save(path, Image.fromarray(millimetres_HW.astype(np.uint16)))
+
+
+def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
+    if not os.fspath(path).lower().endswith(".png"):
+        raise ValueError(f"pictures are written as .png, not {os.fspath(path)!r}")
+    with atomic_path(path, durable=False) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _opened(path: str | os.PathLike[str]) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pave.data.media.container import MediaError, index_packets, open_media, require_video
-from pave.data.media.frames import VideoClip, _Pixels, _plan, _Reader
+from pave.data.media.frames import VideoClip, _Pixels, _Plan, _plan, _Reader
 from pave.data.media.sampling import FrameSampling
 
 
@@ -36,8 +36,9 @@ class FramesInPieces:
             yield from self._whole(reader)
             return
         chosen, _ = reader._choose(index.ticks, index.end_tick, index.tick)
+        plans: list[_Plan] = [_plan(index, chosen), [(None, chosen)]]  # by seeking, else in one go
         done = 0
-        for plan in (_plan(index, chosen), [(None, chosen)]):  # by seeking, else in one go
+        for plan in plans:
             pixels = _Pixels(name, min(self.piece, len(chosen) - done))
             for position, frame in enumerate(reader.planned(index, plan)):
                 if frame is None:
