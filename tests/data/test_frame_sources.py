@@ -1,7 +1,6 @@
 """From real files to frame encoders: dense frames in pieces, further cameras, and what a cache notices."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 import media_files
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
-from pave.data.descriptors import stamp
+from pave.data.descriptors import files_named
 from pave.data.media import FrameSampling, FramesInPieces, MediaError, read_frames, write_video
 from pave.data.samples import Sample
 from pave.data.sources import read_source
@@ -208,17 +207,35 @@ def test_samples_of_both_channels_become_items_and_null_is_missing(cameras, tmp_
     assert torch.equal(again.side["dense"].features_KMC, first.side["dense"].features_KMC)
 
 
-def test_a_cache_notices_what_changes_behind_a_path(cameras):
-    path = described(cameras, [{"name": "left", "video": "left.mp4"}])
-    for target in (path, str(cameras)):
-        before = stamp(target)
-        assert stamp(target) == before
-        os.utime(cameras / "left.mp4", (1, 1))
-        changed = stamp(target)
-        assert changed != before
-        (cameras / "left.mp4").touch()
-    video = str(cameras / "left.mp4")
-    status = os.stat(video)
-    assert stamp(video) == (status.st_size, status.st_mtime_ns) and stamp("gone.json") == (-1, -1)
+def test_a_cache_notices_what_changes_behind_a_path(cameras, tmp_path):
+    video = film(tmp_path / "video.mp4", range(0, 200, 4))
+    encoder = build("multiview", views=["left", "right"], encoder=PIXELS)
+    for path in (described(cameras, [{"name": "left", "video": "left.mp4"}]), str(cameras)):
+        samples = [Sample(id="1", video=video, question="?", side_channels={"cameras": path})]
+        dataset = PatchDataset(
+            samples, FrameSampling(num_frames=4), {"cameras": encoder}, {"cameras": channel(encoder)}, cache="memory"
+        )
+        before = dataset[0].side["cameras"]
+        assert dataset[0].side["cameras"] is before
+        film(cameras / "left.mp4", [90] * 15)
+        after = dataset[0].side["cameras"]
+        assert dataset.cache_report.misses == 2 and len(after) > len(before)
+        film(cameras / "left.mp4", [40] * 10)
+
+
+def test_files_behind_a_path_are_found_or_left_to_the_reader(cameras):
+    path = described(cameras, [{"name": "left", "video": "left.mp4"}, {"name": "right", "video": "gone.mp4"}])
+    assert files_named(path) == [path, str(cameras / "left.mp4")]
+    names = ["left.mp4", "notes.txt", "right.mp4", "views.json"]
+    assert files_named(str(cameras)) == [str(cameras / name) for name in names]
     (cameras / "odd.json").write_text("[" * 100_000)
-    assert len(stamp(str(cameras / "odd.json"))) == 2
+    for name in ("odd.json", "gone.json", "left.mp4"):
+        assert files_named(str(cameras / name)) == [str(cameras / name)]
+
+
+def test_an_encoder_of_the_wrong_kind_is_named():
+    class Odd:
+        source = "views"
+
+    with pytest.raises(ValueError, match=r"source 'views' must be like pave.side_channels.multiview.MultiViewEncoder, got"):
+        read_source(Odd(), "video.mp4", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,11 +20,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pave.config import SideChannelConfig
-from pave.data.descriptors import stamp
 from pave.data.items import PatchItem, SampleError
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
-from pave.data.sources import read_source
+from pave.data.sources import files_behind, read_source
 from pave.side_channels.base import SideEncoder, SideFeatures
 from pave.utils.files import atomic_path
 
@@ -161,7 +161,8 @@ class PatchDataset(Dataset[PatchItem]):
 
     def _key(self, sample: Sample) -> str:
         own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
-        files = {path: stamp(path) for path in (sample.video, *own.values()) if path is not None}
+        named = [files_behind(self.encoders[name], path) for name, path in own.items() if path is not None]
+        files = {path: _stamp(path) for path in (sample.video, *itertools.chain(*named))}
         facts = [os.path.abspath(sample.video), own, files, self.frame_sampling.to_dict(), self._specs]
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -211,3 +212,12 @@ class PatchDataset(Dataset[PatchItem]):
             for name in self.encoders
         }
         return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Size and modification time; a missing file is reported by the reader, not here."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)

@@ -74,28 +74,19 @@ def beside(path: str, where: str, value: Any) -> str:
     return os.path.join(os.path.dirname(path), value)
 
 
-def stamp(path: str) -> Any:
-    """Size and modification time of a file; of a folder, those of every file in it; of a descriptor, its own and those of the
-    files that it names. A cache uses it to notice that something changed; a missing file is reported by the reader, not here."""
+def files_named(path: str) -> list[str]:
+    """What decides the content of a path, for a cache to notice that something changed: every file of a folder; a descriptor
+    and the files that it names. A missing or damaged file is reported by the reader, not here."""
     if os.path.isdir(path):
-        return sorted((os.path.relpath(file, path), *_stat(file)) for file in _files_below(path))
-    own = _stat(path)
-    if not path.lower().endswith(".json") or own[0] < 0 or own[0] > MAX_DESCRIPTOR_BYTES:
-        return own
+        return sorted(_files_below(path))
+    if not path.lower().endswith(".json") or not os.path.isfile(path) or os.path.getsize(path) > MAX_DESCRIPTOR_BYTES:
+        return [path]
     try:
         with open(path, encoding="utf-8") as file:
             named = {os.path.join(os.path.dirname(path), text) for text in _texts(json.load(file))}
     except (ValueError, RecursionError, OSError):
-        return own
-    return [own, *sorted((name, *_stat(name)) for name in named if "\0" not in name and os.path.isfile(name))]
-
-
-def _stat(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
+        return [path]
+    return [path, *sorted(name for name in named if "\0" not in name and os.path.isfile(name))]
 
 
 def _files_below(folder: str) -> Iterator[str]:

@@ -67,17 +67,19 @@ def _draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
     about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = about_y @ about_x, rng.uniform(-3, 3, 3)
-    return np.asarray(pose.round(6), dtype=np.float64)
+    rounded: NDArray[np.float64] = pose.round(6)
+    return rounded
 
 
 def moments() -> NDArray[np.float64]:
     """Times of the depth maps: the centres of ``NUM_MOMENTS`` equal parts of the clip."""
-    return (np.arange(NUM_MOMENTS) + 0.5) * (DURATION / NUM_MOMENTS)
+    times_F: NDArray[np.float64] = (np.arange(NUM_MOMENTS) + 0.5) * (DURATION / NUM_MOMENTS)
+    return times_F
 
 
 def draw_depth(spaced: SpacedScene, times_F: NDArray[np.float64]) -> NDArray[np.float64]:
     """(F, SIZE, SIZE) metres."""
-    depth_FYX = np.full((len(times_F), SIZE, SIZE), BACKGROUND)
+    depth_FYX: NDArray[np.float64] = np.full((len(times_F), SIZE, SIZE), BACKGROUND)
     for index, thing in enumerate(spaced.scene.things):
         x_F, y_F, _ = place(spaced.scene, index, times_F)
         depth_FYX[coverage(thing.shape, x_F, y_F) > 0.5] = spaced.distances[index]
