@@ -73,7 +73,7 @@ def _draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
 
 def moments() -> NDArray[np.float64]:
     """Times of the depth maps: the centres of ``NUM_MOMENTS`` equal parts of the clip."""
-    times_F: NDArray[np.float64] = (np.arange(NUM_MOMENTS) + 0.5) * (DURATION / NUM_MOMENTS)
+    times_F: NDArray[np.float64] = (np.arange(NUM_MOMENTS, dtype=np.float64) + 0.5) * (DURATION / NUM_MOMENTS)
     return times_F
 
 
