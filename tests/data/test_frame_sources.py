@@ -11,6 +11,7 @@ from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
 from pave.data.descriptors import files_named
 from pave.data.media import FrameSampling, FramesInPieces, MediaError, read_frames, write_video
+from pave.data.media.frames import _Reader
 from pave.data.samples import Sample
 from pave.data.sources import read_source
 from pave.data.views import read_views
@@ -58,6 +59,22 @@ def test_files_without_time_stamps_come_in_pieces_too(tmp_path):
     whole = read_frames(path)
     clips = list(FramesInPieces(path, FrameSampling(), 8))
     assert np.array_equal(np.concatenate([clip.frames_FHWC for clip in clips]), whole.frames_FHWC)
+
+
+def test_where_seeking_misleads_the_rest_comes_in_one_go(tmp_path, monkeypatch):
+    path = media_files.encode(tmp_path / "c.mp4", media_files.CONSTANT)
+    whole = read_frames(path, FrameSampling(fps=1))
+    planned = _Reader.planned
+
+    def stops_after_three(self, index, plan):
+        by_seeking = any(key is not None for key, _ in plan)
+        for position, frame in enumerate(planned(self, index, plan)):
+            yield None if by_seeking and position == 3 else frame
+
+    monkeypatch.setattr(_Reader, "planned", stops_after_three)
+    clips = list(FramesInPieces(path, FrameSampling(fps=1), 2))
+    assert np.array_equal(np.concatenate([clip.frames_FHWC for clip in clips]), whole.frames_FHWC)
+    assert np.concatenate([clip.times_F for clip in clips]).tolist() == whole.times_F.tolist()
 
 
 def test_a_missing_or_damaged_video_is_named_when_its_frames_are_asked_for(tmp_path):
