@@ -11,12 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 from pave.data.descriptors import files_named
-from pave.data.media import probe, read_audio
+from pave.data.footage import Footage
+from pave.data.media import FrameSampling, probe, read_audio
+from pave.data.scenes3d import read_scene
 from pave.data.sensor_files import read_sensor
 from pave.data.text_files import read_timed_text
+from pave.data.views import read_views
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
 from pave.side_channels.features import StoredFeatures, TimedFile
+from pave.side_channels.frames import FrameEncoder
+from pave.side_channels.multiview import MultiViewEncoder
+from pave.side_channels.scene3d import Scene3DEncoder
 from pave.side_channels.sensor import SensorWindows
 from pave.side_channels.text import TextEncoder
 
@@ -64,6 +70,32 @@ def _read_text(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     return None if path is None else read_timed_text(path, encoding=encoder.encoding)
 
 
+def _sampling(encoder: FrameEncoder | MultiViewEncoder) -> FrameSampling:
+    return FrameSampling(fps=encoder.fps, max_frames=encoder.max_frames)
+
+
+def _read_video(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """The frames of the channel's own video, else of the sample's, at the encoder's rate."""
+    if not isinstance(encoder, FrameEncoder):
+        raise _wrong_class(encoder, FrameEncoder)
+    return Footage(video if path is None else path, _sampling(encoder))
+
+
+def _read_views(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """Further cameras; None if the sample names none, or none of those it names is there."""
+    if not isinstance(encoder, MultiViewEncoder):
+        raise _wrong_class(encoder, MultiViewEncoder)
+    views = {} if path is None else read_views(path, encoder.views, _sampling(encoder))
+    return views if any(view is not None for view in views.values()) else None
+
+
+def _read_scene(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
+    """Pictures with depth and poses; without a file the channel is missing."""
+    if not isinstance(encoder, Scene3DEncoder):
+        raise _wrong_class(encoder, Scene3DEncoder)
+    return None if path is None else read_scene(path, max_frames=encoder.max_frames, frame_rate=encoder.frame_rate)
+
+
 def _own(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
     """A user's own encoder reads for itself."""
     if not isinstance(encoder, OwnEncoder):
@@ -82,8 +114,11 @@ READERS: dict[str, Reader] = {
     "audio": _read_sound,
     "features": _stored,
     "own": _own,
+    "scene3d": _read_scene,
     "sensor": _read_sensor,
     "text": _read_text,
+    "video": _read_video,
+    "views": _read_views,
 }
 """By ``SideEncoder.source``."""
 
@@ -108,4 +143,4 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
 
 def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
     """The files that decide what a channel's file says: itself, what lies in it if it is a folder, and what it points to."""
-    return files_named(path) if encoder.source in ("sensor",) else [path]
+    return files_named(path) if encoder.source in ("scene3d", "sensor", "views") else [path]

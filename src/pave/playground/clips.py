@@ -71,7 +71,7 @@ def render_clips(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     folder = Path(folder)
     manifest = {"world": _WORLD_VERSION, "seed": seed, "silent": silent, "fps": FPS, "size": SIZE, "seconds": DURATION}
-    _check_manifest(folder / f"manifest-{split}.json", manifest)
+    check_manifest(folder / f"manifest-{split}.json", manifest)
     lines = [
         {"id": f"{split}-{i:05d}", "video": clip_name(split, i), "scene": draw_scene(seed, split, i, silent=silent).to_dict()}
         for i in range(count)
@@ -83,7 +83,7 @@ def render_clips(
     for _ in _each_rendered(folder, split, seed, silent, missing, processes):
         done += 1
         yield done
-    atomic_write_text(folder / f"scenes-{split}.jsonl", _json_lines(lines))
+    atomic_write_text(folder / f"scenes-{split}.jsonl", json_lines(lines))
 
 
 def _each_rendered(folder: Path, split: Split, seed: int, silent: bool, indices: list[int], processes: int) -> Iterator[int]:
@@ -96,7 +96,7 @@ def _each_rendered(folder: Path, split: Split, seed: int, silent: bool, indices:
         yield from pool.map(_render_numbered, *arguments, chunksize=8)
 
 
-def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     if not path.exists():
         atomic_write_json(path, manifest)
         return
@@ -135,12 +135,12 @@ def write_samples(
         for number, slots in enumerate(conversations):
             kinds = [str(rng.choice(slot.split("|"))) for slot in slots]
             sample = {"id": f"{split}-{index:05d}-{number}", "video": clip_name(split, index)}
-            rows.append({**sample, **_as_sample(converse(scene, kinds, rng))})
-    atomic_write_text(Path(path), _json_lines(rows))
+            rows.append({**sample, **as_sample(converse(scene, kinds, rng))})
+    atomic_write_text(Path(path), json_lines(rows))
     return len(rows)
 
 
-def _as_sample(questions: list[Question]) -> dict[str, Any]:
+def as_sample(questions: list[Question]) -> dict[str, Any]:
     if len(questions) == 1:
         (one,) = questions
         return {"type": one.type, "question": one.text, "answer": one.answer}
@@ -148,5 +148,5 @@ def _as_sample(questions: list[Question]) -> dict[str, Any]:
     return {"type": "+".join(q.type for q in questions), "messages": [message for turn in turns for message in turn]}
 
 
-def _json_lines(rows: list[dict[str, Any]]) -> str:
+def json_lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -38,7 +38,8 @@ class Question:
     """The answers a judge may choose from, in a fixed order; for questions on objects the two objects of the scene."""
 
 
-def _objects(scene: Scene) -> tuple[str, ...]:
+def objects(scene: Scene) -> tuple[str, ...]:
+    """Names of the scene's objects, in a fixed order that says nothing about them."""
     return tuple(sorted(thing.name for thing in scene.things))
 
 
@@ -53,7 +54,7 @@ def _shape(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _first_mover(scene: Scene, rng: np.random.Generator) -> Question:
-    return Question("first_mover", "which object moves first ?", scene.mover_at(0).name, _objects(scene))
+    return Question("first_mover", "which object moves first ?", scene.mover_at(0).name, objects(scene))
 
 
 def _light(scene: Scene, rng: np.random.Generator) -> Question:
@@ -64,7 +65,7 @@ def ask_each_light(scene: Scene) -> list[Question]:
     """A question of type ``light_vision`` on every flash of the scene."""
     texts = [f"which object moves when the {flash.kind} light flashes ?" for flash in scene.flashes]
     answers = [scene.mover_during(flash).name for flash in scene.flashes]
-    return [Question("light_vision", text, answer, _objects(scene)) for text, answer in zip(texts, answers, strict=True)]
+    return [Question("light_vision", text, answer, objects(scene)) for text, answer in zip(texts, answers, strict=True)]
 
 
 def _light_vision(scene: Scene, rng: np.random.Generator) -> Question:
@@ -78,7 +79,7 @@ def _sound(scene: Scene, rng: np.random.Generator) -> Question:
 def _sound_vision(scene: Scene, rng: np.random.Generator) -> Question:
     sound = scene.sounds[int(rng.integers(len(scene.sounds)))]
     text = f"which object moves when the {sound.kind} sounds ?"
-    return Question("sound_vision", text, scene.mover_during(sound).name, _objects(scene))
+    return Question("sound_vision", text, scene.mover_during(sound).name, objects(scene))
 
 
 _MAKERS: dict[str, Callable[[Scene, np.random.Generator], Question]] = {

@@ -16,7 +16,7 @@ SAMPLE_RATE = 16000
 RADIUS = 6.0
 SPEED = 11.0
 _MARGIN = 12.0
-_RGB = {
+RGB = {
     "red": (225, 40, 40),
     "green": (40, 190, 60),
     "blue": (50, 90, 240),
@@ -73,7 +73,7 @@ def coverage(shape: str, x_F: NDArray, y_F: NDArray) -> NDArray[np.float32]:
 
 
 def _paint(pictures: NDArray[np.float32], opacity: NDArray, colour: str) -> None:
-    pictures += opacity[..., None] * (np.asarray(_RGB[colour], dtype=np.float32) - pictures)
+    pictures += opacity[..., None] * (np.asarray(RGB[colour], dtype=np.float32) - pictures)
 
 
 def draw_frames(scene: Scene, times_F: NDArray[np.float64] | None = None) -> NDArray[np.uint8]:

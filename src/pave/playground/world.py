@@ -9,9 +9,9 @@ A scene is drawn in two steps from two independent streams of random numbers: fi
 kind of a sound and the *object* that moves during it are drawn uniformly, whatever is seen; only then is the segment drawn,
 among those in which that object moves. So nothing visible says anything about the answers to the questions on sound.
 
-Further channels fit in as further fields of ``Scene`` with an empty default, drawn from a stream of random numbers of their
-own (see ``_stream``): positions in space and a camera for depth + pose, a second viewpoint, and events that happen between
-the sampled frames (the clip has 4 frames a second, of which a model sees one).
+Further channels are added around a scene, drawn from a stream of random numbers of their own (see ``stream``), so that no
+scene that exists changes: ``pave.playground.further`` has depth and pose, a second camera, events between the sampled frames,
+and a sensor.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Scene:
         return cls(**{**values, **parts})
 
 
-def _stream(seed: int, split: Split, index: int, channel: int) -> np.random.Generator:
+def stream(seed: int, split: Split, index: int, channel: int) -> np.random.Generator:
     """Random numbers of their own for each channel of each scene: a new channel changes no scene that exists."""
     return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index, channel]))
 
@@ -148,10 +148,15 @@ def _draw_flashes(rng: np.random.Generator) -> tuple[Event, ...]:
     return tuple(Event(LIGHTS[k], start, round(start + FLASH_SECONDS, 3)) for k, start in zip(kinds, starts, strict=True))
 
 
+def segment_with(rng: np.random.Generator, movers: tuple[int, ...], mover: int) -> int:
+    """One of the segments in which an object moves, drawn uniformly."""
+    return int(rng.choice([s for s, m in enumerate(movers) if m == mover]))
+
+
 def _draw_sound(rng: np.random.Generator, movers: tuple[int, ...]) -> Event:
     kind = SOUNDS[int(rng.integers(len(SOUNDS)))]
     mover = int(rng.integers(2))
-    segment = int(rng.choice([s for s, m in enumerate(movers) if m == mover]))
+    segment = segment_with(rng, movers, mover)
     start = round(float(segment * SEGMENT + rng.uniform(0.55, 0.95)), 3)
     return Event(kind, start, round(start + SOUND_SECONDS, 3))
 
@@ -170,7 +175,7 @@ def draw_scene(seed: int, split: Split, index: int, *, silent: bool = False) -> 
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    seen, heard = _stream(seed, split, index, 0), _stream(seed, split, index, 1)
+    seen, heard = stream(seed, split, index, 0), stream(seed, split, index, 1)
     things = _draw_things(seen)
     lanes = str(seen.choice(("rows", "columns")))
     movers = tuple(int(m) for m in _SEGMENT_PATTERNS[int(seen.integers(len(_SEGMENT_PATTERNS)))])

@@ -30,6 +30,10 @@ ENCODERS = {
     "sensor_windows": "pave.side_channels.sensor:SensorWindows",
     "text_hash": "pave.side_channels.text:HashedText",
     "text_transformers": "pave.side_channels.text:TransformersText",
+    "frames_pixels": "pave.side_channels.frames_pixels:FramesPixelsEncoder",
+    "vision_transformers": "pave.side_channels.vision_transformers:VisionTransformersEncoder",
+    "multiview": "pave.side_channels.multiview:MultiViewEncoder",
+    "scene3d": "pave.side_channels.scene3d:Scene3DEncoder",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
 

@@ -143,6 +143,14 @@ class _Reader:
     def _by_time(self, index: PacketIndex, plan: _Plan, count: int) -> NDArray[np.uint8] | None:
         """The planned frames; None if the decoder never shows one of them."""
         pixels = _Pixels(self.name, count)
+        for frame in self.planned(index, plan):
+            if frame is None:
+                return None
+            pixels.add(frame)
+        return pixels.frames_FHWC
+
+    def planned(self, index: PacketIndex, plan: _Plan) -> Iterator[av.VideoFrame | None]:
+        """The planned frames one after the other; a last None if the decoder never shows one of them."""
         with self._decoder() as (container, stream):
             for key, chosen in plan:
                 wanted = [index.ticks[i] for i in chosen]
@@ -152,15 +160,15 @@ class _Reader:
                     container.seek(target, stream=stream, backward=True)
                 for frame in self._decode(container, stream, start_by=None if key is None else key[0]):
                     if frame.pts is None or frame.pts > wanted[0]:
-                        return None
+                        break
                     if frame.pts == wanted[0]:
-                        pixels.add(frame)
+                        yield frame
                         del wanted[0]
                         if not wanted:
                             break
                 if wanted:
-                    return None
-        return pixels.frames_FHWC
+                    yield None
+                    return
 
     def _by_order(self, index: PacketIndex) -> VideoClip:
         """Decode everything to learn which frames there are, choose, and decode again to take them."""
