@@ -254,5 +254,5 @@ def test_an_encoder_of_the_wrong_kind_is_named():
     class Odd:
         source = "views"
 
-    with pytest.raises(ValueError, match=r"source 'views' must be like pave.side_channels.multiview.MultiViewEncoder, got"):
+    with pytest.raises(ValueError, match=r"source 'views' is a pave.side_channels.multiview.MultiViewEncoder, got"):
         read_source(Odd(), "video.mp4", None)
