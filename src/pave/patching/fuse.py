@@ -120,10 +120,10 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
         call.captured = None
     device = next(iter(slot.parameters())).device
     times = _step_times(call, interface, [layout.steps for layout in layouts])
-    batch = batch_videos(videos, layouts, pre_projector, times)
+    batch = batch_videos(videos, layouts, pre_projector, times, device)
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
     call.fused |= set(sides)
-    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
+    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows, device))
     fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
     if call.extra_tokens is not None:
         fused = insert_tokens(fused, call.extra_tokens)
@@ -183,7 +183,9 @@ def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | N
     return times[:, : max(steps)].nan_to_num()
 
 
-def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int]) -> QuestionTokens | None:
+def _question(
+    call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int], device: torch.device
+) -> QuestionTokens | None:
     """The embedded prompt of each video's row, up to the first answer token."""
     if not slot.needs_question():
         return None
@@ -199,4 +201,4 @@ def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int])
     with torch.no_grad():
         embeds = owner.get_input_embeddings()(ids)
     index = torch.tensor(rows, device=ids.device)
-    return QuestionTokens(embeds[index], valid[index])
+    return QuestionTokens(embeds[index.to(embeds.device)].to(device), valid[index].to(device))
