@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,30 @@ def swap_classes(model: Any, method: str) -> None:
     model.__class__ = _swapped_class(model.__class__, method, True, inner is model)
     if inner is not model:
         inner.__class__ = _swapped_class(inner.__class__, method, False, True)
+
+
+def check_forward(model: Any) -> None:
+    """Refuse a ``forward`` that something bound to the instance: it would go past the class that is swapped in or out.
+
+    accelerate's hooks, which a base spread by ``device_map`` carries, are no obstacle: see ``rebind_forward``.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    own = model.__dict__.get("_old_forward", model.__dict__.get("forward"))
+    if own is not None and getattr(own, "__func__", None) is not type(model).forward:
+        raise ValueError(
+            f"the forward of this {type(model).__name__} was replaced on the instance (accelerator.prepare does that); attach and "
+            "detach patches on the bare model, before it is prepared or after it is unwrapped"
+        )
+
+
+def rebind_forward(model: Any) -> None:
+    """Let accelerate's hooks call the forward of the model's present class; they keep the one they found in ``_old_forward``."""
+    if "_old_forward" in model.__dict__:
+        model._old_forward = types.MethodType(type(model).forward, model)
+        hooked = functools.update_wrapper(model.forward, model._old_forward)
+        hooked.__signature__ = inspect.signature(model._old_forward)
 
 
 def _rebuild(base: type, method: str, outer: bool, inner: bool) -> Any:

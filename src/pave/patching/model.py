@@ -21,7 +21,15 @@ from torch import nn
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.call import CheckpointInCall
-from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, swap_classes, wrap_checkpointing
+from pave.patching.classes import (
+    PatchedVideoLLM,
+    Swapped,
+    capture_projector_input,
+    check_forward,
+    rebind_forward,
+    swap_classes,
+    wrap_checkpointing,
+)
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import get_interface
 
@@ -47,12 +55,14 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         The same object.
 
     Raises:
-        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
+        ValueError: if the family is unknown, the model carries a patch already, its ``forward`` was replaced on the instance,
+            or a LoRA target does not exist.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
     if not name.isidentifier():
         raise ValueError(f"name: a patch's name must be a Python identifier, got {name!r}")
+    check_forward(model)
     base: Any = model
     interface = get_interface(base.config)
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
@@ -77,6 +87,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     base.pave_strength = 1.0
     base.pave_base_trainable = trainable
     swap_classes(base, interface.features_method)
+    rebind_forward(base)
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
     if slot.needs_pre_projector():
@@ -89,14 +100,16 @@ def detach_patch(model: _Model) -> _Model:
     """Take the patch off again: the very class, modules, parameters and ``requires_grad`` flags of the base.
 
     Raises:
-        ValueError: if the model carries no patch.
+        ValueError: if the model carries no patch, or its ``forward`` was replaced on the instance since it was attached.
     """
     name = patch_name(model)
+    check_forward(model)
     base: Any = model
     lora.remove(model, name)
     for swapped in (base, base.base_model):
         if isinstance(swapped, Swapped):
             swapped.__class__ = type(swapped)._pave_base
+    rebind_forward(base)
     module: Any
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
