@@ -17,6 +17,7 @@ from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
 from pave.patching.fuse import fuse, lengthen, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
+from pave.patching.lengthen import at_given_positions
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
 
@@ -38,6 +39,7 @@ class PatchedVideoLLM(Swapped):
     """What a patched model can do beyond its base. Mixed into the base's own class."""
 
     pave_strength: float
+    pave_enabled_strength: float
 
     @property
     def patch_config(self) -> PatchConfig:
@@ -55,12 +57,15 @@ class PatchedVideoLLM(Swapped):
         self.pave_strength = _checked_strength(value)
 
     def disable_patch(self) -> None:
-        """Compute exactly what the base computes, until ``enable_patch``."""
+        """Compute exactly what the base computes, until ``enable_patch``, or until ``patch_strength`` is set."""
+        if self.pave_strength:
+            self.pave_enabled_strength = self.pave_strength
         self.pave_strength = 0.0
 
     def enable_patch(self) -> None:
-        """Undo ``disable_patch``."""
-        self.pave_strength = 1.0
+        """Act again at the strength from before ``disable_patch``; an enabled patch stays as it is."""
+        if not self.pave_strength:
+            self.pave_strength = self.pave_enabled_strength
 
     def patch_disabled(self) -> contextlib.AbstractContextManager[None]:
         """``with model.patch_disabled():`` computes exactly what the base computes, in this thread or task only."""
@@ -183,10 +188,7 @@ def _forward_method(base: Any) -> Any:
             plan = lengthen(call, named)
             if plan is None:
                 return touch_unused(call, original(self, *args, **kwargs))
-            output = touch_unused(call, original(self, **plan.arguments))
-            if output.logits.shape[1] == plan.source_BL.shape[1]:
-                output.logits = plan.shrink(output.logits)
-            return output
+            return at_given_positions(touch_unused(call, original(self, **plan.arguments)), plan, named)
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS

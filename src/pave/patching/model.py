@@ -84,7 +84,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         slot = slot.to(embeddings.device)
     model.add_module(SLOTS, nn.ModuleDict({name: slot}))
     slot.train(model.training)
-    base.pave_strength = 1.0
+    base.pave_strength = base.pave_enabled_strength = 1.0
     base.pave_base_trainable = trainable
     swap_classes(base, interface.features_method)
     rebind_forward(base)
@@ -122,7 +122,7 @@ def detach_patch(model: _Model) -> _Model:
     trainable = set(base.pave_base_trainable)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path in trainable)
-    del base.pave_strength, base.pave_base_trainable
+    del base.pave_strength, base.pave_enabled_strength, base.pave_base_trainable
     return model
 
 
