@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cases import CASES, patched, side_tokens, small_config
-from pave import PatchConfig, SideTokens, attach_patch, detach_patch
+from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_patch
 from pave.patching import patch_parameters
 from pave.patching.call import rows_of_videos, weights_of_rows
 
@@ -123,10 +125,18 @@ def test_attaching_refuses_what_cannot_be():
         detach_patch(model)
     with pytest.raises(ValueError, match="must be a Python identifier"):
         attach_patch(model, small_config(), name="my patch")
+    with pytest.raises(ValueError, match="is taken by torch, got 'keys'"):
+        attach_patch(model, small_config(), name="keys")
+    channel = small_config().side_channels["audio"]
+    with pytest.raises(ValueError, match="side_channels: .* is taken by torch, got 'type'"):
+        attach_patch(model, replace(small_config(), side_channels={"type": channel}))
+    with pytest.raises(RuntimeError):  # no machine has that much memory
+        attach_patch(model, replace(small_config(), lora=LoraSettings(rank=10**13)))
     bad = PatchConfig.from_dict({**small_config().to_dict(), "lora": {"targets": ["q_proj", "qkv"]}})
     with pytest.raises(ValueError, match=r"no linear layer named \['qkv'\]; it has .*'q_proj'"):
         attach_patch(model, bad)
     assert all(p.requires_grad for p in model.parameters())  # a failed attach changes nothing
+    assert not any(".lora_" in path for path, _ in model.named_parameters()) and not hasattr(model, "peft_config")
     attach_patch(model, small_config(), name="first")
     with pytest.raises(ValueError, match="already carries the patch 'first'"):
         attach_patch(model, small_config())
@@ -152,8 +162,6 @@ def test_lora_touches_the_language_model_only():
 
 
 def test_two_channels_add_up():
-    from dataclasses import replace
-
     config = small_config(lora=False)
     both = replace(config, side_channels={"audio": config.side_channels["audio"], "depth": config.side_channels["audio"]})
     case = CASES["llava_onevision"]

@@ -218,7 +218,12 @@ def edit_tensors(file: Path, change) -> None:
     safetensors.torch.save_file(tensors, file)
 
 
-FUSION, LORA = "patch.safetensors", "lora/adapter_model.safetensors"
+def edit_adapter(folder: Path, **values) -> None:
+    path = folder / ADAPTER
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+FUSION, LORA, ADAPTER = "patch.safetensors", "lora/adapter_model.safetensors", "lora/adapter_config.json"
 A_NORM = "audio.output_norm.weight"
 
 BROKEN = {
@@ -254,6 +259,49 @@ BROKEN = {
         lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(num_layers=3)),
         "tensor.s. missing, the first is audio.layers.2",
     ),
+    "declared huge": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(width=10**6)),
+        r"has shape \(16, 32\), this base and config need \(1000000, 32\)",
+    ),
+    "declared impossible": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(width=10**12)),
+        "sizes that no module can have",
+    ),
+    "declared without end": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(num_layers=10**9)),
+        "holds 30 tensors, too few for 1000000000 layers",
+    ),
+    "declared rank": (
+        lambda d: [edit_config(d, lambda v: v["patch"]["lora"].update(rank=10**9)), edit_adapter(d, r=10**9)],
+        r"lora_A\.weight has shape \(2, \d+\), patch_config.json says rank 1000000000",
+    ),
+    "declared infinite": (
+        lambda d: [edit_config(d, lambda v: v["patch"]["lora"].update(alpha=float("inf"))), edit_adapter(d, lora_alpha=1e400)],
+        "alpha must be positive and finite, got inf",
+    ),
+    "another alpha for peft": (lambda d: edit_adapter(d, lora_alpha=8.0), "lora_alpha is 8.0, but the patch was made with 4.0"),
+    "another rank for peft": (lambda d: edit_adapter(d, r=3), "r is 3, but the patch was made with 2"),
+    "no config for peft": (lambda d: (d / ADAPTER).unlink(), "adapter_config.json is missing"),
+    "not a config for peft": (lambda d: (d / ADAPTER).write_text("[]"), "adapter_config.json is no config of a LoRA adapter"),
+    "nested without end": (
+        lambda d: (d / "patch_config.json").write_text('{"provenance":' + "[" * 10**5 + "]" * 10**5 + "}"),
+        "patch_config.json is not valid JSON",
+    ),
+    "version true": (lambda d: edit_config(d, lambda v: v.update(format_version=True)), "format_version True is not 1"),
+    "a path for a name": (lambda d: edit_config(d, lambda v: v.update(name="../x")), r"must be a Python identifier, got '\.\./x'"),
+    "a taken name": (lambda d: edit_config(d, lambda v: v.update(name="keys")), "name of a patch or channel is taken by torch"),
+    "huge header": (lambda d: (d / FUSION).write_bytes(b"\xff" * 7 + b"\x0f{}"), "not a complete safetensors file"),
+    "a link to elsewhere": (
+        lambda d: [(d / FUSION).unlink(), (d / FUSION).symlink_to(__file__)],
+        "not a complete safetensors file",
+    ),
+    **{
+        f"stored as {dtype}": (
+            lambda d, file=file, dtype=dtype: edit_tensors(d / file, lambda t: t.update({k: v.to(dtype) for k, v in t.items()})),
+            f"is stored as {str(dtype).removeprefix('torch.')}; a patch holds float32, bfloat16 or float16",
+        )
+        for file, dtype in ((FUSION, torch.int8), (LORA, torch.bool), (FUSION, torch.float8_e4m3fn), (LORA, torch.complex64))
+    },
 }
 
 
@@ -312,4 +360,4 @@ def test_pushing_uploads_what_saving_writes(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model, _ = patched(CASES["llava_onevision"])
     assert push_patch_to_hub(model, "someone/patch").endswith("someone/patch/commit/1")
-    assert set(seen) == {"patch_config.json", FUSION, LORA, "lora/adapter_config.json", "README.md"}
+    assert set(seen) == {"patch_config.json", FUSION, LORA, ADAPTER, "README.md"}

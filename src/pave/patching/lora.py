@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -136,6 +138,25 @@ def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None
     config.base_model_name_or_path = base_id
     config.inference_mode = True
     config.save_pretrained(folder)
+
+
+def check_config(folder: Path, settings: LoraSettings) -> None:
+    """Refuse a folder whose ``adapter_config.json`` would make PEFT compute another update than ``settings`` do.
+
+    Raises:
+        ValueError: naming the file and what it says.
+    """
+    path = folder / peft.utils.CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the patch is incomplete")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = {"r": values["r"], "lora_alpha": values["lora_alpha"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
+    for key, ours in (("r", settings.rank), ("lora_alpha", settings.alpha)):
+        if found[key] != ours:
+            raise ValueError(f"{path}: {key} is {found[key]!r}, but the patch was made with {ours!r}; the files belong to two patches")
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:

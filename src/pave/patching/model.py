@@ -13,6 +13,7 @@ What this buys over the alternatives (hooks, instance wrappers, a wrapping modul
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -60,8 +61,9 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
-    if not name.isidentifier():
-        raise ValueError(f"name: a patch's name must be a Python identifier, got {name!r}")
+    check_name("name", name)
+    for channel in config.side_channels:
+        check_name("side_channels", channel)
     check_forward(model)
     base: Any = model
     interface = get_interface(base.config)
@@ -70,15 +72,16 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         lora.target_regex(model, config.lora)  # refuse before anything is touched
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        slot = PatchSlot(
-            config,
-            llm_width=interface.llm_width(base.config),
-            pre_projector_width=interface.pre_projector_width(base.config),
-        )
+        slot = build_slot(base.config, config)
         model.requires_grad_(False)
-        if config.lora is not None:
-            always = not config.side_channels or config.missing_channel == "lora_only"
-            lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
+        try:
+            if config.lora is not None:
+                always = not config.side_channels or config.missing_channel == "lora_only"
+                lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
+        except BaseException:  # out of memory, for instance
+            lora.remove(model, name)
+            _restore_flags(model, trainable)
+            raise
     embeddings = base.get_input_embeddings().weight
     if embeddings.device.type != "meta":
         slot = slot.to(embeddings.device)
@@ -119,11 +122,33 @@ def detach_patch(model: _Model) -> _Model:
     if "pave_hook" in base.__dict__:
         base.pave_hook.remove()
         del base.pave_hook
-    trainable = set(base.pave_base_trainable)
-    for path, parameter in model.named_parameters():
-        parameter.requires_grad_(path in trainable)
+    _restore_flags(model, base.pave_base_trainable)
     del base.pave_strength, base.pave_enabled_strength, base.pave_base_trainable
     return model
+
+
+def build_slot(base_config: Any, config: PatchConfig) -> PatchSlot:
+    """The fusion modules of a patch for a base, by the two configs alone; on the current default device."""
+    interface = get_interface(base_config)
+    return PatchSlot(
+        config,
+        llm_width=interface.llm_width(base_config),
+        pre_projector_width=interface.pre_projector_width(base_config),
+    )
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name of a patch or a channel that no submodule can have."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
+        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
+
+
+def _restore_flags(model: nn.Module, trainable: Iterable[str]) -> None:
+    """Require gradients of exactly these parameters."""
+    chosen = set(trainable)
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(path in chosen)
 
 
 def is_patched(model: nn.Module) -> bool:
