@@ -144,6 +144,39 @@ def test_the_fingerprint_survives_what_does_not_matter():
     assert fingerprint(model) == replace(fingerprint(detach_patch(model)), model_id=None)
 
 
+def test_a_16_bit_checkpoint_has_one_fingerprint_in_every_dtype(case, tmp_path):
+    """Small values lose bits in float16, and vanish there."""
+    model, _ = case.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) < 0.2] *= 1e-6
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = [AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.bfloat16, torch.float16)]
+    assert len({fingerprint(m).weights for m in loaded}) == 1 and fingerprint(loaded[0]).weights is not None
+    assert fingerprint(loaded[0]).architecture == fingerprint(model).architecture == fingerprint(loaded[2]).architecture
+
+
+def layers_swapped(case):
+    model, _ = case.build()
+    first, second = model.model.language_model.layers
+    states = [{k: v.clone() for k, v in layer.state_dict().items()} for layer in (second, first)]
+    first.load_state_dict(states[0]), second.load_state_dict(states[1])
+    return model
+
+
+def other_rotary_base(case):
+    model, _ = case.build()
+    rope = model.config.get_text_config().rope_parameters
+    model.config.get_text_config().rope_parameters = {**rope, "rope_theta": 7.0}
+    return model
+
+
+def other_epsilon(case):
+    model, _ = case.build()
+    model.config.get_text_config().rms_norm_eps = 0.5
+    return model
+
+
 def other_seed(case):
     return case.build(seed=1)[0]
 
@@ -161,7 +194,14 @@ def wider(case):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(other_seed, "other weights"), (one_matrix_nudged, "other weights"), (wider, "text.intermediate_size 64 against 96")],
+    [
+        (other_seed, "other weights"),
+        (one_matrix_nudged, "other weights"),
+        (layers_swapped, "other weights"),
+        (other_rotary_base, "text.rope.rope_theta 10000.0 against 7.0"),
+        (other_epsilon, "text.rms_norm_eps 1e-0"),
+        (wider, "text.intermediate_size 64 against 96"),
+    ],
 )
 def test_another_base_is_refused_and_the_override_says_so(case, change, says, tmp_path, caplog):
     model, _ = patched(case)
@@ -174,6 +214,23 @@ def test_another_base_is_refused_and_the_override_says_so(case, change, says, tm
         return  # the tensors do not fit; the next test
     load_patch(other, tmp_path / "patch", allow_base_mismatch=True)
     assert is_patched(other) and says in caplog.text and "Loading it all the same" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["recorded", "found"])
+def test_weights_that_cannot_be_compared_are_said(side, tmp_path, caplog):
+    case = CASES["llava_onevision"]
+    model, _ = patched(case)
+    folder = save_patch(model, tmp_path / "patch")
+    base, _ = case.build()
+    load_patch(base, folder)
+    assert "could not be compared" not in caplog.text
+    detach_patch(base)
+    if side == "recorded":
+        edit_config(folder, lambda v: v["base"].update(weights=None, unquantised_weights=None))
+    else:
+        base.lm_head.to("meta")
+    load_patch(base, folder)
+    assert "weights could not be compared" in caplog.text
 
 
 def test_overriding_never_loads_tensors_that_do_not_fit(tmp_path):

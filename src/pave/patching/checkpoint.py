@@ -28,7 +28,7 @@ import pave
 from pave.config import PatchConfig, Strict, read_strict
 from pave.patching import lora
 from pave.patching.card import patch_card
-from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint
+from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
 from pave.patching.model import attach_patch, build_slot, check_name, detach_patch, patch_name, patch_slot
 from pave.utils.files import atomic_folder
 
@@ -168,7 +168,14 @@ def load_patch(
     """
     folder = resolve_patch(patch, revision)
     record = read_record(folder)
-    found = differences(record.base, fingerprint(model, processor))
+    own = fingerprint(model, processor)
+    if not weights_compared(record.base, own):
+        logger.warning(
+            "%s: the base's weights could not be compared with those the patch was trained on (sharded, offloaded, or not recorded); "
+            "only the architecture was",
+            patch,
+        )
+    found = differences(record.base, own)
     if found:
         trained_on = record.base.model_id or record.base.architecture.get("model_type")
         text = f"{patch}: the patch was trained on another base ({trained_on}); this one differs in: {'; '.join(found)}"
