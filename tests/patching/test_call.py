@@ -12,7 +12,6 @@ from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_pat
 from pave.patching import patch_parameters
 from pave.patching.call import rows_of_videos, weights_of_rows
 
-
 NAN = float("nan")
 
 

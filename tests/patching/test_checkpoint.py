@@ -151,7 +151,9 @@ def test_a_16_bit_checkpoint_has_one_fingerprint_in_every_dtype(case, tmp_path):
         for parameter in model.parameters():
             parameter[torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) < 0.2] *= 1e-6
     model.bfloat16().save_pretrained(tmp_path)
-    loaded = [AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.bfloat16, torch.float16)]
+    loaded = [
+        AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.bfloat16, torch.float16)
+    ]
     assert len({fingerprint(m).weights for m in loaded}) == 1 and fingerprint(loaded[0]).weights is not None
     assert fingerprint(loaded[0]).architecture == fingerprint(model).architecture == fingerprint(loaded[2]).architecture
 
@@ -345,7 +347,10 @@ BROKEN = {
         "patch_config.json is not valid JSON",
     ),
     "version true": (lambda d: edit_config(d, lambda v: v.update(format_version=True)), "format_version True is not 1"),
-    "a path for a name": (lambda d: edit_config(d, lambda v: v.update(name="../x")), r"must be a Python identifier, got '\.\./x'"),
+    "a path for a name": (
+        lambda d: edit_config(d, lambda v: v.update(name="../x")),
+        r"must be a Python identifier, got '\.\./x'",
+    ),
     "a taken name": (lambda d: edit_config(d, lambda v: v.update(name="keys")), "name of a patch or channel is taken by torch"),
     "huge header": (lambda d: (d / FUSION).write_bytes(b"\xff" * 7 + b"\x0f{}"), "not a complete safetensors file"),
     "a link to elsewhere": (
@@ -354,7 +359,9 @@ BROKEN = {
     ),
     **{
         f"stored as {dtype}": (
-            lambda d, file=file, dtype=dtype: edit_tensors(d / file, lambda t: t.update({k: v.to(dtype) for k, v in t.items()})),
+            lambda d, file=file, dtype=dtype: edit_tensors(
+                d / file, lambda t: t.update({k: v.to(dtype) for k, v in t.items()})
+            ),
             f"is stored as {str(dtype).removeprefix('torch.')}; a patch holds float32, bfloat16 or float16",
         )
         for file, dtype in ((FUSION, torch.int8), (LORA, torch.bool), (FUSION, torch.float8_e4m3fn), (LORA, torch.complex64))

@@ -231,7 +231,9 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors
     """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
     layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
     if layers > len(tensors.fusion):
-        raise ValueError(f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}")
+        raise ValueError(
+            f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}"
+        )
     try:
         with torch.device("meta"):
             own = build_slot(model.config, patch).fusions.state_dict()

@@ -156,7 +156,7 @@ def rebind_forward(model: Any) -> None:
     """Let accelerate's hooks call the forward of the model's present class; they keep the one they found in ``_old_forward``."""
     if "_old_forward" in model.__dict__:
         model._old_forward = types.MethodType(type(model).forward, model)
-        hooked = functools.update_wrapper(model.forward, model._old_forward)
+        hooked: Any = functools.update_wrapper(model.forward, model._old_forward)
         hooked.__signature__ = inspect.signature(model._old_forward)
 
 

@@ -185,13 +185,13 @@ def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | N
                 f"(the model merges {interface.frames_per_step} sampled frame(s) into a step)"
             )
         if not all(known[:T]):
-            raise ValueError(f"frame_times: video {row} has no time for step {known.index(False)}; only padding at the end is NaN")
+            raise ValueError(
+                f"frame_times: video {row} has no time for step {known.index(False)}; only padding at the end is NaN"
+            )
     return times[:, : max(steps)].nan_to_num()
 
 
-def _question(
-    call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int], device: torch.device
-) -> QuestionTokens | None:
+def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int], device: torch.device) -> QuestionTokens | None:
     """The embedded prompt of each video's row, up to the first answer token."""
     if not slot.needs_question():
         return None

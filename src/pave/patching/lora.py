@@ -156,7 +156,9 @@ def check_config(folder: Path, settings: LoraSettings) -> None:
         raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
     for key, ours in (("r", settings.rank), ("lora_alpha", settings.alpha)):
         if found[key] != ours:
-            raise ValueError(f"{path}: {key} is {found[key]!r}, but the patch was made with {ours!r}; the files belong to two patches")
+            raise ValueError(
+                f"{path}: {key} is {found[key]!r}, but the patch was made with {ours!r}; the files belong to two patches"
+            )
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
