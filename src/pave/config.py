@@ -152,9 +152,11 @@ class FusionConfig(Strict):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.rope and self.head_width % 8:
             raise ValueError(f"rope needs a head width (width / num_heads = {self.head_width}) that is a multiple of 8")
-        learnable = self.query_source == "learnable"
-        if learnable != (self.num_frames is not None and self.tokens_per_frame is not None):
+        wanted = 2 if self.query_source == "learnable" else 0
+        if wanted != (self.num_frames is not None) + (self.tokens_per_frame is not None):
             raise ValueError("query_source 'learnable' needs num_frames and tokens_per_frame, and only it takes them")
+        if wanted and min(self.num_frames or 0, self.tokens_per_frame or 0) < 1:
+            raise ValueError("num_frames and tokens_per_frame must be at least 1")
 
     @property
     def head_width(self) -> int:
@@ -219,8 +221,8 @@ class LoraSettings(Strict):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not self.targets:

@@ -25,6 +25,7 @@ The two containers here are plain classes, not dataclasses and not pytree nodes,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -82,16 +83,23 @@ class SideTokens:
         """Pad per-video tensors into one batch.
 
         Args:
-            embeds: per video (K, M, C) or (K, C), or None where the video has no such channel.
+            embeds: per video (K, M, C) or (K, C), or None where the video has no such channel. Of several dtypes the batch
+                takes the one that holds them all.
             times: per video (K,) seconds; None wherever ``embeds`` is None.
             width: C, needed only when every video lacks the channel.
             tokens_per_step: M, likewise.
 
         Raises:
-            ValueError: if two videos disagree in M or C, or a video has other counts of steps and times.
+            ValueError: if two videos disagree in M or C, a tensor has other dimensions, or a video other counts of steps and times.
         """
         if len(embeds) != len(times):
             raise ValueError(f"SideTokens.from_videos: {len(embeds)} feature tensors but {len(times)} time tensors")
+        for row, x in enumerate(embeds):
+            if x is not None and x.ndim not in (2, 3):
+                raise ValueError(
+                    f"SideTokens.from_videos: video {row} has features of shape {tuple(x.shape)}; give (steps, tokens per step, width) "
+                    "or (steps, width)"
+                )
         present = [x if x.ndim == 3 else x[:, None] for x in embeds if x is not None]
         shapes = {tuple(x.shape[1:]) for x in present}
         if len(shapes) > 1:
@@ -101,7 +109,8 @@ class SideTokens:
         M, C = shapes.pop() if shapes else (tokens_per_step, width)
         K = max([len(x) for x in present], default=0)
         like = present[0] if present else torch.zeros(0)
-        embeds_BKMC = like.new_zeros(len(embeds), K, M, C)  # type: ignore[arg-type]
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in present), like.dtype)
+        embeds_BKMC = like.new_zeros(len(embeds), K, M, C, dtype=dtype)  # type: ignore[arg-type]
         valid_BK = torch.zeros(len(embeds), K, dtype=torch.bool, device=like.device)
         times_BK = torch.zeros(len(embeds), K, dtype=torch.float64, device=like.device)
         for row, (x, t) in enumerate(zip(embeds, times, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from cases import CASES, patched, side_tokens, small_config
-from pave import SideTokens
+from cases import CASES, patched, shake, side_tokens, small_config
+from pave import SideTokens, attach_patch, detach_patch
 from pave.patching import patch_parameters
 
 WORKER = Path(__file__).parents[1] / "distributed_worker.py"
@@ -50,6 +51,52 @@ def test_compiled_it_computes_the_same(name):
         for given in ({"audio": side}, None, {"audio": SideTokens(side.embeds_BKMC, valid, side.times_BK)}):
             expected = model(**batch, side_channels=given).logits
             torch.testing.assert_close(compiled(**batch, side_channels=given).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("first", ["dispatch", "attach"])
+def test_a_base_spread_by_accelerate_sees_the_side_channels(name, first, tmp_path):
+    """accelerate hides the class's forward behind one on the instance; past it the side channels would be lost in silence."""
+    accelerate = pytest.importorskip("accelerate")
+    case = CASES[name]
+    model, processor = patched(case)
+    batch = case.batch(processor)
+    given = {"side_channels": {"audio": side_tokens()}}
+    spread, _ = case.build()
+    with torch.no_grad():
+        base, expected = spread(**{k: v for k, v in batch.items() if k != "frame_times"}).logits, model(**batch, **given).logits
+        tokens = model.generate(**batch, **given, max_new_tokens=3, do_sample=False)
+        for step in (first, "attach" if first == "dispatch" else "dispatch"):
+            if step == "attach":
+                shake(attach_patch(spread, small_config()))
+            else:
+                places = {**{n: "cpu" for n, _ in spread.named_children() if n != "lm_head"}, "lm_head": "disk"}
+                accelerate.dispatch_model(spread, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+        assert "forward" in spread.__dict__
+        assert torch.equal(spread(**batch, **given).logits, expected)
+        assert not torch.allclose(expected, base, atol=1e-3)
+        assert torch.equal(spread.generate(**batch, **given, max_new_tokens=3, do_sample=False), tokens)
+        assert "side_channels" in inspect.signature(spread.forward).parameters  # what the Trainer looks at
+        with spread.patch_disabled():
+            assert torch.equal(spread(**batch, **given).logits, base)
+        detach_patch(spread)
+        batch.pop("frame_times")
+        assert torch.equal(spread(**batch).logits, base)
+        assert "side_channels" not in inspect.signature(spread.forward).parameters
+
+
+def test_a_forward_bound_to_the_instance_is_refused():
+    accelerate = pytest.importorskip("accelerate")
+    case = CASES["llava_onevision"]
+    model, _ = case.build()
+    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    with pytest.raises(ValueError, match="was replaced on the instance .* before it is prepared"):
+        attach_patch(prepared, small_config())
+    assert all(p.requires_grad for p in model.parameters())
+    model, _ = patched(case)
+    accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    with pytest.raises(ValueError, match="was replaced on the instance"):
+        detach_patch(model)
 
 
 class Rows(torch.utils.data.Dataset):

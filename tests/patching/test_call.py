@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cases import CASES, patched, side_tokens, small_config
-from pave import PatchConfig, SideTokens, attach_patch, detach_patch
+from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_patch
+from pave.patching import patch_parameters
 from pave.patching.call import rows_of_videos, weights_of_rows
+
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,7 @@ def test_side_channels_without_a_video_raise(model_and_batch):
         ({"frame_times": torch.zeros(2, 5)}, "times for 5 time steps of the model, but 4 steps were encoded"),
         ({"frame_times": torch.zeros(2, 4).bfloat16()}, "frame_times came in bfloat16, too coarse for seconds"),
         ({"frame_times": [[0.0, 1.0, 2.0]] * 2}, "times for 3 time steps of the model"),
+        ({"frame_times": [[0.0, NAN, 2.0, 3.0, 4.0]] * 2}, "video 0 has no time for step 1; only padding at the end is NaN"),
         ({"frame_times": torch.zeros(3, 4)}, r"must have shape \(2 videos, frames\)"),
     ],
 )
@@ -70,16 +76,66 @@ def test_bad_calls_get_one_clear_sentence(model_and_batch, change, message):
         assert torch.isfinite(model(**batch, side_channels={"audio": side_tokens()}).logits).all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_video_encoded_twice_in_one_call_is_fused_twice(name):
+    case = CASES[name]
+    model, processor = patched(case)
+    batch = case.batch(processor)
+    times = batch.pop("frame_times")
+    with torch.no_grad(), model.patch_call({"audio": side_tokens()}, times, batch["input_ids"]):
+        first, second = (model.base_model(**batch).last_hidden_state for _ in range(2))
+    assert torch.equal(first, second)
+    with torch.no_grad():
+        assert not torch.allclose(first, model.base_model(**batch).last_hidden_state, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tuples_instead_of_dictionaries(name):
+    case = CASES[name]
+    model, processor = patched(case)
+    batch = case.batch(processor)
+    given = {"side_channels": {"audio": side_tokens()}}
+    with torch.no_grad():
+        assert torch.equal(model(**batch, **given, return_dict=False)[0], model(**batch, **given).logits)
+    model.train()  # no channel in this batch: every parameter of the patch still has its part in the graph
+    labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
+    model(**batch, labels=labels, return_dict=False)[0].backward()
+    assert all(p.grad is not None and not p.grad.any() for p in patch_parameters(model))
+
+
+def test_enabling_gives_back_the_strength_from_before():
+    model, _ = patched(CASES["llava_onevision"])
+    model.patch_strength = 0.5
+    model.disable_patch()
+    model.disable_patch()
+    assert model.patch_strength == 0.0
+    model.enable_patch()
+    model.enable_patch()
+    assert model.patch_strength == 0.5
+    model.disable_patch()
+    model.patch_strength = 0.25
+    model.enable_patch()
+    assert model.patch_strength == 0.25
+
+
 def test_attaching_refuses_what_cannot_be():
     model, _ = CASES["llava_onevision"].build()
     with pytest.raises(ValueError, match="carries no patch"):
         detach_patch(model)
     with pytest.raises(ValueError, match="must be a Python identifier"):
         attach_patch(model, small_config(), name="my patch")
+    with pytest.raises(ValueError, match="is taken by torch, got 'keys'"):
+        attach_patch(model, small_config(), name="keys")
+    channel = small_config().side_channels["audio"]
+    with pytest.raises(ValueError, match="side_channels: .* is taken by torch, got 'type'"):
+        attach_patch(model, replace(small_config(), side_channels={"type": channel}))
+    with pytest.raises(RuntimeError):  # no machine has that much memory
+        attach_patch(model, replace(small_config(), lora=LoraSettings(rank=10**13)))
     bad = PatchConfig.from_dict({**small_config().to_dict(), "lora": {"targets": ["q_proj", "qkv"]}})
     with pytest.raises(ValueError, match=r"no linear layer named \['qkv'\]; it has .*'q_proj'"):
         attach_patch(model, bad)
     assert all(p.requires_grad for p in model.parameters())  # a failed attach changes nothing
+    assert not any(".lora_" in path for path, _ in model.named_parameters()) and not hasattr(model, "peft_config")
     attach_patch(model, small_config(), name="first")
     with pytest.raises(ValueError, match="already carries the patch 'first'"):
         attach_patch(model, small_config())
@@ -105,8 +161,6 @@ def test_lora_touches_the_language_model_only():
 
 
 def test_two_channels_add_up():
-    from dataclasses import replace
-
     config = small_config(lora=False)
     both = replace(config, side_channels={"audio": config.side_channels["audio"], "depth": config.side_channels["audio"]})
     case = CASES["llava_onevision"]

@@ -144,6 +144,41 @@ def test_the_fingerprint_survives_what_does_not_matter():
     assert fingerprint(model) == replace(fingerprint(detach_patch(model)), model_id=None)
 
 
+def test_a_16_bit_checkpoint_has_one_fingerprint_in_every_dtype(case, tmp_path):
+    """Small values lose bits in float16, and vanish there."""
+    model, _ = case.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) < 0.2] *= 1e-6
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = [
+        AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.bfloat16, torch.float16)
+    ]
+    assert len({fingerprint(m).weights for m in loaded}) == 1 and fingerprint(loaded[0]).weights is not None
+    assert fingerprint(loaded[0]).architecture == fingerprint(model).architecture == fingerprint(loaded[2]).architecture
+
+
+def layers_swapped(case):
+    model, _ = case.build()
+    first, second = model.model.language_model.layers
+    states = [{k: v.clone() for k, v in layer.state_dict().items()} for layer in (second, first)]
+    first.load_state_dict(states[0]), second.load_state_dict(states[1])
+    return model
+
+
+def other_rotary_base(case):
+    model, _ = case.build()
+    rope = model.config.get_text_config().rope_parameters
+    model.config.get_text_config().rope_parameters = {**rope, "rope_theta": 7.0}
+    return model
+
+
+def other_epsilon(case):
+    model, _ = case.build()
+    model.config.get_text_config().rms_norm_eps = 0.5
+    return model
+
+
 def other_seed(case):
     return case.build(seed=1)[0]
 
@@ -161,7 +196,14 @@ def wider(case):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(other_seed, "other weights"), (one_matrix_nudged, "other weights"), (wider, "text.intermediate_size 64 against 96")],
+    [
+        (other_seed, "other weights"),
+        (one_matrix_nudged, "other weights"),
+        (layers_swapped, "other weights"),
+        (other_rotary_base, "text.rope.rope_theta 10000.0 against 7.0"),
+        (other_epsilon, "text.rms_norm_eps 1e-0"),
+        (wider, "text.intermediate_size 64 against 96"),
+    ],
 )
 def test_another_base_is_refused_and_the_override_says_so(case, change, says, tmp_path, caplog):
     model, _ = patched(case)
@@ -174,6 +216,23 @@ def test_another_base_is_refused_and_the_override_says_so(case, change, says, tm
         return  # the tensors do not fit; the next test
     load_patch(other, tmp_path / "patch", allow_base_mismatch=True)
     assert is_patched(other) and says in caplog.text and "Loading it all the same" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["recorded", "found"])
+def test_weights_that_cannot_be_compared_are_said(side, tmp_path, caplog):
+    case = CASES["llava_onevision"]
+    model, _ = patched(case)
+    folder = save_patch(model, tmp_path / "patch")
+    base, _ = case.build()
+    load_patch(base, folder)
+    assert "could not be compared" not in caplog.text
+    detach_patch(base)
+    if side == "recorded":
+        edit_config(folder, lambda v: v["base"].update(weights=None, unquantised_weights=None))
+    else:
+        base.lm_head.to("meta")
+    load_patch(base, folder)
+    assert "weights could not be compared" in caplog.text
 
 
 def test_overriding_never_loads_tensors_that_do_not_fit(tmp_path):
@@ -218,7 +277,12 @@ def edit_tensors(file: Path, change) -> None:
     safetensors.torch.save_file(tensors, file)
 
 
-FUSION, LORA = "patch.safetensors", "lora/adapter_model.safetensors"
+def edit_adapter(folder: Path, **values) -> None:
+    path = folder / ADAPTER
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+FUSION, LORA, ADAPTER = "patch.safetensors", "lora/adapter_model.safetensors", "lora/adapter_config.json"
 A_NORM = "audio.output_norm.weight"
 
 BROKEN = {
@@ -254,6 +318,54 @@ BROKEN = {
         lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(num_layers=3)),
         "tensor.s. missing, the first is audio.layers.2",
     ),
+    "declared huge": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(width=10**6)),
+        r"has shape \(16, 32\), this base and config need \(1000000, 32\)",
+    ),
+    "declared impossible": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(width=10**12)),
+        "sizes that no module can have",
+    ),
+    "declared without end": (
+        lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(num_layers=10**9)),
+        "holds 30 tensors, too few for 1000000000 layers",
+    ),
+    "declared rank": (
+        lambda d: [edit_config(d, lambda v: v["patch"]["lora"].update(rank=10**9)), edit_adapter(d, r=10**9)],
+        r"lora_A\.weight has shape \(2, \d+\), patch_config.json says rank 1000000000",
+    ),
+    "declared infinite": (
+        lambda d: [edit_config(d, lambda v: v["patch"]["lora"].update(alpha=float("inf"))), edit_adapter(d, lora_alpha=1e400)],
+        "alpha must be positive and finite, got inf",
+    ),
+    "another alpha for peft": (lambda d: edit_adapter(d, lora_alpha=8.0), "lora_alpha is 8.0, but the patch was made with 4.0"),
+    "another rank for peft": (lambda d: edit_adapter(d, r=3), "r is 3, but the patch was made with 2"),
+    "no config for peft": (lambda d: (d / ADAPTER).unlink(), "adapter_config.json is missing"),
+    "not a config for peft": (lambda d: (d / ADAPTER).write_text("[]"), "adapter_config.json is no config of a LoRA adapter"),
+    "nested without end": (
+        lambda d: (d / "patch_config.json").write_text('{"provenance":' + "[" * 10**5 + "]" * 10**5 + "}"),
+        "patch_config.json is not valid JSON",
+    ),
+    "version true": (lambda d: edit_config(d, lambda v: v.update(format_version=True)), "format_version True is not 1"),
+    "a path for a name": (
+        lambda d: edit_config(d, lambda v: v.update(name="../x")),
+        r"must be a Python identifier, got '\.\./x'",
+    ),
+    "a taken name": (lambda d: edit_config(d, lambda v: v.update(name="keys")), "name of a patch or channel is taken by torch"),
+    "huge header": (lambda d: (d / FUSION).write_bytes(b"\xff" * 7 + b"\x0f{}"), "not a complete safetensors file"),
+    "a link to elsewhere": (
+        lambda d: [(d / FUSION).unlink(), (d / FUSION).symlink_to(__file__)],
+        "not a complete safetensors file",
+    ),
+    **{
+        f"stored as {dtype}": (
+            lambda d, file=file, dtype=dtype: edit_tensors(
+                d / file, lambda t: t.update({k: v.to(dtype) for k, v in t.items()})
+            ),
+            f"is stored as {str(dtype).removeprefix('torch.')}; a patch holds float32, bfloat16 or float16",
+        )
+        for file, dtype in ((FUSION, torch.int8), (LORA, torch.bool), (FUSION, torch.float8_e4m3fn), (LORA, torch.complex64))
+    },
 }
 
 
@@ -312,4 +424,4 @@ def test_pushing_uploads_what_saving_writes(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model, _ = patched(CASES["llava_onevision"])
     assert push_patch_to_hub(model, "someone/patch").endswith("someone/patch/commit/1")
-    assert set(seen) == {"patch_config.json", FUSION, LORA, "lora/adapter_config.json", "README.md"}
+    assert set(seen) == {"patch_config.json", FUSION, LORA, ADAPTER, "README.md"}

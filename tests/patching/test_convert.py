@@ -70,6 +70,12 @@ CASES = {
     "no output mlp": ({"use_output_mlp": False, "output_dim": 16}, (2, 2), 4),
     "no output norm": ({"use_output_norm": False}, (2, 2), 4),
     "dropout": ({"use_dropout": True}, (2, 2), 4),
+    "start and end tokens without output norm": (
+        {"train_addition_start_end_tokens": True, "use_output_norm": False},
+        (2, 2),
+        4,
+    ),
+    "no output mlp, no output norm": ({"use_output_mlp": False, "use_output_norm": False, "output_dim": 16}, (2, 2), 4),
     "start and end tokens": ({"train_addition_start_end_tokens": True}, (2, 2), 4),
     "learnable": (LEARNABLE, (2, 2), 9),
     "learnable, rope": ({**LEARNABLE, "use_3d_rope": True}, (2, 2), 9),
@@ -149,6 +155,16 @@ def test_sizes_are_read_off_the_weights_and_assumptions_are_said(caplog):
     assert "use_3d_rope is not given; assuming False" in caplog.text
     features, queries = inputs(1, 6, 3, 4)
     assert torch.equal(module(features, [6], queries, 3), fusion_from_reference(config, weights)(features, [6], queries, 3))
+
+
+@pytest.mark.parametrize("output_dim", [12, None])
+def test_without_output_mlp_and_norm_the_queries_come_out_as_wide_as_they_are(output_dim, caplog):
+    config, weights = reference(use_output_mlp=False, use_output_norm=False)
+    module = fusion_from_reference({**config, "output_dim": output_dim}, weights)
+    features, queries = inputs(1, 6, 3, 4)
+    wanted = slow_residual(module.fusion, queries[0], features[0].flatten(1, 2)).flatten(0, 1)
+    torch.testing.assert_close(module(features, [6], queries, 3)[0], wanted, atol=2e-5, rtol=1e-5)
+    assert wanted.shape == (12, 16) and ("output_dim is not read" in caplog.text) == (output_dim == 12)
 
 
 @pytest.mark.parametrize("shape", [(4, 9, 16), (1, 4, 9, 16), (36, 16), (1, 36, 16)])

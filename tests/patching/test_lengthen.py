@@ -150,3 +150,20 @@ def test_without_the_channel_or_disabled_it_is_the_base(case):
             assert torch.equal(model(**batch, frame_times=times, side_channels={"audio": side}).logits, expected)
         with model.patch_scaled(0.5), pytest.raises(ValueError, match="cannot act at strength 0.5"):
             model(**batch, frame_times=times, side_channels={"audio": side})
+
+
+@pytest.mark.parametrize("kind", ["concat", "interleave"])
+def test_logits_stand_at_the_given_positions_or_are_refused(case, kind):
+    model, processor = patched(case, small_config(kind=kind))
+    batch = case.batch(processor)
+    given = {**batch, "side_channels": {"audio": ragged_side()}}
+    labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
+    with torch.no_grad():
+        full = model(**given).logits
+        assert torch.equal(model(**given, return_dict=False)[0], full)
+        loss, logits = model(**given, labels=labels, return_dict=False)[:2]
+        assert loss.ndim == 0 and torch.equal(logits, full)
+        torch.testing.assert_close(model(**given, logits_to_keep=3).logits, full[:, -3:])
+        for keep in (batch["input_ids"].shape[1], torch.tensor([0, 5])):
+            with pytest.raises(ValueError, match="logits_to_keep: the side tokens lengthen the prompt"):
+                model(**given, logits_to_keep=keep)

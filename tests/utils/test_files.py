@@ -74,6 +74,17 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert stat.S_IMODE((tmp_path / "patch").stat().st_mode) & 0o500 == 0o500
 
 
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "stale").write_text("x")
+    for name in ("run1", "run2"):  # the second is not there yet
+        link = tmp_path / f"latest-{name}"
+        link.symlink_to(tmp_path / name)
+        with atomic_folder(link) as work:
+            (work / "new").write_text("y")
+        assert link.is_symlink() and [f.name for f in (tmp_path / name).iterdir()] == ["new"]
+
+
 def test_an_error_keeps_the_old_folder(tmp_path):
     with atomic_folder(tmp_path / "patch") as folder:
         (folder / "a").write_text("old")

@@ -117,6 +117,16 @@ def test_qwen_positions_agree_with_transformers_unless_a_video_is_longer_than_wi
         assert int(theirs[0, row, after]) <= int(theirs[:, row, video].max())  # what transformers 5.23 does
 
 
+def test_placeholders_and_grids_that_disagree_are_refused():
+    model, processor = tiny_qwen2_5_vl()
+    interface = get_interface(model.config)
+    batch = CASES["qwen2_5_vl"].batch(processor)
+    with pytest.raises(ValueError, match="prompt 1: more vision placeholders than the grids describe"):
+        interface.position_ids(model.config, {**batch, "video_grid_thw": batch["video_grid_thw"][:1]})
+    with pytest.raises(ValueError, match="prompt 0: 8 vision placeholders, but the grids describe 12 tokens"):
+        interface.position_ids(model.config, {**batch, "video_grid_thw": batch["video_grid_thw"].flip(0)})
+
+
 def test_explicit_positions_are_followed_through_generation():
     """With ``position_ids`` in the batch, decoding with and without a cache agree, and differ from the base's own rule."""
     model, processor = tiny_qwen2_5_vl()

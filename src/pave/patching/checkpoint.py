@@ -28,8 +28,8 @@ import pave
 from pave.config import PatchConfig, Strict, read_strict
 from pave.patching import lora
 from pave.patching.card import patch_card
-from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint
-from pave.patching.model import attach_patch, detach_patch, patch_name, patch_slot
+from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
+from pave.patching.model import attach_patch, build_slot, check_name, detach_patch, patch_name, patch_slot
 from pave.utils.files import atomic_folder
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ class PatchRecord(Strict):
     """The base the patch was trained on."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the patch came from: recipe, seed, data manifest hash, steps, metrics."""
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
 
 
 def save_patch(
@@ -140,10 +143,10 @@ def read_record(folder: str | Path) -> PatchRecord:
         raise ValueError(f"{folder} is no patch: it has no {CONFIG_FILE}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version {version!r} is not {FORMAT_VERSION}, the one this library reads; update pave-video"
         )
@@ -177,16 +180,25 @@ def load_patch(
     """
     folder = resolve_patch(patch, revision)
     record = read_record(folder)
-    found = differences(record.base, fingerprint(model, processor))
+    own = fingerprint(model, processor)
+    if not weights_compared(record.base, own):
+        logger.warning(
+            "%s: the base's weights could not be compared with those the patch was trained on (sharded, offloaded, or not recorded); "
+            "only the architecture was",
+            patch,
+        )
+    found = differences(record.base, own)
     if found:
         trained_on = record.base.model_id or record.base.architecture.get("model_type")
         text = f"{patch}: the patch was trained on another base ({trained_on}); this one differs in: {'; '.join(found)}"
         if not allow_base_mismatch:
             raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
         logger.warning("%s. Loading it all the same, as asked", text)
+    tensors = _read_files(folder, record.patch)
+    _check_sizes(model, folder, record.patch, tensors)
     attach_patch(model, record.patch, name=name or record.name)
     try:
-        load_tensors(model, folder)
+        _copy_into(model, folder, tensors)
     except BaseException:
         detach_patch(model)
         raise
@@ -205,17 +217,56 @@ def load_tensors(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(
             f"{folder} holds a patch of another config than the attached one: {_first_difference(record.patch, slot.config)}"
         )
-    fusion = _read_tensors(Path(folder) / FUSION_FILE)
-    own = slot.fusions.state_dict()
-    lora.check_same_tensors(own, fusion, str(Path(folder) / FUSION_FILE))
-    adapter_file = Path(folder) / LORA_FOLDER / LORA_FILE
-    if record.patch.lora is not None:
-        lora.load_state_dict(model, patch_name(model), _read_tensors(adapter_file), str(adapter_file))
-    elif adapter_file.exists():
+    _copy_into(model, Path(folder), _read_files(Path(folder), record.patch))
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """What the files of a patch hold."""
+
+    fusion: dict[str, Tensor]
+    adapter: dict[str, Tensor] | None
+
+
+def _read_files(folder: Path, patch: PatchConfig) -> _Tensors:
+    adapter_file = folder / LORA_FOLDER / LORA_FILE
+    if patch.lora is None and adapter_file.exists():
         raise ValueError(f"{adapter_file} exists, but {CONFIG_FILE} says the patch has no LoRA")
+    fusion = _read_tensors(folder / FUSION_FILE)
+    if patch.lora is None:
+        return _Tensors(fusion, None)
+    lora.check_config(folder / LORA_FOLDER, patch.lora)
+    return _Tensors(fusion, _read_tensors(adapter_file))
+
+
+def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors) -> None:
+    """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
+    layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
+    if layers > len(tensors.fusion):
+        raise ValueError(
+            f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}"
+        )
+    try:
+        with torch.device("meta"):
+            own = build_slot(model.config, patch).fusions.state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None
+    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
+    for key, value in (tensors.adapter or {}).items():
+        if patch.lora is not None and ".lora_A." in key and value.shape[:1] != (patch.lora.rank,):
+            raise ValueError(
+                f"{folder / LORA_FOLDER / LORA_FILE}: {key} has shape {tuple(value.shape)}, {CONFIG_FILE} says rank {patch.lora.rank}"
+            )
+
+
+def _copy_into(model: nn.Module, folder: Path, tensors: _Tensors) -> None:
+    own = patch_slot(model).fusions.state_dict()
+    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
+    if tensors.adapter is not None:
+        lora.load_state_dict(model, patch_name(model), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(fusion[key])
+            value.copy_(tensors.fusion[key])
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -226,6 +277,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
     for key, value in tensors.items():
+        if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {key} is stored as {kind}; a patch holds float32, bfloat16 or float16")
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"{path}: {key} holds NaN or infinity")
     return tensors

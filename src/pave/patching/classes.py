@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pave.config import PatchConfig
 from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
 from pave.patching.fuse import fuse, lengthen, put_newlines, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
+from pave.patching.lengthen import at_given_positions
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
 
@@ -37,6 +39,7 @@ class PatchedVideoLLM(Swapped):
     """What a patched model can do beyond its base. Mixed into the base's own class."""
 
     pave_strength: float
+    pave_enabled_strength: float
 
     @property
     def patch_config(self) -> PatchConfig:
@@ -54,12 +57,15 @@ class PatchedVideoLLM(Swapped):
         self.pave_strength = _checked_strength(value)
 
     def disable_patch(self) -> None:
-        """Compute exactly what the base computes, until ``enable_patch``."""
+        """Compute exactly what the base computes, until ``enable_patch``, or until ``patch_strength`` is set."""
+        if self.pave_strength:
+            self.pave_enabled_strength = self.pave_strength
         self.pave_strength = 0.0
 
     def enable_patch(self) -> None:
-        """Undo ``disable_patch``."""
-        self.pave_strength = 1.0
+        """Act again at the strength from before ``disable_patch``; an enabled patch stays as it is."""
+        if not self.pave_strength:
+            self.pave_strength = self.pave_enabled_strength
 
     def patch_disabled(self) -> contextlib.AbstractContextManager[None]:
         """``with model.patch_disabled():`` computes exactly what the base computes, in this thread or task only."""
@@ -130,6 +136,30 @@ def swap_classes(model: Any, method: str) -> None:
         inner.__class__ = _swapped_class(inner.__class__, method, False, True)
 
 
+def check_forward(model: Any) -> None:
+    """Refuse a ``forward`` that something bound to the instance: it would go past the class that is swapped in or out.
+
+    accelerate's hooks, which a base spread by ``device_map`` carries, are no obstacle: see ``rebind_forward``.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    own = model.__dict__.get("_old_forward", model.__dict__.get("forward"))
+    if own is not None and getattr(own, "__func__", None) is not type(model).forward:
+        raise ValueError(
+            f"the forward of this {type(model).__name__} was replaced on the instance (accelerator.prepare does that); attach and "
+            "detach patches on the bare model, before it is prepared or after it is unwrapped"
+        )
+
+
+def rebind_forward(model: Any) -> None:
+    """Let accelerate's hooks call the forward of the model's present class; they keep the one they found in ``_old_forward``."""
+    if "_old_forward" in model.__dict__:
+        model._old_forward = types.MethodType(type(model).forward, model)
+        hooked: Any = functools.update_wrapper(model.forward, model._old_forward)
+        hooked.__signature__ = inspect.signature(model._old_forward)
+
+
 def _rebuild(base: type, method: str, outer: bool, inner: bool) -> Any:
     cls: Any = _swapped_class(base, method, outer, inner)
     return cls.__new__(cls)
@@ -158,10 +188,7 @@ def _forward_method(base: Any) -> Any:
             plan = lengthen(call, named)
             if plan is None:
                 return touch_unused(call, original(self, *args, **kwargs))
-            output = touch_unused(call, original(self, **plan.arguments))
-            if output.logits.ndim == 3 and output.logits.shape[1] == plan.source_BL.shape[1]:
-                output.logits = plan.shrink(output.logits)
-            return output
+            return at_given_positions(touch_unused(call, original(self, **plan.arguments)), plan, named)
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS

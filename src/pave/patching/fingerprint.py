@@ -1,9 +1,10 @@
 """Which base a patch belongs to: a fingerprint that is cheap enough to be checked at every load.
 
 It holds the architecture's numbers, hashes of the tokenizer and the chat template, and hashes over a few dozen elements of
-every weight tensor. Elements are compared in bfloat16, so that one checkpoint loaded in float32 or bfloat16 has one fingerprint;
-tensor names do not enter, so that it survives a library that renames modules. One hash covers all tensors, a second one only
-those that quantisation leaves alone (norms, biases, embeddings).
+every weight tensor. Elements are compared in what bfloat16 and float16 have in common, so that one 16-bit checkpoint has one
+fingerprint however it is loaded. Of a tensor's name only the numbers enter (its layer), so that it survives a library that renames
+modules; two tensors of one shape that change places within a layer are not told apart, nor is a change of a few elements between
+the sampled ones. One hash covers all tensors, a second one only those that quantisation leaves alone (norms, biases, embeddings).
 """
 
 from __future__ import annotations
@@ -22,16 +23,35 @@ from pave.patching.classes import base_state_dict
 
 _ELEMENTS = 64
 _FACTS = {
-    "text": (
+    "": ("vision_feature_layer", "vision_feature_select_strategy"),
+    "text.": (
         "hidden_size",
         "num_hidden_layers",
         "num_attention_heads",
         "num_key_value_heads",
         "intermediate_size",
         "vocab_size",
+        "rms_norm_eps",
+        "hidden_act",
     ),
-    "vision": ("hidden_size", "embed_dim", "num_hidden_layers", "depth", "num_attention_heads", "num_heads", "patch_size"),
+    "vision.": (
+        "hidden_size",
+        "embed_dim",
+        "num_hidden_layers",
+        "depth",
+        "num_attention_heads",
+        "num_heads",
+        "patch_size",
+        "image_size",
+        "spatial_merge_size",
+        "temporal_patch_size",
+        "window_size",
+        "tokens_per_second",
+        "hidden_act",
+    ),
 }
+"""What of the configs decides the numbers that a base computes, besides its weights."""
+_ROPE_FACTS = ("rope_type", "rope_theta", "factor", "mrope_section")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +82,35 @@ def fingerprint(model: Any, processor: Any = None) -> BaseFingerprint:
         processor: its processor or tokenizer, to record the tokenizer and the chat template.
     """
     config = model.config
-    text, vision = config.get_text_config(), config.vision_config
-    architecture: dict[str, Any] = {"model_type": config.model_type}
-    for prefix, part in (("text", text), ("vision", vision)):
-        architecture |= {f"{prefix}.{key}": getattr(part, key) for key in _FACTS[prefix] if hasattr(part, key)}
     tokenizer = getattr(processor, "tokenizer", processor)
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     weights, unquantised = _hash_weights(model)
     return BaseFingerprint(
         model_id=getattr(config, "_name_or_path", "") or None,
         revision=getattr(config, "_commit_hash", None),
-        architecture=architecture,
+        architecture=_architecture(config),
         weights=weights,
         unquantised_weights=unquantised,
         tokenizer=None if tokenizer is None else _hash_tokenizer(tokenizer),
         chat_template=None if template is None else _sha(json.dumps(template).encode()),
     )
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    text = config.get_text_config()
+    facts: dict[str, Any] = {"model_type": config.model_type}
+    for (prefix, keys), part in zip(_FACTS.items(), (config, text, config.vision_config), strict=True):
+        facts |= {f"{prefix}{key}": getattr(part, key) for key in keys if hasattr(part, key)}
+    rope = getattr(text, "rope_parameters", None) or {}
+    facts |= {f"text.rope.{key}": rope[key] for key in _ROPE_FACTS if key in rope}
+    plain: dict[str, Any] = json.loads(json.dumps(facts))  # as it is read back: a tuple is a list
+    return plain
+
+
+def weights_compared(recorded: BaseFingerprint, found: BaseFingerprint) -> bool:
+    """False if ``differences`` had no hash of weights on both sides, so that it went by the architecture alone."""
+    both = (recorded.weights and found.weights) or (recorded.unquantised_weights and found.unquantised_weights)
+    return bool(both)
 
 
 def differences(recorded: BaseFingerprint, found: BaseFingerprint) -> list[str]:
@@ -124,10 +157,10 @@ def _hash_weights(model: nn.Module) -> tuple[str | None, str | None]:
 
 
 def _samples(model: nn.Module, quantised: bool) -> Iterator[tuple[str, bytes]]:
-    """(kind, bytes) of every tensor of the base, in float order-free form; nothing if any is not there to read."""
+    """(kind, bytes) of every tensor of the base, in any order; nothing if one is not there to read."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     seen: set[int] = set()
-    chosen: list[tuple[str, Tensor]] = []
+    chosen: list[tuple[str, bytes, Tensor]] = []
     for name, tensor in base_state_dict(dict(model.named_parameters(remove_duplicate=False))).items():
         if id(tensor) in seen:  # tied
             continue
@@ -137,20 +170,26 @@ def _samples(model: nn.Module, quantised: bool) -> Iterator[tuple[str, bytes]]:
             continue
         if tensor.device.type == "meta" or type(tensor.data).__name__ == "DTensor" or tensor.numel() == 0:
             return
-        chosen.append((kind, _take(tensor, name)))
+        chosen.append((kind, _place(name, tensor), _take(tensor)))
     by_device: dict[torch.device, list[int]] = {}
-    for index, (_, values) in enumerate(chosen):
+    for index, (_, _, values) in enumerate(chosen):
         by_device.setdefault(values.device, []).append(index)
     host: dict[int, Tensor] = {}
     for indices in by_device.values():  # one transfer per device
-        joined = torch.cat([chosen[i][1] for i in indices]).cpu()
-        host.update(zip(indices, joined.split([len(chosen[i][1]) for i in indices]), strict=True))
-    for index, (kind, _) in enumerate(chosen):
-        yield kind, host[index].view(torch.int16).numpy().tobytes()
+        joined = torch.cat([chosen[i][2] for i in indices]).cpu()
+        host.update(zip(indices, joined.split([len(chosen[i][2]) for i in indices]), strict=True))
+    for index, (kind, place, _) in enumerate(chosen):
+        yield kind, place + host[index].view(torch.int16).numpy().tobytes()
 
 
-def _take(tensor: Tensor, name: str) -> Tensor:
-    """Up to 64 elements spread over the tensor, in bfloat16."""
+def _place(name: str, tensor: Tensor) -> bytes:
+    """The numbers in a tensor's name and its shape."""
+    return json.dumps([[part for part in name.split(".") if part.isdigit()], list(tensor.shape)]).encode()
+
+
+def _take(tensor: Tensor) -> Tensor:
+    """Up to 64 elements spread over the tensor: rounded to bfloat16, then in float16, where what is too small for it is zero."""
     flat = tensor.detach().reshape(-1)
     index = torch.arange(_ELEMENTS, device=flat.device) * (flat.numel() - 1) // (_ELEMENTS - 1)
-    return flat[index].to(torch.bfloat16)
+    rounded = flat[index].to(torch.bfloat16).to(torch.float16)
+    return torch.where(rounded.abs() < torch.finfo(torch.float16).smallest_normal, 0.0, rounded)

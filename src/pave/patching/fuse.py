@@ -93,8 +93,11 @@ def _checked_sides(
 
 
 def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any]) -> None:
-    """Let the video tokens in ``output.pooler_output`` meet the side channels of the call, once."""
-    if not call.side_channels or call.consumed:
+    """Let the video tokens in ``output.pooler_output`` meet the side channels of the call.
+
+    Once per prompt, as the base encodes a video once; where code inside ``patch_call`` encodes it again, it is fused again.
+    """
+    if not call.side_channels:
         return
     call.consumed = True
     model: Any = call.owner
@@ -120,10 +123,10 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
         call.captured = None
     device = next(iter(slot.parameters())).device
     times = _step_times(call, interface, [layout.steps for layout in layouts])
-    batch = batch_videos(videos, layouts, pre_projector, times)
+    batch = batch_videos(videos, layouts, pre_projector, times, device)
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
     call.fused |= set(sides)
-    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows))
+    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows, device))
     fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
     if call.extra_tokens is not None:
         fused = insert_tokens(fused, call.extra_tokens)
@@ -158,12 +161,15 @@ def touch_unused(call: PatchCall | None, output: Any) -> Any:
         return output
     fusions: Any = getattr(call.owner, SLOTS)[call.name].fusions
     idle = [p for name, f in fusions.items() if name not in call.fused for p in f.parameters() if p.requires_grad]
-    if idle:
-        zero = torch.stack([p.sum() for p in idle]).sum() * 0.0
-        for key in ("loss", "logits"):
-            value = getattr(output, key, None)
-            if value is not None:
-                setattr(output, key, value + zero.to(value.device, value.dtype))
+    if not idle:
+        return output
+    zero = torch.stack([p.sum() for p in idle]).sum() * 0.0
+    if isinstance(output, tuple):  # return_dict=False: the loss comes first where there is one, else the logits
+        return (output[0] + zero.to(output[0].device, output[0].dtype), *output[1:])
+    for key in ("loss", "logits"):
+        value = getattr(output, key, None)
+        if value is not None:
+            setattr(output, key, value + zero.to(value.device, value.dtype))
     return output
 
 
@@ -196,18 +202,20 @@ def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | N
     if frame_times.ndim != 2 or frame_times.shape[0] != len(steps):
         raise ValueError(f"frame_times must have shape ({len(steps)} videos, frames), got {tuple(frame_times.shape)}")
     times: Tensor = interface.step_times(frame_times)
-    counted = torch.isfinite(times).sum(dim=1).tolist()
-    wrong = [row for row, (n, T) in enumerate(zip(counted, steps, strict=True)) if n != T]
-    if wrong:
-        row = wrong[0]
-        raise ValueError(
-            f"frame_times: video {row} has times for {counted[row]} time steps of the model, but {steps[row]} steps were encoded "
-            f"(the model merges {interface.frames_per_step} sampled frame(s) into a step)"
-        )
+    for row, (known, T) in enumerate(zip(torch.isfinite(times).tolist(), steps, strict=True)):
+        if sum(known) != T:
+            raise ValueError(
+                f"frame_times: video {row} has times for {sum(known)} time steps of the model, but {T} steps were encoded "
+                f"(the model merges {interface.frames_per_step} sampled frame(s) into a step)"
+            )
+        if not all(known[:T]):
+            raise ValueError(
+                f"frame_times: video {row} has no time for step {known.index(False)}; only padding at the end is NaN"
+            )
     return times[:, : max(steps)].nan_to_num()
 
 
-def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int]) -> QuestionTokens | None:
+def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int], device: torch.device) -> QuestionTokens | None:
     """The embedded prompt of each video's row, up to the first answer token."""
     if not slot.needs_question():
         return None
@@ -223,4 +231,4 @@ def _question(call: PatchCall, slot: PatchSlot, interface: Any, rows: list[int])
     with torch.no_grad():
         embeds = owner.get_input_embeddings()(ids)
     index = torch.tensor(rows, device=ids.device)
-    return QuestionTokens(embeds[index], valid[index])
+    return QuestionTokens(embeds[index.to(embeds.device)].to(device), valid[index].to(device))

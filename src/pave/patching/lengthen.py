@@ -59,11 +59,24 @@ class Lengthening:
         return values[keep].view(values.shape[0], -1, *values.shape[2:])
 
 
+def at_given_positions(output: Any, plan: Lengthening, arguments: Mapping[str, Any]) -> Any:
+    """The output of ``forward`` with its logits at the positions of the given prompt only."""
+    in_tuple = isinstance(output, tuple)
+    at = int(in_tuple and arguments.get("labels") is not None)  # the loss comes before the logits
+    logits: Tensor = output[at] if in_tuple else output.logits
+    if logits.ndim != 3 or logits.shape[1] != plan.source_BL.shape[1]:
+        return output
+    if in_tuple:
+        return (*output[:at], plan.shrink(logits), *output[at + 1 :])
+    output.logits = plan.shrink(logits)
+    return output
+
+
 def plan_lengthening(call: PatchCall, interface: Any, arguments: Mapping[str, Any], step_times: Any) -> Lengthening | None:
     """Lay out the longer prompt, or None where no channel of this call adds tokens.
 
     Raises:
-        ValueError: if the prompt is not given as ``input_ids``, or the patch acts at a strength between 0 and 1.
+        ValueError: if the prompt is not given as ``input_ids``, ``logits_to_keep`` cannot be moved, or the strength is neither 0 nor 1.
     """
     model: Any = call.owner
     slot = getattr(model, SLOTS)[call.name]
@@ -180,6 +193,11 @@ def _lengthen_arguments(plan: Lengthening, interface: Any, config: Any, argument
     keep = arguments.get("logits_to_keep")
     if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.ndim == 2:
         out["logits_to_keep"] = plan.stretch(keep, False, False)
+    elif isinstance(keep, Tensor) or (keep and bool((plan.source_BL[:, -keep:] < 0).any())):
+        raise ValueError(
+            "logits_to_keep: the side tokens lengthen the prompt, so these positions name other tokens; pass a bool mask of the "
+            "shape of input_ids, a number that reaches no further back than the side tokens, or leave it out"
+        )
     return out
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -186,6 +188,27 @@ def read_adapter_config(values: Mapping[str, Any], targets: tuple[str, ...], whe
     return LoraSettings(
         rank=values["r"], alpha=float(values["lora_alpha"]), dropout=float(values["lora_dropout"]), targets=targets
     )
+
+
+def check_config(folder: Path, settings: LoraSettings) -> None:
+    """Refuse a folder whose ``adapter_config.json`` would make PEFT compute another update than ``settings`` do.
+
+    Raises:
+        ValueError: naming the file and what it says.
+    """
+    path = folder / peft.utils.CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the patch is incomplete")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = {"r": values["r"], "lora_alpha": values["lora_alpha"]}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
+    for key, ours in (("r", settings.rank), ("lora_alpha", settings.alpha)):
+        if found[key] != ours:
+            raise ValueError(
+                f"{path}: {key} is {found[key]!r}, but the patch was made with {ours!r}; the files belong to two patches"
+            )
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:

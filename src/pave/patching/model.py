@@ -13,6 +13,7 @@ What this buys over the alternatives (hooks, instance wrappers, a wrapping modul
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,9 @@ from pave.patching.classes import (
     PatchedVideoLLM,
     Swapped,
     capture_projector_input,
+    check_forward,
     cut_vocabulary,
+    rebind_forward,
     swap_classes,
     wrap_checkpointing,
 )
@@ -54,12 +57,15 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         The same object.
 
     Raises:
-        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
+        ValueError: if the family is unknown, the model carries a patch already, its ``forward`` was replaced on the instance,
+            or a LoRA target does not exist.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
-    if not name.isidentifier():
-        raise ValueError(f"name: a patch's name must be a Python identifier, got {name!r}")
+    check_name("name", name)
+    for channel in config.side_channels:
+        check_name("side_channels", channel)
+    check_forward(model)
     base: Any = model
     interface = get_interface(base.config)
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
@@ -68,23 +74,25 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     _check_prompt_settings(base, config, interface)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        slot = PatchSlot(
-            config,
-            llm_width=interface.llm_width(base.config),
-            pre_projector_width=interface.pre_projector_width(base.config),
-        )
+        slot = build_slot(base.config, config)
         model.requires_grad_(False)
-        if config.lora is not None:
-            always = not config.side_channels or config.missing_channel == "lora_only"
-            lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
+        try:
+            if config.lora is not None:
+                always = not config.side_channels or config.missing_channel == "lora_only"
+                lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
+        except BaseException:  # out of memory, for instance
+            lora.remove(model, name)
+            _restore_flags(model, trainable)
+            raise
     embeddings = base.get_input_embeddings().weight
     if embeddings.device.type != "meta":
         slot = slot.to(embeddings.device)
     model.add_module(SLOTS, nn.ModuleDict({name: slot}))
     slot.train(model.training)
-    base.pave_strength = 1.0
+    base.pave_strength = base.pave_enabled_strength = 1.0
     base.pave_base_trainable = trainable
     swap_classes(base, interface.features_method)
+    rebind_forward(base)
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
     if slot.needs_pre_projector():
@@ -110,14 +118,16 @@ def detach_patch(model: _Model) -> _Model:
     """Take the patch off again: the very class, modules, parameters and ``requires_grad`` flags of the base.
 
     Raises:
-        ValueError: if the model carries no patch.
+        ValueError: if the model carries no patch, or its ``forward`` was replaced on the instance since it was attached.
     """
     name = patch_name(model)
+    check_forward(model)
     base: Any = model
     lora.remove(model, name)
     for swapped in (base, base.base_model):
         if isinstance(swapped, Swapped):
             swapped.__class__ = type(swapped)._pave_base
+    rebind_forward(base)
     module: Any
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
@@ -130,11 +140,33 @@ def detach_patch(model: _Model) -> _Model:
     if "pave_vocabulary_hook" in base.__dict__:
         base.pave_vocabulary_hook.remove()
         del base.pave_vocabulary_hook
-    trainable = set(base.pave_base_trainable)
-    for path, parameter in model.named_parameters():
-        parameter.requires_grad_(path in trainable)
-    del base.pave_strength, base.pave_base_trainable
+    _restore_flags(model, base.pave_base_trainable)
+    del base.pave_strength, base.pave_enabled_strength, base.pave_base_trainable
     return model
+
+
+def build_slot(base_config: Any, config: PatchConfig) -> PatchSlot:
+    """The fusion modules of a patch for a base, by the two configs alone; on the current default device."""
+    interface = get_interface(base_config)
+    return PatchSlot(
+        config,
+        llm_width=interface.llm_width(base_config),
+        pre_projector_width=interface.pre_projector_width(base_config),
+    )
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name of a patch or a channel that no submodule can have."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
+        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
+
+
+def _restore_flags(model: nn.Module, trainable: Iterable[str]) -> None:
+    """Require gradients of exactly these parameters."""
+    chosen = set(trainable)
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(path in chosen)
 
 
 def is_patched(model: nn.Module) -> bool:

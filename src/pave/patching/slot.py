@@ -69,28 +69,35 @@ class PatchSlot(nn.Module):
 
 
 def batch_videos(
-    videos: Sequence[Tensor], layouts: Sequence[VideoLayout], pre_projector: Sequence[Tensor] | None, times_BT: Tensor | None
+    videos: Sequence[Tensor],
+    layouts: Sequence[VideoLayout],
+    pre_projector: Sequence[Tensor] | None,
+    times_BT: Tensor | None,
+    device: torch.device | None = None,
 ) -> VideoTokens:
-    """Pad the videos of a call to one batch of T steps and S tokens.
+    """Pad the videos of a call to one batch of T steps and S tokens, on the device of the patch.
 
     Args:
         videos: per video (T * S + trailing, E).
         pre_projector: per video (T * S, C), or None.
-        times_BT: seconds of each step, NaN behind the last.
+        times_BT: seconds of each step, NaN behind the last; on any device (callers pass lists and arrays).
+        device: where the patch's modules are; a base spread over several devices may make its tokens elsewhere. Default:
+            where the videos are.
     """
+    device = videos[0].device if device is None else device
     T = max(layout.steps for layout in layouts)
     S = max(layout.tokens_per_step for layout in layouts)
-    device = videos[0].device
     steps = torch.tensor([layout.steps for layout in layouts], device=device)
     valid_BT = torch.arange(T, device=device)[None] < steps[:, None]
 
     def stack(tokens: Sequence[Tensor]) -> Tensor:
         per_video = [
-            x[: lay.steps * lay.tokens_per_step].view(lay.steps, lay.tokens_per_step, -1) for x, lay in zip(tokens, layouts)
+            x[: lay.steps * lay.tokens_per_step].view(lay.steps, lay.tokens_per_step, -1).to(device)
+            for x, lay in zip(tokens, layouts)
         ]
         if len(set(layouts)) == 1:
             return torch.stack(per_video)
-        out = tokens[0].new_zeros(len(tokens), T, S, tokens[0].shape[-1])
+        out = per_video[0].new_zeros(len(tokens), T, S, tokens[0].shape[-1])
         for row, x in enumerate(per_video):
             out[row, : x.shape[0], : x.shape[1]] = x
         return out
@@ -99,7 +106,7 @@ def batch_videos(
     return VideoTokens(
         stack(videos),
         valid_BT,
-        times_BT,
+        None if times_BT is None else times_BT.to(device),
         None if pre_projector is None else stack(pre_projector),
         grid=grids.pop() if len(grids) == 1 else None,
     )

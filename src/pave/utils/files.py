@@ -82,7 +82,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_file():
         raise ValueError(f"cannot write the folder {target}: there is a file of that name; choose another name")
-    target = target.absolute()
+    target = target.resolve()  # through a link: the folder it leads to is replaced, the link stays
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}.new-"))
     try:

@@ -74,7 +74,10 @@ class Qwen2VLInterface(VideoLLMInterface):
                     continue
                 taken = 0
                 while taken < length:  # several videos may follow each other directly
-                    t, h, w = next(iterators[kind])
+                    grid = next(iterators[kind], None)
+                    if grid is None:
+                        raise ValueError(f"prompt {row}: more vision placeholders than the grids describe")
+                    t, h, w = grid
                     step = rate * (next(intervals) if intervals else 1.0) if kind == 2 and rate else 1.0
                     part = _vision_positions(t, h // vision.spatial_merge_size, w // vision.spatial_merge_size, step) + start
                     parts.append(part)

@@ -162,7 +162,8 @@ def read_fusion(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> 
         expected[theirs] = tensor.shape
         if theirs in weights:
             renamed[name] = _query_table(weights[theirs], tensor.shape) if name == "query_table" else weights[theirs]
-    unused = _unused_shapes(expected, weights, fusion_config, bool(_get(config, "train_addition_start_end_tokens", False)))
+    start_end_tokens = bool(_get(config, "train_addition_start_end_tokens", False))
+    unused = _unused_shapes(expected, weights, fusion_config, fusion.llm_width if start_end_tokens else None)
     _check_names(set(weights), set(expected), set(unused))
     found = {**{name: weights[name].shape for name in unused}, **{reference_name(n): t.shape for n, t in renamed.items()}}
     for name, shape in (expected | unused).items():
@@ -241,9 +242,12 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         num_frames=size("chunks_number", (table, 0)) if learnable else None,
         tokens_per_frame=size("number_of_query", (table, 1)) if learnable else None,
     )
+    bare = not fusion_config.output_mlp and not fusion_config.output_norm
+    if bare and config.get("output_dim") not in (None, width):
+        logger.warning("reference config: output_dim is not read without output MLP and norm; the output is %d wide", width)
     widths: dict[str, Any] = {
         "side_width": size("input_dim", ("input_mapping.weight", 1)),
-        "llm_width": size("output_dim", ("output_norm.weight", 0), ("output_mapping.2.weight", 0)),
+        "llm_width": width if bare else size("output_dim", ("output_norm.weight", 0), ("output_mapping.2.weight", 0)),
         "pre_projector_width": None if learnable else size("query_input_dim", ("query_input_mapping.weight", 1)),
     }
     return fusion_config, widths
@@ -277,15 +281,14 @@ def _query_table(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _unused_shapes(
-    expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor], config: FusionConfig, start_end_tokens: bool
+    expected: Mapping[str, torch.Size], weights: Mapping[str, Tensor], config: FusionConfig, start_end_width: int | None
 ) -> dict[str, torch.Size]:
     """Names and shapes of the tensors that belong to a checkpoint but are not read."""
     unused: dict[str, torch.Size] = {}
     if any(".v_linear." in name for name in weights):  # all of them or, where somebody has left them out, none
         unused |= {name.replace("k_linear", "v_linear"): shape for name, shape in expected.items() if "k_linear" in name}
-    if start_end_tokens:
-        width = expected["output_norm.weight"][0] if "output_norm.weight" in expected else config.width
-        unused["start_end_tokens"] = torch.Size((4, width))
+    if start_end_width is not None:
+        unused["start_end_tokens"] = torch.Size((4, start_end_width))
     if config.query_source == "learnable":
         unused |= {name: weights[name].shape for name in weights if name.startswith("query_input_mapping.")}
     return unused
