@@ -20,9 +20,9 @@ def test_fresh_gate_is_exactly_one():
 
 
 def trained():
-    gate = InstructionGate(6, 8)
     torch.manual_seed(1)
-    nn.init.normal_(gate.to_scalar.weight, std=3)
+    gate = InstructionGate(6, 8)
+    nn.init.normal_(gate.to_scalar.weight)
     return gate
 
 
