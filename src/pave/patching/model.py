@@ -47,7 +47,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         The same object.
 
     Raises:
-        ValueError: if the family is unknown, the model carries a patch already, or a LoRA target does not exist.
+        ValueError: if the family is unknown, the model carries a patch already, a LoRA target does not exist, or a channel
+            adds tokens to the prompt on a family where that is not described.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
@@ -55,6 +56,12 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         raise ValueError(f"name: a patch's name must be a Python identifier, got {name!r}")
     base: Any = model
     interface = get_interface(base.config)
+    longer = [c.fusion.kind for c in config.side_channels.values() if c.fusion.adds_llm_tokens]
+    if longer and not interface.lengthens_prompt:
+        raise ValueError(
+            f"fusion.kind {longer[0]!r} adds tokens to the prompt, which is not described for base models of type "
+            f"{base.config.model_type!r}; use cross_attention"
+        )
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
