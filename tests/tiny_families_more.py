@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers as tf
 
 from tiny_families import _ids, _seeded, _tokenizer
@@ -196,9 +197,10 @@ def tiny_instructblipvideo(seed: int = 0) -> tuple[Any, Any]:
     tokenizer = tiny_tokenizer(("<video>",))
     small = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = tf.InstructBlipVideoConfig(
-        vision_config={**small, "image_size": SIDE, "patch_size": 8},
+        vision_config={**small, "image_size": SIDE, "patch_size": 8, "initializer_range": 0.3},
         qformer_config={
             **small,
+            "initializer_range": 0.3,
             "vocab_size": len(tokenizer),
             "encoder_hidden_size": 24,
             "cross_attention_frequency": 1,
@@ -214,7 +216,9 @@ def tiny_instructblipvideo(seed: int = 0) -> tuple[Any, Any]:
         qformer_tokenizer=tiny_tokenizer(("<video>",)),
         num_query_tokens=4,
     )
-    return _seeded(tf.InstructBlipVideoForConditionalGeneration, config, tokenizer, seed), processor
+    model = _seeded(tf.InstructBlipVideoForConditionalGeneration, config, tokenizer, seed)
+    torch.nn.init.normal_(model.query_tokens)
+    return model, processor
 
 
 def tiny_gemma4(seed: int = 0) -> tuple[Any, Any]:

@@ -212,10 +212,10 @@ def _features_method(base: Any, name: str) -> Any:
     return features
 
 
-def capture_projector_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+def capture_projector_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     call = current_call()
     if call is not None and call.side_channels:
-        call.captured = args[0]
+        call.captured = next(iter((*args, *kwargs.values())))
 
 
 def wrap_checkpointing(model: nn.Module) -> None:

@@ -88,7 +88,7 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     unknown = sorted(set(settings.targets) - found)
     if unknown:
         raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
-    return re.escape(prefix) + r"\..*\.(" + "|".join(re.escape(t) for t in settings.targets) + ")"
+    return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
 def inject(model: Any, name: str, settings: LoraSettings, default_weight: float) -> None:
@@ -104,7 +104,12 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
         target_modules=target_regex(model, settings),
         task_type="CAUSAL_LM",
     )
-    peft.inject_adapter_in_model(config, model, adapter_name=name)
+    # PEFT rewrites the targets of models it knows as mixtures of experts (those of old checkpoints), to bare names that match
+    # in every tower, and to packed experts. It does so by model.config, so it is handed the same modules without a config.
+    modules = nn.Module()
+    modules._modules = model._modules
+    peft.inject_adapter_in_model(config, modules, adapter_name=name)
+    model.peft_config = modules.peft_config
     for layer in _layers(model, name).values():
         layer.__class__ = _per_call_class(layer.__class__)
         layer.pave_default_weight = default_weight

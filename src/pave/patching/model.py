@@ -87,7 +87,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
     if slot.needs_pre_projector():
-        base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
+        projector = interface.projector(base.base_model)
+        base.pave_hook = projector.register_forward_pre_hook(capture_projector_input, with_kwargs=True)
     wrap_checkpointing(model)
     return model
 
