@@ -52,8 +52,8 @@ class FamilyCase:
     """Input of the base that holds the mean seconds between steps."""
     packages: tuple[str, ...] = ()
     """What transformers needs to run this base beyond what the library needs."""
-    limits: dict[str, str] = field(default_factory=dict)
-    """What the *base* cannot do, with the reason; the suite sees it fail without a patch."""
+    limits: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """What the *base* cannot do: the reason, and a pattern of the error that the suite sees the base raise without a patch."""
     prepare: Callable[..., dict[str, Any]] | None = None
     """Makes a batch where the library's collator cannot."""
     tolerance: float = 3e-5
@@ -179,8 +179,8 @@ _STAMPED: dict[str, Any] = {**_PAIRS, "stamp": SECONDS}
 _STACKED: dict[str, Any] = {"grid": (2, 2), "frames": (4, 4)}
 
 _GLM_LIMITS = {
-    "images": "one placeholder serves images and videos, and the base counts all of them for either",
-    "beams": "it splits the encoder's output by a placeholder that videos do not use",
+    "images": ("one placeholder serves images and videos, and the base counts all of them for either", "tokens do not match"),
+    "beams": ("it splits the encoder's output by a placeholder that videos do not use", "non-empty list"),
 }
 
 FAMILY_CASES: dict[str, FamilyCase] = {
@@ -197,8 +197,8 @@ FAMILY_CASES: dict[str, FamilyCase] = {
     "qwen3_omni_moe_thinker": FamilyCase(near.tiny_qwen3_omni, seconds_per_step="video_second_per_grid", **_PAIRS),
     "internvl": FamilyCase(far.tiny_internvl, **_STACKED),
     "smolvlm": FamilyCase(far.tiny_smolvlm, grid=(2, 2), stamp=r"Frame from (\d+):(\d+):", stamp_error=1.0, packages=("num2words",), limits={
-        "images": "its processor drops the image where there is a video",
-        "prompt": "its processor writes the frame count of the batch's longest video into every prompt",
+        "images": ("its processor drops the image where there is a video", "tokens do not match"),
+        "prompt": ("its processor writes the frame count of the batch's longest video into every prompt", ""),
     }),
     "video_llama_3": FamilyCase(far.tiny_video_llama_3, grid=(2, 3), stamp=r"Time (\d+\.\d)s:"),
     "glm4v": FamilyCase(
@@ -210,17 +210,17 @@ FAMILY_CASES: dict[str, FamilyCase] = {
     ),
     "perception_lm": FamilyCase(far.tiny_perception_lm, packages=("timm",), **_STACKED),
     "instructblipvideo": FamilyCase(far.tiny_instructblipvideo, grid=(1, 4), frames=(4, 4), prepare=_instructblip_batch, limits={
-        "text": "it takes no prompt without a video",
-        "several videos": "its processor takes one video per prompt",
-        "images": "it takes videos only",
+        "text": ("it takes no prompt without a video", "missing 2 required"),
+        "several videos": ("its processor takes one video per prompt", "chat template"),
+        "images": ("it takes videos only", "chat template"),
     }),
     "gemma4": FamilyCase(far.tiny_gemma4, grid=(6, 10), stamp=r"(\d+):(\d+) ", stamp_error=1.0),
     "minicpmv4_6": FamilyCase(far.tiny_minicpmv4_6, grid=(2, 2)),
     "molmo2": FamilyCase(far.tiny_molmo2, grid=(2, 2), stamp=r"(\d+\.\d) <frame_start>", limits={
-        "several videos": "its processor takes one video per prompt",
-        "images": "it takes images or a video, not both",
+        "several videos": ("its processor takes one video per prompt", "At most one video"),
+        "images": ("it takes images or a video, not both", "at the same time"),
     }),
-    "ernie4_5_vl_moe": FamilyCase(near.tiny_ernie4_5_vl, limits={"no cache": "its expert routing keeps the length of the prompt"}, **_PAIRS),
+    "ernie4_5_vl_moe": FamilyCase(near.tiny_ernie4_5_vl, limits={"no cache": ("its expert routing keeps the length of the prompt", "shape of the mask")}, **_PAIRS),
     "exaone4_5": FamilyCase(near.tiny_exaone4_5, **_PAIRS),
     "lfm3_vl": FamilyCase(near.tiny_lfm3_vl, **_STAMPED),
 }

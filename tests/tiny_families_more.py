@@ -347,7 +347,7 @@ def tiny_molmo2(seed: int = 0) -> tuple[Any, Any]:
         ),
     )
     processor = tf.Molmo2Processor(
-        image_processor=tf.Molmo2ImageProcessor(size=_SQUARE, patch_size=8, pooling_size=[2, 2], max_crops=1),
+        image_processor=tf.Molmo2ImageProcessor(size=_SQUARE, patch_size=8, pooling_size=[2, 2], max_crops=1, overlap_margins=[0, 0]),
         video_processor=tf.Molmo2VideoProcessor(size=_SQUARE, patch_size=8, pooling_size=[2, 2]),
         tokenizer=tokenizer,
         chat_template=template("<|video|>\n", "<|image|>\n"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import pickle
 import re
 
@@ -17,7 +18,7 @@ import torch
 
 from cases import shake, side_tokens
 from family_cases import FAMILY_CASES, GAP, build_family, make_times, make_video
-from pave import SideTokens, detach_patch, load_patch, save_patch
+from pave import SideTokens, attach_patch, detach_patch, load_patch, save_patch
 from pave.patching import patch_parameters
 from pave.patching.slot import batch_videos
 from pave.training.loss import answer_loss
@@ -44,17 +45,22 @@ def given(family, videos=2, present=None, seed=1, **more):
     return {"side_channels": {"audio": side}, "frame_times": family.times, **more}
 
 
-@contextlib.contextmanager
-def the_base_fails(family, what):
-    """Where the case names a limit of the base: the block, which runs the base alone, must raise; the test ends there."""
-    reason = family.case.limits.get(what)
-    if reason is None:
-        yield
-        return
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the base raises
-        yield
-    del caught
-    pytest.skip(f"the base cannot: {reason}")
+@pytest.fixture
+def the_base_fails(family, record_property):
+    """``with the_base_fails("beams"):`` around the base alone; where the case names that limit it must raise, and the test ends."""
+
+    @contextlib.contextmanager
+    def block(what):
+        if what not in family.case.limits:
+            yield
+            return
+        reason, error = family.case.limits[what]
+        with pytest.raises(Exception, match=error):
+            yield
+        record_property("limit", reason)
+        pytest.skip(f"the base cannot: {reason}")
+
+    return block
 
 
 class Capture:
@@ -68,8 +74,6 @@ class Capture:
         self.projected = []
 
     def __enter__(self):
-        import inspect
-
         original = getattr(self.inner, self.method)
         signature = inspect.signature(original)
 
@@ -151,7 +155,7 @@ def test_changing_one_frame_changes_exactly_its_step(family):
             assert torch.equal(was[1 - video], now[1 - video])
 
 
-@pytest.mark.shows("times of the steps agree with those the processor writes")
+@pytest.mark.shows("times of the steps, also as the processor writes them")
 def test_step_times_are_those_of_the_processor(family):
     case, batch = family.case, family.batch()
     times = family.interface.step_times(torch.from_numpy(family.times))
@@ -178,6 +182,29 @@ def test_an_odd_number_of_frames_is_filled_up(family):
     assert [layout.steps for layout in layouts] == [3, 3]
     batch = family.batch([make_video(5, 0), make_video(6, 1)])
     assert logits(family.trained, batch, side_channels={"audio": side_tokens()}).shape[0] == 2
+
+
+@pytest.mark.shows("text behind a long video comes after it in position")
+def test_text_behind_a_long_video_comes_after_it(family):
+    """Every axis of the positions that reach the language model; with the collator's positions where the base's are wrong."""
+    frames = 4 if family.case.prepare else 14
+    batch = family.batch([make_video(frames, 0), make_video(frames, 1)])
+    del batch["frame_times"]
+    seen = []
+    hook = family.base.get_decoder().register_forward_pre_hook(lambda _, a, given: seen.append(given), with_kwargs=True)
+    logits(family.base, batch)
+    hook.remove()
+    positions = seen[-1].get("position_ids")
+    if positions is None:
+        positions = torch.arange(batch["input_ids"].shape[1])[None]
+    positions = (positions if positions.ndim == 3 else positions[None]).expand(-1, 2, -1)
+    for row, (mine, mask) in enumerate(zip(positions.unbind(1), batch["attention_mask"].bool(), strict=True)):
+        mine = mine[:, mask]
+        is_video = family.interface.is_video_token(family.base.config, batch["input_ids"][row, mask])
+        last = int(is_video.nonzero()[-1])
+        text = mine[:, last + 1 :]
+        assert (text == text[0]).all() and (text.diff() == 1).all()
+        assert int(text[0, 0]) == int(mine[:, : last + 1].max()) + 1
 
 
 # --- a patch that must not act
@@ -224,10 +251,10 @@ def test_a_missing_channel_is_the_base_row_by_row(family):
 
 
 @pytest.mark.shows("a prompt without a video is the base")
-def test_a_text_prompt_is_the_base(family):
+def test_a_text_prompt_is_the_base(family, the_base_fails):
     ids = dict(family.processor.tokenizer(["what sound is heard?"], return_tensors="pt"))
     ids.pop("token_type_ids", None)
-    with the_base_fails(family, "text"):
+    with the_base_fails("text"):
         expected = logits(family.base, ids)
     assert torch.equal(logits(family.trained, ids), expected)
 
@@ -280,10 +307,10 @@ def test_a_batch_equals_its_rows_one_by_one(family):
 
 
 @pytest.mark.shows("several videos in a prompt: those with a channel change, the others do not")
-def test_of_several_videos_in_a_prompt_only_those_with_a_channel_change(family):
+def test_of_several_videos_in_a_prompt_only_those_with_a_channel_change(family, the_base_fails):
     frames = (family.case.frames[0],) * 2 + (family.case.frames[1],)
     videos = [make_video(n, seed) for seed, n in enumerate(frames)]
-    with the_base_fails(family, "several videos"):
+    with the_base_fails("several videos"):
         batch = family.prompt([[videos[0], videos[1], "what sound?"], [videos[2], "which object?"]])
         expected = logits(family.base, batch)
     times = np.full((3, max(frames)), np.nan)
@@ -299,10 +326,10 @@ def test_of_several_videos_in_a_prompt_only_those_with_a_channel_change(family):
 
 
 @pytest.mark.shows("an image beside the video stays as it is")
-def test_an_image_beside_the_video_stays_as_it_is(family):
+def test_an_image_beside_the_video_stays_as_it_is(family, the_base_fails):
     frames = family.case.frames[0]
     video, image = make_video(frames, 0), make_video(1, 9)[0]
-    with the_base_fails(family, "images"):
+    with the_base_fails("images"):
         batch = family.prompt([[image, video, "what sound?"]])
         expected = logits(family.base, batch)
     with Capture(family, family.base) as capture:
@@ -326,8 +353,8 @@ def test_an_image_beside_the_video_stays_as_it_is(family):
     assert same == [False] if len(counts) == 1 else same == [True, False]
 
 
-@pytest.mark.shows("generation fuses once, with and without cache, and samples")
-def test_generation_fuses_once_and_agrees_with_and_without_cache(family):
+@pytest.mark.shows("generation fuses once; greedy, sampled, with a row that lacks the channel")
+def test_generation_fuses_once(family):
     model, inputs = family.patched(), family.inputs
     prompt = inputs["input_ids"].shape[1]
     greedy = {"max_new_tokens": 5, "do_sample": False}
@@ -346,17 +373,22 @@ def test_generation_fuses_once_and_agrees_with_and_without_cache(family):
         assert torch.equal(model.generate(**inputs, **given(family), **greedy), expected)
     half = model.generate(**inputs, **given(family, present=[True, False]), **greedy)
     assert torch.equal(half[1], expected[1]) and torch.equal(half[0], cached[0])
-    with the_base_fails(family, "no cache"):
-        base = family.base.generate(**inputs, **greedy, use_cache=False)
-        assert torch.equal(base, expected)
-    assert torch.equal(model.generate(**inputs, **given(family), **greedy, use_cache=False), cached)
+
+
+@pytest.mark.shows("generation with and without cache agrees")
+def test_generation_agrees_with_and_without_cache(family, the_base_fails):
+    greedy = {"max_new_tokens": 5, "do_sample": False}
+    with the_base_fails("no cache"):
+        family.base.generate(**family.inputs, **greedy, use_cache=False)
+    cached = family.trained.generate(**family.inputs, **given(family), **greedy)
+    assert torch.equal(family.trained.generate(**family.inputs, **given(family), **greedy, use_cache=False), cached)
 
 
 @pytest.mark.shows("beam search fuses once")
-def test_beam_search(family):
+def test_beam_search(family, the_base_fails):
     model, inputs = family.patched(), family.inputs
     search = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
-    with the_base_fails(family, "beams"):
+    with the_base_fails("beams"):
         expected = family.base.generate(**inputs, **search)
     calls = []
     model.pave_patches["default"].fusions["audio"].register_forward_hook(lambda *_: calls.append(1))
@@ -395,16 +427,14 @@ def test_lora_is_on_the_language_model_alone(family):
 
 
 @pytest.mark.shows("a bfloat16 base with a float32 patch")
-def test_a_bfloat16_base_with_a_float32_patch(family):
+def test_a_bfloat16_base_with_a_float32_patch(family, the_base_fails):
     base = copy.deepcopy(family.base).to(torch.bfloat16)
     inputs = {
         k: v.bfloat16() if isinstance(v, torch.Tensor) and v.is_floating_point() and k.startswith("pixel") else v
         for k, v in family.inputs.items()
     }
-    with the_base_fails(family, "bfloat16"):
+    with the_base_fails("bfloat16"):
         expected = logits(base, inputs)
-    from pave import attach_patch
-
     model = attach_patch(base, family.config())
     assert {p.dtype for p in patch_parameters(model)} == {torch.float32}
     assert torch.equal(logits(model, inputs, **given(family)), expected)
