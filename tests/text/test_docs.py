@@ -287,7 +287,7 @@ def test_python_of_the_readme_runs(started, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in DOCUMENTS if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text()], ids=name_of
+    "path", [p for p in DOCUMENTS if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text() or "<!-- families" in p.read_text()], ids=name_of
 )
 def test_tables_made_from_the_code_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")
@@ -323,13 +323,14 @@ def test_the_table_of_encoders_has_every_encoder():
     assert (log_mel.spec().settings["step_seconds"], log_mel.width, log_mel.tokens_per_step) == (0.25, 64, 1)
 
 
-def test_the_table_of_families_has_every_family():
-    from pave.video_llms import FAMILIES
+def test_every_family_and_every_reason_against_one_is_in_the_docs():
+    from pave.video_llms import NOT_SUPPORTED, supported_types
 
     text = (ROOT / "docs" / "video_llms.md").read_text(encoding="utf-8")
-    for family in FAMILIES:
-        for model_type in family.model_types:
-            assert f"`{model_type}`" in text
+    for model_type in (*supported_types(), *NOT_SUPPORTED):
+        assert f"`{model_type}`" in text
+    for reason in NOT_SUPPORTED.values():
+        assert reason in text
 
 
 # --- messages

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pave import __version__
-from pave.cli import ask, demo, init, new_channel, show, train
+from pave.cli import ask, demo, families, init, new_channel, show, train
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
 
@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
+    "families": (families.command, "Which base models are supported, and what was verified on each."),
 }
 
 for name, (function, summary) in VERBS.items():

@@ -21,7 +21,7 @@ from torch import nn
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.call import CheckpointInCall
-from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, swap_classes, wrap_checkpointing
+from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, follow_class, swap_classes, wrap_checkpointing
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import get_interface
 
@@ -105,6 +105,7 @@ def detach_patch(model: _Model) -> _Model:
     for swapped in (base, base.base_model):
         if isinstance(swapped, Swapped):
             swapped.__class__ = type(swapped)._pave_base
+    follow_class(base)
     module: Any
     for module in model.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
