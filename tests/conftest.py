@@ -29,7 +29,11 @@ def pytest_runtest_makereport(item, call):
     report = yield
     marker = item.get_closest_marker("shows")
     if marker is not None:
-        report.user_properties = [*report.user_properties, ("shows", marker.args[0]), ("family", item.callspec.params["family"])]
+        report.user_properties = [
+            *report.user_properties,
+            ("shows", marker.args[0]),
+            ("family", item.callspec.params["family"]),
+        ]
     return report
 
 

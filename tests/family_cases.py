@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 
 import tiny_families as near
 import tiny_families_more as far
@@ -50,6 +52,8 @@ class FamilyCase:
     """How far the written time may be from the true one, because it is rounded."""
     seconds_per_step: str | None = None
     """Input of the base that holds the mean seconds between steps."""
+    since: str = "5.20"
+    """The first version of transformers that this case was tried with; before it the base or its processor is missing or another."""
     packages: tuple[str, ...] = ()
     """What transformers needs to run this base beyond what the library needs."""
     limits: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -60,7 +64,9 @@ class FamilyCase:
     """Between a batch and its rows one by one."""
 
     def missing(self) -> str | None:
-        """Name of a package that is not installed."""
+        """What keeps the case from being run here."""
+        if Version(transformers.__version__) < Version(self.since):
+            return f"transformers {self.since}"
         return next((name for name in self.packages if importlib.util.find_spec(name) is None), None)
 
 
@@ -158,9 +164,7 @@ def build_family(name: str) -> Family:
     return Family(name, case, base.requires_grad_(False), processor)
 
 
-def _instructblip_batch(
-    family: Family, videos: Sequence[np.ndarray], answers: bool, rows: Sequence[int]
-) -> dict[str, Any]:
+def _instructblip_batch(family: Family, videos: Sequence[np.ndarray], answers: bool, rows: Sequence[int]) -> dict[str, Any]:
     """Its processor has a call of its own: the videos as ``images``, no chat template, video tokens before the text."""
     texts = [QUESTIONS[row] + (" " + ANSWERS[row] if answers else "") for row in rows]
     side = "right" if answers else "left"
@@ -193,13 +197,25 @@ FAMILY_CASES: dict[str, FamilyCase] = {
     "qwen3_vl_moe": FamilyCase(near.tiny_qwen3_vl_moe, **_STAMPED),
     "qwen3_5": FamilyCase(near.tiny_qwen3_5, **_STAMPED),
     "qwen3_5_moe": FamilyCase(near.tiny_qwen3_5_moe, **_STAMPED),
-    "qwen2_5_omni_thinker": FamilyCase(near.tiny_qwen2_5_omni, seconds_per_step="video_second_per_grid", **_PAIRS),
-    "qwen3_omni_moe_thinker": FamilyCase(near.tiny_qwen3_omni, seconds_per_step="video_second_per_grid", **_PAIRS),
+    "qwen2_5_omni_thinker": FamilyCase(
+        near.tiny_qwen2_5_omni, since="5.23", seconds_per_step="video_second_per_grid", **_PAIRS
+    ),
+    "qwen3_omni_moe_thinker": FamilyCase(
+        near.tiny_qwen3_omni, since="5.23", seconds_per_step="video_second_per_grid", **_PAIRS
+    ),
     "internvl": FamilyCase(far.tiny_internvl, **_STACKED),
-    "smolvlm": FamilyCase(far.tiny_smolvlm, grid=(2, 2), stamp=r"Frame from (\d+):(\d+):", stamp_error=1.0, packages=("num2words",), limits={
-        "images": ("its processor drops the image where there is a video", "tokens do not match"),
-        "prompt": ("its processor writes the frame count of the batch's longest video into every prompt", ""),
-    }),
+    "smolvlm": FamilyCase(
+        far.tiny_smolvlm,
+        since="5.23",
+        grid=(2, 2),
+        stamp=r"Frame from (\d+):(\d+):",
+        stamp_error=1.0,
+        packages=("num2words",),
+        limits={
+            "images": ("its processor drops the image where there is a video", "tokens do not match"),
+            "prompt": ("its processor writes the frame count of the batch's longest video into every prompt", ""),
+        },
+    ),
     "video_llama_3": FamilyCase(far.tiny_video_llama_3, grid=(2, 3), stamp=r"Time (\d+\.\d)s:"),
     "glm4v": FamilyCase(
         near.tiny_glm4v, stamp=r"<\|end_of_image\|>(\d+)", stamped="first", stamp_error=1.0, limits=_GLM_LIMITS, **_PAIRS
@@ -209,18 +225,33 @@ FAMILY_CASES: dict[str, FamilyCase] = {
         near.tiny_glm4v_moe, stamp=r"<\|end_of_image\|>(\d+)", stamped="first", stamp_error=1.0, limits=_GLM_LIMITS, **_PAIRS
     ),
     "perception_lm": FamilyCase(far.tiny_perception_lm, packages=("timm",), **_STACKED),
-    "instructblipvideo": FamilyCase(far.tiny_instructblipvideo, grid=(1, 4), frames=(4, 4), prepare=_instructblip_batch, limits={
-        "text": ("it takes no prompt without a video", "missing 2 required"),
-        "several videos": ("its processor takes one video per prompt", "chat template"),
-        "images": ("it takes videos only", "chat template"),
-    }),
-    "gemma4": FamilyCase(far.tiny_gemma4, grid=(6, 10), stamp=r"(\d+):(\d+) ", stamp_error=1.0),
-    "minicpmv4_6": FamilyCase(far.tiny_minicpmv4_6, grid=(2, 2)),
-    "molmo2": FamilyCase(far.tiny_molmo2, grid=(2, 2), stamp=r"(\d+\.\d) <frame_start>", limits={
-        "several videos": ("its processor takes one video per prompt", "At most one video"),
-        "images": ("it takes images or a video, not both", "at the same time"),
-    }),
-    "ernie4_5_vl_moe": FamilyCase(near.tiny_ernie4_5_vl, limits={"no cache": ("its expert routing keeps the length of the prompt", "shape of the mask")}, **_PAIRS),
+    "instructblipvideo": FamilyCase(
+        far.tiny_instructblipvideo,
+        grid=(1, 4),
+        frames=(4, 4),
+        prepare=_instructblip_batch,
+        limits={
+            "text": ("it takes no prompt without a video", "missing 2 required"),
+            "several videos": ("its processor takes one video per prompt", "chat template"),
+            "images": ("it takes videos only", "chat template"),
+        },
+    ),
+    "gemma4": FamilyCase(far.tiny_gemma4, since="5.23", grid=(6, 10), stamp=r"(\d+):(\d+) ", stamp_error=1.0),
+    "minicpmv4_6": FamilyCase(far.tiny_minicpmv4_6, since="5.23", grid=(2, 2)),
+    "molmo2": FamilyCase(
+        far.tiny_molmo2,
+        grid=(2, 2),
+        stamp=r"(\d+\.\d) <frame_start>",
+        limits={
+            "several videos": ("its processor takes one video per prompt", "At most one video"),
+            "images": ("it takes images or a video, not both", "at the same time"),
+        },
+    ),
+    "ernie4_5_vl_moe": FamilyCase(
+        near.tiny_ernie4_5_vl,
+        limits={"no cache": ("its expert routing keeps the length of the prompt", "shape of the mask")},
+        **_PAIRS,
+    ),
     "exaone4_5": FamilyCase(near.tiny_exaone4_5, **_PAIRS),
-    "lfm3_vl": FamilyCase(near.tiny_lfm3_vl, **_STAMPED),
+    "lfm3_vl": FamilyCase(near.tiny_lfm3_vl, since="5.23", **_STAMPED),
 }

@@ -94,7 +94,9 @@ def tiny_qwen2_vl(seed: int = 0) -> tuple[Any, Any]:
         tie_word_embeddings=False,
         **_qwen_ids(tokenizer),
     )
-    return _seeded(tf.Qwen2VLForConditionalGeneration, config, tokenizer, seed), _qwen2_processor(tf.Qwen2VLProcessor, tokenizer)
+    return _seeded(tf.Qwen2VLForConditionalGeneration, config, tokenizer, seed), _qwen2_processor(
+        tf.Qwen2VLProcessor, tokenizer
+    )
 
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
@@ -281,7 +283,10 @@ _GLM_MORE = ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|
 def _glm(config_class: Any, model_class: Any, kind: str, seed: int, **text: Any) -> tuple[Any, Any]:
     tokenizer = _tokenizer(_GLM_TOKENS, *_GLM_MORE)
     config = config_class(
-        text_config={"model_type": f"{kind}_text", **text_config(tokenizer, rope_parameters={**_MROPE, "partial_rotary_factor": 1.0}, **text)},
+        text_config={
+            "model_type": f"{kind}_text",
+            **text_config(tokenizer, rope_parameters={**_MROPE, "partial_rotary_factor": 1.0}, **text),
+        },
         vision_config={
             **_VISION,
             "model_type": f"{kind}_vision",
@@ -305,9 +310,7 @@ def _glm(config_class: Any, model_class: Any, kind: str, seed: int, **text: Any)
         image_processor=getattr(tf, f"{family}ImageProcessor")(size=size, **_GRID),
         tokenizer=tokenizer,
         video_processor=getattr(tf, f"{family}VideoProcessor")(size=size, max_image_size=size, **_GRID),
-        chat_template=template(
-            "<|begin_of_video|><|video|><|end_of_video|>", "<|begin_of_image|><|image|><|end_of_image|>"
-        ),
+        chat_template=template("<|begin_of_video|><|video|><|end_of_video|>", "<|begin_of_image|><|image|><|end_of_image|>"),
     )
     return model, processor
 

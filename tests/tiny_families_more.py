@@ -323,7 +323,16 @@ def tiny_minicpmv4_6(seed: int = 0) -> tuple[Any, Any]:
 
 def tiny_molmo2(seed: int = 0) -> tuple[Any, Any]:
     named = {"image_token": "<|image|>", "video_token": "<|video|>"}
-    more = ("<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>", "<im_low>")
+    more = (
+        "<im_patch>",
+        "<im_col>",
+        "<im_start>",
+        "<low_res_im_start>",
+        "<frame_start>",
+        "<im_end>",
+        "<frame_end>",
+        "<im_low>",
+    )
     tokenizer = _tokenizer(named, *more)
     head = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12, "hidden_size": 24, "intermediate_size": 32}
     config = tf.Molmo2Config(
@@ -347,7 +356,9 @@ def tiny_molmo2(seed: int = 0) -> tuple[Any, Any]:
         ),
     )
     processor = tf.Molmo2Processor(
-        image_processor=tf.Molmo2ImageProcessor(size=_SQUARE, patch_size=8, pooling_size=[2, 2], max_crops=1, overlap_margins=[0, 0]),
+        image_processor=tf.Molmo2ImageProcessor(
+            size=_SQUARE, patch_size=8, pooling_size=[2, 2], max_crops=1, overlap_margins=[0, 0]
+        ),
         video_processor=tf.Molmo2VideoProcessor(size=_SQUARE, patch_size=8, pooling_size=[2, 2]),
         tokenizer=tokenizer,
         chat_template=template("<|video|>\n", "<|image|>\n"),

@@ -28,7 +28,7 @@ from pave.training.loss import answer_loss
 def family(request):
     missing = FAMILY_CASES[request.param].missing()
     if missing:
-        pytest.skip(f"transformers needs {missing} for this base")
+        pytest.skip(f"this base needs {missing}")
     return build_family(request.param)
 
 
@@ -129,6 +129,7 @@ def test_steps_and_tokens_are_those_of_the_processor(family, record_property):
         "frame_counts_from_frame_times": interface.needs_frame_counts,
         "linears": list(interface.decoder_linears(family.base.config)),
         "packages": list(case.packages),
+        "since": case.since,
         "stacked": len(set(case.frames)) == 1,
     }
     record_property("facts", facts)

@@ -287,7 +287,13 @@ def test_python_of_the_readme_runs(started, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in DOCUMENTS if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text() or "<!-- families" in p.read_text()], ids=name_of
+    "path",
+    [
+        p
+        for p in DOCUMENTS
+        if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text() or "<!-- families" in p.read_text()
+    ],
+    ids=name_of,
 )
 def test_tables_made_from_the_code_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")

@@ -56,6 +56,7 @@ def _in_full(family: VerifiedFamily) -> str:
             f"time steps: one per {facts['frames_per_step']} sampled frame(s)"
             + ("; frame_times say which frames make a video" if facts["frame_counts_from_frame_times"] else ""),
             f"linear layers of the language model: {', '.join(facts['linears'])}",
+            f"tried with transformers {facts['since']} and later",
         ]
         if facts["packages"]:
             lines.append(f"transformers needs: {', '.join(facts['packages'])}")

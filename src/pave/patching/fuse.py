@@ -34,9 +34,7 @@ def patch_call(
     frame_times = _checked_times(frame_times)
     sides = _checked_sides(config, side_channels or {}, frame_times)
     name = next(iter(getattr(model, SLOTS)))
-    call = PatchCall(
-        model, name, model.patch_strength, sides, frame_times, input_ids, attention_mask, labels, inputs or {}
-    )
+    call = PatchCall(model, name, model.patch_strength, sides, frame_times, input_ids, attention_mask, labels, inputs or {})
     if not config.side_channels or config.missing_channel == "lora_only":
         call.lora_weight = call.strength
     with entered(call):

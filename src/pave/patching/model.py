@@ -21,7 +21,14 @@ from torch import nn
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.call import CheckpointInCall
-from pave.patching.classes import PatchedVideoLLM, Swapped, capture_projector_input, follow_class, swap_classes, wrap_checkpointing
+from pave.patching.classes import (
+    PatchedVideoLLM,
+    Swapped,
+    capture_projector_input,
+    follow_class,
+    swap_classes,
+    wrap_checkpointing,
+)
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import get_interface
 

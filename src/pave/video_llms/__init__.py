@@ -55,9 +55,7 @@ NOT_SUPPORTED: dict[str, str] = {
 }
 """Base models that one might expect here, and why they are not."""
 
-_BY_TYPE: dict[str, type[VideoLLMInterface]] = {
-    model_type: family for family in FAMILIES for model_type in family.model_types
-}
+_BY_TYPE: dict[str, type[VideoLLMInterface]] = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
 def register(family: type[VideoLLMInterface], *, replace: bool = False) -> type[VideoLLMInterface]:

@@ -16,7 +16,9 @@ class Ernie4_5VLInterface(GridInterface):
     frames_per_step = 2
     projector_path = "resampler_model"
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         vision = config.vision_config
         merge, frames = vision.spatial_merge_size, vision.temporal_merge_size
         grids = arguments["video_grid_thw"].tolist()
@@ -31,7 +33,9 @@ class Ernie4_5VLInterface(GridInterface):
         merged = captured.reshape(-1, vision.spatial_merge_size**2, C).mean(dim=1)
         frames = vision.temporal_merge_size
         parts = merged.split([layout.num_tokens * frames for layout in layouts])
-        return [x.view(y.steps, frames, y.tokens_per_step, C).mean(1).reshape(-1, C) for x, y in zip(parts, layouts, strict=True)]
+        return [
+            x.view(y.steps, frames, y.tokens_per_step, C).mean(1).reshape(-1, C) for x, y in zip(parts, layouts, strict=True)
+        ]
 
     def position_ids(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
         vision = config.vision_config

@@ -17,11 +17,15 @@ class Gemma4Interface(VideoLLMInterface):
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         pool = config.vision_config.pooling_kernel_size
         frames = arguments["num_frames_per_video"].tolist()
         out = []
-        for positions in arguments["video_position_ids"].split(frames):  # (frames, patches, 2) of columns and rows, -1 as padding
+        for positions in arguments["video_position_ids"].split(
+            frames
+        ):  # (frames, patches, 2) of columns and rows, -1 as padding
             columns, rows = (int(x) + 1 for x in positions.flatten(0, 1).amax(dim=0))
             out.append(VideoLayout(steps=len(positions), grid=(rows // pool, columns // pool)))
         return out

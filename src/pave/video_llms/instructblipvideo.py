@@ -17,7 +17,9 @@ class InstructBlipVideoInterface(VideoLLMInterface):
     def pre_projector_width(self, config: Any) -> int:
         return int(config.qformer_config.hidden_size)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         videos, frames = arguments["pixel_values"].shape[:2]
         return [VideoLayout(steps=frames, grid=(1, config.num_query_tokens))] * videos
 

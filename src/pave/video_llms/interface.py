@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
@@ -85,7 +84,9 @@ class VideoLLMInterface(ABC):
     # --- what one call says
 
     @abstractmethod
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         """The layout of every video.
 
         Args:
@@ -211,7 +212,9 @@ class GridInterface(VideoLLMInterface):
     def pre_projector_width(self, config: Any) -> int:
         return int(getattr(config.vision_config, self.width_field))
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         merge = getattr(config.vision_config, self.merge_size)
         grids = arguments["video_grid_thw"].tolist()
         return [VideoLayout(steps=t, grid=(h // merge, w // merge)) for t, h, w in grids]

@@ -22,10 +22,13 @@ class InternVLInterface(VideoLLMInterface):
     def video_token_id(self, config: Any) -> int:
         return int(config.image_token_id)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         pictures, _, *size = arguments["pixel_values"].shape
         rows, columns = (
-            int(side // patch * config.downsample_ratio) for side, patch in zip(size, config.vision_config.patch_size, strict=True)
+            int(side // patch * config.downsample_ratio)
+            for side, patch in zip(size, config.vision_config.patch_size, strict=True)
         )
         return [VideoLayout(steps=n, grid=(rows, columns)) for n in videos_of_frames(pictures, frame_counts, "InternVL")]
 

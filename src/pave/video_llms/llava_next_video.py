@@ -19,7 +19,9 @@ class LlavaNextVideoInterface(VideoLLMInterface):
         count = 1 if isinstance(layers, int) else len(layers)
         return int(config.vision_config.hidden_size) * count
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         videos, frames, _, height, width = arguments["pixel_values_videos"].shape
         patch, stride = config.vision_config.patch_size, config.spatial_pool_stride
         grid = (height // patch // stride, width // patch // stride)

@@ -21,7 +21,9 @@ class LlavaOnevisionInterface(VideoLLMInterface):
         count = 1 if isinstance(layers, int) else len(layers)
         return int(config.vision_config.hidden_size) * count
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         videos, frames = arguments["pixel_values_videos"].shape[:2]
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return [VideoLayout(steps=frames, grid=(side, side), trailing=1)] * videos

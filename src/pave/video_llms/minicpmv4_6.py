@@ -20,7 +20,9 @@ class MiniCPMV4_6Interface(VideoLLMInterface):
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         side = 2 if (arguments.get("downsample_mode") or config.downsample_mode) == "4x" else 4
         sizes = arguments["target_sizes_videos"]
         out, start = [], 0

@@ -20,7 +20,9 @@ class Molmo2Interface(VideoLLMInterface):
     def video_token_id(self, config: Any) -> int:
         return int(config.image_token_id)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         return [VideoLayout(steps=t, grid=(h, w)) for t, h, w in arguments["video_grids"].tolist()]
 
     def pre_projector(

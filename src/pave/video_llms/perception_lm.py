@@ -28,7 +28,9 @@ class PerceptionLMInterface(VideoLLMInterface):
         images_first = bool((input_ids == config.image_token_id).any())
         return earlier_calls == int(images_first)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         videos, frames = arguments["pixel_values"].shape[:2]
         rows, columns = config.vision_config.model_args["ref_feat_shape"]
         ratio = config.projector_pooling_ratio

@@ -23,7 +23,9 @@ class SmolVLMInterface(VideoLLMInterface):
     def video_token_id(self, config: Any) -> int:
         return int(config.image_token_id)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         pixels = arguments["pixel_values"]
         real = max(1, int((pixels != 0).flatten(2).any(dim=2).sum()))
         side = pixels.shape[-1] // config.vision_config.patch_size // config.scale_factor

@@ -17,7 +17,9 @@ class VideoLlama3Interface(GridInterface):
     model_types = ("video_llama_3",)
     projector_path = "projector"  # its input is pooled already
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         grids, merges = arguments["video_grid_thw"].tolist(), arguments["video_merge_sizes"].tolist()
         return [VideoLayout(steps=t, grid=(h // m, w // m)) for (t, h, w), m in zip(grids, merges, strict=True)]
 

@@ -12,7 +12,9 @@ from pave.video_llms.llava_next_video import LlavaNextVideoInterface
 class VideoLlavaInterface(LlavaNextVideoInterface):
     model_types = ("video_llava",)
 
-    def layouts(self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None) -> list[VideoLayout]:
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
         videos, frames, _, height, width = arguments["pixel_values_videos"].shape
         patch = config.vision_config.patch_size
         return [VideoLayout(steps=frames, grid=(height // patch, width // patch), leading=1)] * videos
