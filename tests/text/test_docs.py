@@ -339,6 +339,20 @@ def test_every_family_and_every_reason_against_one_is_in_the_docs():
         assert reason in text
 
 
+def test_every_base_with_video_features_is_supported_or_said_not_to_be():
+    import transformers
+
+    from pave.video_llms.verified import transformers_version
+
+    if transformers.__version__ != transformers_version():
+        pytest.skip(f"the documents are about transformers {transformers_version()}")
+    text = (ROOT / "docs" / "video_llms.md").read_text(encoding="utf-8")
+    folder = Path(transformers.__file__).parent / "models"
+    found = [p.parent.name for p in folder.glob("*/modeling_*.py") if "def get_video_features" in p.read_text(encoding="utf-8")]
+    assert len(found) > 30
+    assert [name for name in found if f"`{name}`" not in text and f"`{name}_thinker`" not in text] == []
+
+
 # --- messages
 
 
