@@ -6,8 +6,9 @@ Results of ``pave demo`` that are named are first copied to docs/results, where 
 
 A test runs the same functions and compares, so that the documents cannot fall behind the code. Markers are comments:
 ``<!-- fields: MODULE.CLASS -->`` for the fields of a config, ``<!-- costs -->`` for the sizes of the presets,
-``<!-- layers -->`` for the layers of pyproject.toml, ``<!-- demo -->`` for what the demo measured. What stands between a marker and its closing one is replaced, and so is the
-output under a line ``$ pave show ...`` in a console block.
+``<!-- layers -->`` for the layers of pyproject.toml, ``<!-- demo -->`` for what the demo measured, ``<!-- families -->`` for the
+types of base models. What stands between a marker and its closing one is replaced, and so is the output under a line
+``$ pave show ...`` or ``$ pave families ...`` in a console block.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from pave.utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-MARKER = re.compile(r"(<!-- (fields|costs|layers|demo)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
-CONSOLE = re.compile(r"(```console\n\$ pave (show [^\n]*)\n)(.*?)(```)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (fields|costs|layers|demo|families)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+CONSOLE = re.compile(r"(```console\n\$ pave ((?:show|families)[^\n]*)\n)(.*?)(```)", re.DOTALL)
 COSTS = (
     ("compact", "llava-onevision-qwen2-0.5b"),
     ("compact", "llava-onevision-qwen2-7b"),
@@ -48,7 +49,7 @@ def refreshed(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         start, kind, name, _, end = match.groups()
-        plain = {"costs": costs_table, "layers": layers_list, "demo": demo_table}
+        plain = {"costs": costs_table, "layers": layers_list, "demo": demo_table, "families": families_table}
         body = fields_table(name) if kind == "fields" else plain[kind]()
         return f"{start}{body}\n{end}"
 
@@ -173,6 +174,24 @@ def store_results(paths: list[Path]) -> None:
             del score["settings"], score["failures"]
         kept = {key: result[key] for key in ("setup", "scores", "findings", "seconds")}
         atomic_write_text(RESULTS / f"demo-seed{result['setup']['seed']}.json", json.dumps(kept, indent=1) + "\n")
+
+
+def families_table() -> str:
+    """Every described type of base model, as the conformance suite wrote it down."""
+    from pave.video_llms.verified import verified_families
+
+    rows = [
+        "| `model_type` | class | frames a step | linear layers for LoRA | needs | passed | the base itself cannot |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for family in verified_families():
+        count = len(family.passed) + len(family.limits) + len(family.open)
+        linears = ", ".join(f"`{name}`" for name in family.facts["linears"])
+        needs = ", ".join(f"`{name}`" for name in family.facts["packages"])
+        limits = "; ".join(f"{check} ({reason})" for check, reason in family.limits.items())
+        facts = f"{family.model_class} | {family.facts['frames_per_step']} | {linears} | {needs}"
+        rows.append(f"| `{family.model_type}` | {facts} | {len(family.passed)} of {count} | {limits} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

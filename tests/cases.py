@@ -71,13 +71,18 @@ def side_tokens(videos: int = 2, steps: int = 9, per_step: int = 4, seed: int = 
     return SideTokens(embeds, times_BK=(torch.arange(steps).double() * 0.5 + 0.25).expand(videos, -1).clone())
 
 
-def small_config(lora: bool = True, missing_channel: str = "base", **fusion: Any) -> PatchConfig:
+TARGETS = ("q_proj", "v_proj", "down_proj")
+
+
+def small_config(
+    lora: bool = True, missing_channel: str = "base", targets: tuple[str, ...] = TARGETS, **fusion: Any
+) -> PatchConfig:
     """A patch with one channel "audio", small enough for the tiny bases."""
     return PatchConfig(
         side_channels={
             "audio": SideChannelConfig(width=WIDTH, fusion=FusionConfig(width=16, embed_width=16, num_heads=2, **fusion))
         },
-        lora=LoraSettings(rank=2, alpha=4.0, targets=("q_proj", "v_proj", "down_proj")) if lora else None,
+        lora=LoraSettings(rank=2, alpha=4.0, targets=targets) if lora else None,
         missing_channel=missing_channel,  # type: ignore[arg-type]
         storage_dtype="float32",
     )

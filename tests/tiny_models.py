@@ -21,10 +21,11 @@ _CORPUS = [
     "which object was moving when the bell rang? the red circle, the blue square or the green triangle.",
     "user assistant system red green blue yellow yes no one two three four",
 ]
-_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'video' %}VIDEO{% elif part['type'] == 'text' %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}VIDEO{% elif part['type'] == 'image' %}IMAGE"
+    "{% elif part['type'] == 'text' %}"
     "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -57,7 +58,12 @@ def tiny_tokenizer(special: tuple[str, ...], **named: str) -> tf.PreTrainedToken
     )
 
 
-def _text_config(tokenizer: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
+def template(video: str, image: str = "") -> str:
+    """A chat template that only appends, with these placeholders for a video and an image."""
+    return TEMPLATE.replace("VIDEO", video).replace("IMAGE", image)
+
+
+def text_config(tokenizer: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -74,7 +80,7 @@ def _text_config(tokenizer: tf.PreTrainedTokenizerFast, **more: Any) -> dict[str
     }
 
 
-def _finish(model: tf.PreTrainedModel, tokenizer: tf.PreTrainedTokenizerFast) -> Any:
+def finish(model: tf.PreTrainedModel, tokenizer: tf.PreTrainedTokenizerFast) -> Any:
     model.generation_config = tf.GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model.eval()
 
@@ -95,7 +101,7 @@ def tiny_llava_onevision(seed: int = 0, **text: Any) -> tuple[Any, Any]:
         video_processor=tf.LlavaOnevisionVideoProcessor(size={"height": SIDE, "width": SIDE}),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        chat_template=_TEMPLATE.replace("VIDEO", "<video>\n"),
+        chat_template=template("<video>\n", "<image>\n"),
     )
     config = tf.LlavaOnevisionConfig(
         vision_config=tf.SiglipVisionConfig(
@@ -107,7 +113,7 @@ def tiny_llava_onevision(seed: int = 0, **text: Any) -> tuple[Any, Any]:
             patch_size=8,
             vision_use_head=False,
         ),
-        text_config=tf.Qwen2Config(**_text_config(tokenizer, **text)),
+        text_config=tf.Qwen2Config(**text_config(tokenizer, **text)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=[[SIDE, SIDE]],
@@ -116,7 +122,7 @@ def tiny_llava_onevision(seed: int = 0, **text: Any) -> tuple[Any, Any]:
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
-    return _finish(tf.LlavaOnevisionForConditionalGeneration(config), tokenizer), processor
+    return finish(tf.LlavaOnevisionForConditionalGeneration(config), tokenizer), processor
 
 
 def tiny_qwen2_5_vl(seed: int = 0, **text: Any) -> tuple[Any, Any]:
@@ -139,11 +145,11 @@ def tiny_qwen2_5_vl(seed: int = 0, **text: Any) -> tuple[Any, Any]:
         video_processor=tf.Qwen2VLVideoProcessor(
             patch_size=8, size={"shortest_edge": SIDE * SIDE, "longest_edge": 64 * SIDE * SIDE}, cap_pixels_per_frame=False
         ),
-        chat_template=_TEMPLATE.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"),
+        chat_template=template("<|vision_start|><|video_pad|><|vision_end|>", "<|vision_start|><|image_pad|><|vision_end|>"),
     )
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     config = tf.Qwen2_5_VLConfig(
-        text_config=_text_config(tokenizer, rope_parameters=rope, **text),
+        text_config=text_config(tokenizer, rope_parameters=rope, **text),
         vision_config={
             "depth": 2,
             "hidden_size": 24,
@@ -170,4 +176,4 @@ def tiny_qwen2_5_vl(seed: int = 0, **text: Any) -> tuple[Any, Any]:
         },
     )
     torch.manual_seed(seed)
-    return _finish(tf.Qwen2_5_VLForConditionalGeneration(config), tokenizer), processor
+    return finish(tf.Qwen2_5_VLForConditionalGeneration(config), tokenizer), processor

@@ -24,12 +24,12 @@ def model_and_batch():
 
 def test_videos_are_counted_into_rows():
     ids = torch.tensor([[7, 7, 7, 1], [1, 2, 3, 4], [7, 7, 1, 7]])
-    assert rows_of_videos(ids, 7, [3, 2, 1]) == [0, 2, 2]
-    assert rows_of_videos(ids, 7, [1, 2, 3]) == [0, 0, 2]
+    assert rows_of_videos(ids == 7, [3, 2, 1]) == [0, 2, 2]
+    assert rows_of_videos(ids == 7, [1, 2, 3]) == [0, 0, 2]
     with pytest.raises(ValueError, match="6 video placeholders .*make 5 tokens"):
-        rows_of_videos(ids, 7, [3, 2])
+        rows_of_videos(ids == 7, [3, 2])
     with pytest.raises(ValueError, match="row 0 has room for 3"):
-        rows_of_videos(ids, 7, [4, 2])
+        rows_of_videos(ids == 7, [4, 2])
 
 
 def test_rows_weigh_by_their_videos():

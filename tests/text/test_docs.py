@@ -287,7 +287,13 @@ def test_python_of_the_readme_runs(started, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in DOCUMENTS if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text()], ids=name_of
+    "path",
+    [
+        p
+        for p in DOCUMENTS
+        if "<!-- fields" in p.read_text() or "<!-- layers" in p.read_text() or "<!-- families" in p.read_text()
+    ],
+    ids=name_of,
 )
 def test_tables_made_from_the_code_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")
@@ -323,13 +329,28 @@ def test_the_table_of_encoders_has_every_encoder():
     assert (log_mel.spec().settings["step_seconds"], log_mel.width, log_mel.tokens_per_step) == (0.25, 64, 1)
 
 
-def test_the_table_of_families_has_every_family():
-    from pave.video_llms import FAMILIES
+def test_every_family_and_every_reason_against_one_is_in_the_docs():
+    from pave.video_llms import NOT_SUPPORTED, supported_types
 
     text = (ROOT / "docs" / "video_llms.md").read_text(encoding="utf-8")
-    for family in FAMILIES:
-        for model_type in family.model_types:
-            assert f"`{model_type}`" in text
+    for model_type in (*supported_types(), *NOT_SUPPORTED):
+        assert f"`{model_type}`" in text
+    for reason in NOT_SUPPORTED.values():
+        assert reason in text
+
+
+def test_every_base_with_video_features_is_supported_or_said_not_to_be():
+    import transformers
+
+    from pave.video_llms.verified import transformers_version
+
+    if transformers.__version__ != transformers_version():
+        pytest.skip(f"the documents are about transformers {transformers_version()}")
+    text = (ROOT / "docs" / "video_llms.md").read_text(encoding="utf-8")
+    folder = Path(transformers.__file__).parent / "models"
+    found = [p.parent.name for p in folder.glob("*/modeling_*.py") if "def get_video_features" in p.read_text(encoding="utf-8")]
+    assert len(found) > 30
+    assert [name for name in found if f"`{name}`" not in text and f"`{name}_thinker`" not in text] == []
 
 
 # --- messages

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from cases import CASES
+from cases import CASES, side_tokens
+from family_cases import FAMILY_CASES, build_family, make_times, make_video
 from pave.patching.slot import batch_videos
 from pave.video_llms import get_interface
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
@@ -75,12 +77,13 @@ def test_llava_onevision_queries_are_the_tower_pooled_by_itself():
     torch.testing.assert_close(output.pooler_output[:, :-1], projected)
 
 
-def test_qwen2_5_vl_queries_are_in_frame_order_although_the_tower_is_not():
-    model, processor = tiny_qwen2_5_vl()
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5"])
+def test_queries_are_in_frame_order_although_the_tower_is_not(name):
+    model, _ = FAMILY_CASES[name].build()
     interface = get_interface(model.config)
-    case = CASES["qwen2_5_vl"]
-    batch = type(case)(case.build, case.frames, side=96).batch(processor)  # several windows per frame
-    output, captured, arguments = features(model, batch)
+    grid = torch.tensor([[2, 12, 12], [3, 12, 12]])  # several windows per frame
+    pixels = torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 8 * 8, generator=torch.Generator().manual_seed(0))
+    output, captured, arguments = features(model, {"pixel_values_videos": pixels, "video_grid_thw": grid})
     layouts = interface.layouts(model.config, arguments)
     assert layouts[0].grid == (6, 6)
     tokens = torch.cat(list(output.pooler_output))
@@ -90,9 +93,55 @@ def test_qwen2_5_vl_queries_are_in_frame_order_although_the_tower_is_not():
     # the queries are the mean of each merged group: find each token's group by the merger's output
     order = torch.cdist(tokens, merged).argmin(dim=1)
     torch.testing.assert_close(merged[order], tokens)
-    expected = captured.view(-1, 4, captured.shape[-1]).mean(1)[order]
+    expected = captured.reshape(-1, 4, captured.shape[-1]).mean(1)[order]
     queries = torch.cat(interface.pre_projector(model.base_model, captured, layouts, arguments))
     torch.testing.assert_close(queries, expected)
+
+
+def test_tokens_that_video_llama_3_drops_are_not_looked_for_in_the_prompt():
+    family = build_family("video_llama_3")
+    still = make_video(1, 0).repeat(4, axis=0)
+    batch = family.batch([still, make_video(6, 1)])
+    times = batch.pop("frame_times")
+    layouts = family.interface.layouts(family.base.config, batch)
+    assert [layout.num_tokens for layout in layouts] == [24, 36]
+    assert family.interface.tokens_in_prompt(layouts, batch) == [9, 36]  # the first frame and a token of each other
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": times}
+    with torch.no_grad():
+        base = family.base(**batch).logits
+        acting = family.trained(**batch, **given).logits
+        fresh = family.patched(trained=False)(**batch, **given).logits
+    assert torch.equal(fresh, base)
+    assert all(not torch.allclose(acting[row], base[row], atol=1e-3) for row in range(2))
+
+
+@pytest.mark.parametrize("name", ["internvl", "minicpmv4_6"])
+def test_frame_times_must_cover_every_picture_of_a_pile(name):
+    family = build_family(name)
+    batch = family.batch([make_video(4, 0), make_video(4, 1)])
+    del batch["frame_times"]
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": np.tile(make_times(3), (2, 1))}
+    with pytest.raises(
+        ValueError, match=r"frame_times describes \[3, 3\] frames, but the call has 8 pictures: .* give a still image"
+    ):
+        family.trained(**batch, **given)
+
+
+def test_frames_cut_into_slices_are_refused():
+    family = build_family("minicpmv4_6")
+    sizes = torch.tensor([[8, 8], [4, 8], [8, 8], [4, 8]])
+    with pytest.raises(ValueError, match="different sizes in target_sizes_videos: frames cut into slices are not described"):
+        family.interface.layouts(family.base.config, {"target_sizes_videos": sizes}, [4])
+
+
+def test_the_thinkers_are_told_the_true_seconds_per_step():
+    """Their processor writes those of two frames a second, so a batch without the library's help is wrong for other rates."""
+    family = build_family("qwen2_5_omni_thinker")
+    by_processor = family.prompt([[make_video(4, 0), "what sound?"]])
+    assert by_processor["video_second_per_grid"].tolist() == [1.0]
+    times = torch.tensor([[0.0, 0.5, 1.0, 1.5], [0.0, 2.0, 4.0, float("nan")], [1.0, *[float("nan")] * 3]], dtype=torch.float64)
+    given = family.interface.timing_inputs(family.base.config, {}, times)
+    assert given["video_second_per_grid"].tolist() == [1.0, 4.0, 2.0]
 
 
 @pytest.mark.parametrize(("frames", "side", "agrees"), [((12, 14), 32, False), ((4, 6), 160, True)])

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pave import __version__
-from pave.cli import ask, demo, export, import_, import_base, init, new_channel, show, train
+from pave.cli import ask, demo, export, families, import_, import_base, init, new_channel, show, train
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
 
@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
+    "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
     "import-base": (import_base.command, "Read a base in the layout that the authors' code uses."),
     "export": (export.command, "Write a patch as plain files for other programs."),

@@ -31,7 +31,7 @@ class PatchCollator:
     ``side_channels``    dictionary channel -> SideTokens with one row per video; a video that lacks the channel has a row
                          without a valid step
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
-    ``position_ids``     only for bases that need explicit ones (Qwen2-VL and Qwen2.5-VL)
+    ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
                          everywhere else (prompt, placeholders, padding, text between turns)
     ``sample_ids``       ``with_ids`` only: list of str; the Trainer takes it out before the model sees the batch
@@ -86,6 +86,7 @@ class PatchCollator:
         for row, item in enumerate(items):
             times_BF[row, : len(item.times_F)] = item.times_F
         batch["frame_times"] = times_BF  # no tensor: what casts the floating tensors of a batch must not see it
+        batch |= self._interface.timing_inputs(self.base_config, batch, torch.from_numpy(times_BF))
         batch["side_channels"] = {name: self._side_tokens(name, items) for name in self.channels}
         positions = self._interface.position_ids(self.base_config, batch)
         if positions is not None:

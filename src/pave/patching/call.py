@@ -34,9 +34,11 @@ class PatchCall:
         "captured",
         "consumed",
         "extra_tokens",
+        "feature_calls",
         "frame_times",
         "fused",
         "input_ids",
+        "inputs",
         "labels",
         "lora_weight",
         "name",
@@ -55,6 +57,7 @@ class PatchCall:
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         labels: Tensor | None,
+        inputs: Mapping[str, Any],
     ) -> None:
         self.owner = owner
         self.name = name
@@ -64,6 +67,10 @@ class PatchCall:
         self.input_ids = input_ids
         self.attention_mask = attention_mask
         self.labels = labels
+        self.inputs = inputs
+        """All arguments of the call by name, for what a family's description reads from them."""
+        self.feature_calls = 0
+        """Calls of the features method so far."""
         self.captured: Tensor | None = None
         """What entered the projector, where queries come from there."""
         self.consumed = False
@@ -127,13 +134,17 @@ def strength_overridden(owner: nn.Module, strength: float) -> Iterator[None]:
         _STRENGTH.reset(token)
 
 
-def rows_of_videos(input_ids: Tensor, placeholder: int, tokens_per_video: Sequence[int]) -> list[int]:
+def rows_of_videos(is_video_BL: Tensor, tokens_per_video: Sequence[int]) -> list[int]:
     """The row of the batch that each video stands in: placeholders are filled in order, row by row.
+
+    Args:
+        is_video_BL: True at the placeholders of video tokens.
+        tokens_per_video: how many tokens of each video stand in the prompts.
 
     Raises:
         ValueError: if the prompts do not hold exactly one placeholder per video token, or a video would straddle rows.
     """
-    per_row = (input_ids == placeholder).sum(dim=1).tolist()
+    per_row = is_video_BL.sum(dim=1).tolist()
     if sum(per_row) != sum(tokens_per_video):
         raise ValueError(
             f"the prompts hold {sum(per_row)} video placeholders ({per_row} per row), but the {len(tokens_per_video)} videos "

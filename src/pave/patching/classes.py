@@ -182,9 +182,8 @@ def _forward_method(base: Any) -> Any:
         given = call_signature.bind(self, *args, **kwargs).arguments
         named = {**given, **given.pop("kwargs", {})}
         del named["self"]
-        with _patch_call(
-            self, side_channels, frame_times, named.get("input_ids"), named.get("attention_mask"), named.get("labels")
-        ) as call:
+        prompt = (named.get("input_ids"), named.get("attention_mask"), named.get("labels"))
+        with _patch_call(self, side_channels, frame_times, *prompt, named) as call:
             plan = lengthen(call, named)
             if plan is None:
                 return touch_unused(call, original(self, *args, **kwargs))
@@ -209,10 +208,10 @@ def _generate_method(base: Any) -> Any:
         self: Any, inputs: Any = None, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any
     ) -> Any:
         input_ids = kwargs.get("input_ids", inputs)
-        with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None) as call:
+        with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None, kwargs) as call:
             plan = lengthen(call, {**kwargs, "input_ids": input_ids})
-            if plan is None:
-                return original(self, inputs, *args, **kwargs)
+            if plan is None:  # a few families have another first argument than the prompt, so it is passed on only if given
+                return original(self, *(() if inputs is None else (inputs,)), *args, **kwargs)
             output = original(self, None, *args, **plan.arguments)
             if isinstance(output, Tensor):
                 return plan.shrink(output)
@@ -241,10 +240,10 @@ def _features_method(base: Any, name: str) -> Any:
     return features
 
 
-def capture_projector_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+def capture_projector_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     call = current_call()
     if call is not None and call.side_channels:
-        call.captured = args[0]
+        call.captured = next(iter((*args, *kwargs.values())))
 
 
 def cut_vocabulary(head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:

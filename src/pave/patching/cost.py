@@ -21,6 +21,8 @@ from pave.video_llms import get_interface
 
 _SIDE_LINEARS = ("side_embed", "key", "value")
 """Linear layers of a fusion module that act on side tokens; the others act on video tokens."""
+_COUNTED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
+"""Types of base whose vision tower is counted here."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -94,10 +96,18 @@ def patch_cost(
         side_steps: K of every channel.
         side_tokens_per_step: M of every channel.
         grid: (rows, columns) of tokens per step, for bases of dynamic resolution (default 14 x 14 there).
+
+    Raises:
+        ValueError: if the operations of this type of base are not counted here.
     """
     from transformers import AutoModelForImageTextToText
 
     interface = get_interface(base_config)
+    if base_config.model_type not in _COUNTED:
+        raise ValueError(
+            f"costs are counted for bases of type {', '.join(_COUNTED)}, not for {base_config.model_type!r}; show the patch on one "
+            "of those"
+        )
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(base_config)
         base_parameters = sum(p.numel() for p in model.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from pave.patching.call import FrameTimes, PatchCall, as_row_tensor, entered, ro
 from pave.patching.lengthen import Lengthening, insert_tokens, plan_lengthening, plan_newlines
 from pave.patching.slot import SLOTS, PatchSlot, add_residual, batch_videos
 from pave.tokens import QuestionTokens, SideTokens
-from pave.video_llms import get_interface
+from pave.video_llms import VideoLayout, get_interface
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +28,13 @@ def patch_call(
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     labels: Tensor | None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Iterator[PatchCall | None]:
     config: PatchConfig = model.patch_config
     frame_times = _checked_times(frame_times)
     sides = _checked_sides(config, side_channels or {}, frame_times)
-    call = PatchCall(
-        model, next(iter(getattr(model, SLOTS))), model.patch_strength, sides, frame_times, input_ids, attention_mask, labels
-    )
+    name = next(iter(getattr(model, SLOTS)))
+    call = PatchCall(model, name, model.patch_strength, sides, frame_times, input_ids, attention_mask, labels, inputs or {})
     if not config.side_channels or config.missing_channel == "lora_only":
         call.lora_weight = call.strength
     with entered(call):
@@ -99,22 +99,26 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
     """
     if not call.side_channels:
         return
-    call.consumed = True
     model: Any = call.owner
     interface = get_interface(model.config)
-    layouts = interface.layouts(model.config, arguments)
+    if not interface.holds_videos(model.config, call.input_ids, call.feature_calls):
+        call.feature_calls += 1
+        return
+    call.consumed = True
+    layouts = interface.layouts(model.config, arguments, _frame_counts(call))
     videos = interface.split(output.pooler_output, layouts)
     count = len(next(iter(call.side_channels.values())))
-    if count != len(videos):
+    copies = _repeat_for_beams(call, interface, count, len(videos))
+    if count * copies != len(videos):
         raise ValueError(f"side_channels hold {count} videos, but the call has {len(videos)} videos")
     if call.strength == 0.0:
         return
     slot: PatchSlot = getattr(model, SLOTS)[call.name]
-    rows = _video_rows(call, interface, [layout.num_tokens for layout in layouts])
+    rows = _video_rows(call, interface, layouts[::copies])
     present_B = torch.stack([side.present_B().cpu() for side in call.side_channels.values()]).any(dim=0)
     if model.patch_config.missing_channel == "base":
-        num_rows = len(videos) if call.input_ids is None else call.input_ids.shape[0]
-        weight = weights_of_rows(present_B.tolist(), rows, num_rows, call.strength)
+        num_rows = count if call.input_ids is None else call.input_ids.shape[0]
+        weight = weights_of_rows(present_B[::copies].tolist(), rows, num_rows, call.strength)
         call.lora_weight = as_row_tensor(weight, videos[0].device)
     pre_projector = None
     if slot.needs_pre_projector():
@@ -126,7 +130,8 @@ def fuse(call: PatchCall, inner: Any, output: Any, arguments: Mapping[str, Any])
     batch = batch_videos(videos, layouts, pre_projector, times, device)
     sides = {name: side.to(device) for name, side in call.side_channels.items()}
     call.fused |= set(sides)
-    residual_BTSE, touched_BT = slot(batch, sides, _question(call, slot, interface, rows, device))
+    question = _question(call, slot, interface, [row for row in rows for _ in range(copies)], device)
+    residual_BTSE, touched_BT = slot(batch, sides, question)
     fused = add_residual(videos, layouts, residual_BTSE, touched_BT, call.strength)
     if call.extra_tokens is not None:
         fused = insert_tokens(fused, call.extra_tokens)
@@ -188,11 +193,27 @@ def lengthen(call: PatchCall | None, arguments: Mapping[str, Any]) -> Lengthenin
     return call.extra_tokens
 
 
-def _video_rows(call: PatchCall, interface: Any, tokens_per_video: list[int]) -> list[int]:
+def _frame_counts(call: PatchCall) -> list[int] | None:
+    """Frames of every video as ``frame_times`` has them."""
+    return None if call.frame_times is None else torch.isfinite(call.frame_times).sum(dim=1).tolist()
+
+
+def _repeat_for_beams(call: PatchCall, interface: Any, given: int, encoded: int) -> int:
+    """How many copies of each video are encoded; side channels and times are repeated to match."""
+    if not interface.encodes_after_beams or given == 0 or encoded == given or encoded % given:
+        return 1
+    copies = encoded // given
+    index = torch.arange(given).repeat_interleave(copies)
+    call.side_channels = {name: side.select(index.to(side.device)) for name, side in call.side_channels.items()}
+    call.frame_times = None if call.frame_times is None else call.frame_times[index]
+    return copies
+
+
+def _video_rows(call: PatchCall, interface: Any, layouts: Sequence[VideoLayout]) -> list[int]:
     if call.input_ids is None:
-        return list(range(len(tokens_per_video)))
-    config = call.owner.config
-    return rows_of_videos(call.input_ids, interface.video_token_id(config), tokens_per_video)
+        return list(range(len(layouts)))
+    is_video_BL = interface.is_video_token(call.owner.config, call.input_ids)
+    return rows_of_videos(is_video_BL, interface.tokens_in_prompt(layouts, call.inputs))
 
 
 def _step_times(call: PatchCall, interface: Any, steps: list[int]) -> Tensor | None:

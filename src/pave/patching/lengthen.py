@@ -100,7 +100,8 @@ def plan_lengthening(call: PatchCall, interface: Any, arguments: Mapping[str, An
         [(frame + 1) * layout.tokens_per_step for frame in row]
         for row, layout in zip(extra.after_frame_BX.tolist(), layouts, strict=True)
     ]
-    source, masked = _layout_rows(call.input_ids, interface.video_token_id(config), layouts, offsets, extra.valid_BX.tolist())
+    placeholder = interface.video_token_id(config)
+    source, masked = _layout_rows(call.input_ids, placeholder, layouts, offsets, extra.valid_BX.tolist())
     plan = Lengthening(source, masked, extra.embeds_BXE, {}, offsets)
     plan.arguments = _lengthen_arguments(plan, interface, config, arguments)
     return plan
@@ -148,7 +149,7 @@ def _layout_rows(
     valid: Sequence[Sequence[bool]],
 ) -> tuple[Tensor, Tensor]:
     counts = [layout.num_tokens for layout in layouts]
-    rows = rows_of_videos(input_ids, placeholder, counts)
+    rows = rows_of_videos(input_ids == placeholder, counts)
     sources: list[list[int]] = []
     masks: list[list[bool]] = []
     for row, ids in enumerate(input_ids.tolist()):

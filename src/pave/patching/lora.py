@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -83,7 +84,7 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """A pattern for the chosen linear layers of the language model's decoder, and nothing else.
 
     Raises:
-        ValueError: if a target names no linear layer of the decoder, with the ones there are.
+        ValueError: if a target names no linear layer of the decoder, with the ones there are, or one whose weights are offloaded.
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
@@ -91,7 +92,14 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     unknown = sorted(set(settings.targets) - found)
     if unknown:
         raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
-    return re.escape(prefix) + r"\..*\.(" + "|".join(re.escape(t) for t in settings.targets) + ")"
+    chosen = [m for path, m in decoder.named_modules() if path.rsplit(".", 1)[-1] in settings.targets]
+    offloaded = sum(hasattr(m, "_hf_hook") and next(m.parameters()).device.type == "meta" for m in chosen)
+    if offloaded:
+        raise ValueError(
+            f"lora: {offloaded} of {len(chosen)} target layers are offloaded by the base's device_map; keep the language model on "
+            "a device and offload other parts, or use a patch without LoRA"
+        )
+    return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
 def inject(model: Any, name: str, settings: LoraSettings, default_weight: float) -> None:
@@ -107,13 +115,28 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
         target_modules=target_regex(model, settings),
         task_type="CAUSAL_LM",
     )
-    peft.inject_adapter_in_model(config, model, adapter_name=name)
+    modules = _without_type(model)
+    peft.inject_adapter_in_model(config, modules, adapter_name=name)
+    model.peft_config = modules.peft_config
     for layer in _layers(model, name).values():
         layer.__class__ = _per_call_class(layer.__class__)
         layer.pave_default_weight = default_weight
         layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
         for parameter in _own_parameters(layer, name):
             parameter.data = parameter.data.float()
+
+
+def _without_type(model: Any) -> Any:
+    """The same modules and attributes as a plain module whose config has no ``model_type``.
+
+    PEFT rewrites the targets of models that it knows by type as mixtures of experts, for the sake of old checkpoints:
+    to bare names, which match in every tower, and to packed experts. Here a target is a linear layer of the language model and nothing else.
+    """
+    plain: Any = nn.Module()
+    quantization = getattr(model.config, "quantization_config", None)
+    config = SimpleNamespace(to_dict=dict, **({} if quantization is None else {"quantization_config": quantization}))
+    plain.__dict__.update({**model.__dict__, "config": config})
+    return plain
 
 
 def _own_parameters(layer: Any, name: str) -> list[nn.Parameter]:

@@ -58,7 +58,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
 
     Raises:
         ValueError: if the family is unknown, the model carries a patch already, its ``forward`` was replaced on the instance,
-            or a LoRA target does not exist.
+            a LoRA target does not exist, or a channel adds tokens to the prompt on a family where that is not described.
     """
     if is_patched(model):
         raise ValueError(f"the model already carries the patch {patch_name(model)!r}; call detach_patch(model) first")
@@ -68,6 +68,12 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     check_forward(model)
     base: Any = model
     interface = get_interface(base.config)
+    longer = [c.fusion.kind for c in config.side_channels.values() if c.fusion.adds_llm_tokens]
+    if longer and not interface.lengthens_prompt:
+        raise ValueError(
+            f"fusion.kind {longer[0]!r} adds tokens to the prompt, which is not described for base models of type "
+            f"{base.config.model_type!r}; use cross_attention"
+        )
     trainable = [path for path, p in model.named_parameters() if p.requires_grad]
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
@@ -96,7 +102,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     for parameter in patch_parameters(model):
         parameter.requires_grad_(True)
     if slot.needs_pre_projector():
-        base.pave_hook = interface.projector(base.base_model).register_forward_pre_hook(capture_projector_input)
+        projector = interface.projector(base.base_model)
+        base.pave_hook = projector.register_forward_pre_hook(capture_projector_input, with_kwargs=True)
     wrap_checkpointing(model)
     if config.vocabulary is not None:
         base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)

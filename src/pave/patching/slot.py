@@ -102,7 +102,7 @@ def batch_videos(
             out[row, : x.shape[0], : x.shape[1]] = x
         return out
 
-    grids = {layout.grid for layout in layouts}
+    grids = {layout.grid if not layout.leading else None for layout in layouts}
     return VideoTokens(
         stack(videos),
         valid_BT,

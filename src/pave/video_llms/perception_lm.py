@@ -1,0 +1,47 @@
+"""PerceptionLM: one step per frame; images and videos pass through the same method, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pave.video_llms.interface import VideoLayout, VideoLLMInterface
+
+
+class PerceptionLMInterface(VideoLLMInterface):
+    model_types = ("perception_lm",)
+    features_method = "get_image_features"
+    encodes_after_beams = True
+    projector_path = "multi_modal_projector"
+
+    def pre_projector_width(self, config: Any) -> int:
+        return int(config.vision_config.model_args["embed_dim"])
+
+    def holds_videos(self, config: Any, input_ids: Tensor | None, earlier_calls: int) -> bool:
+        if input_ids is None:
+            return True
+        if not bool((input_ids == config.video_token_id).any()):
+            return False
+        images_first = bool((input_ids == config.image_token_id).any())
+        return earlier_calls == int(images_first)
+
+    def layouts(
+        self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None
+    ) -> list[VideoLayout]:
+        videos, frames = arguments["pixel_values"].shape[:2]
+        rows, columns = config.vision_config.model_args["ref_feat_shape"]
+        ratio = config.projector_pooling_ratio
+        return [VideoLayout(steps=frames, grid=(rows // ratio, columns // ratio))] * videos
+
+    def pre_projector(
+        self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """Pooled by the mean, as the projector pools what it makes."""
+        rows, columns = layouts[0].grid
+        ratio = inner.config.projector_pooling_ratio
+        frames_FCHW = captured.transpose(1, 2).unflatten(2, (rows * ratio, columns * ratio))
+        pooled = F.avg_pool2d(frames_FCHW, ratio).flatten(2).transpose(1, 2)
+        return self.split(pooled, layouts)
