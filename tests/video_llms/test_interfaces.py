@@ -209,3 +209,15 @@ def test_step_times_merge_frames_as_the_model_does():
 def test_an_unknown_family_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'gpt2' are not supported; supported: .*llava_onevision.*qwen2_5_vl"):
         get_interface(type("Config", (), {"model_type": "gpt2"})())
+
+
+def test_a_mixed_batch_with_lora_inside_shared_experts_is_refused():
+    """Their input has no rows any more, so a row without its channel could not be kept the base's."""
+    family = build_family("qwen3_5_moe")
+    model = family.patched(family.config(targets=("q_proj", "up_proj")))
+    side = side_tokens()
+    given = {"side_channels": {"audio": side}, "frame_times": family.times}
+    assert not torch.allclose(model(**family.inputs, **given).logits, family.logits, atol=1e-3)
+    side.valid_BK[0] = False
+    with pytest.raises(ValueError, match="rows with and without side channels cannot share a batch on this base"):
+        model(**family.inputs, **given)
