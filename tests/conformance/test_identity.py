@@ -124,6 +124,47 @@ def test_detaching_restores_the_very_base(case):
     assert is_patched(model)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_patch_takes_the_mode_of_its_base_and_checkpointing_is_unwrapped(case, training):
+    model, _ = case.build()
+    model.train(training)
+    model.gradient_checkpointing_enable()
+    functions = {
+        n: m._gradient_checkpointing_func for n, m in model.named_modules() if hasattr(m, "_gradient_checkpointing_func")
+    }
+    attach_patch(model, small_config())
+    assert {m.training for m in model.pave_patches.modules()} == {training}
+    detach_patch(model)
+    assert functions and all(model.get_submodule(n)._gradient_checkpointing_func is f for n, f in functions.items())
+
+
+def test_calls_within_calls_know_whose_they_are(case, base):
+    """A forward with side channels inside ``patch_call`` is a call of its own; another patched model's modules see none."""
+    first, processor = patched(case)
+    second, _ = patched(case)
+    batch = case.batch(processor)
+    times = batch.pop("frame_times")
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": times}
+    expected = logits(first, batch, **given)
+    with first.patch_call():
+        assert torch.equal(logits(first, batch, **given), expected)
+        assert torch.equal(logits(first, batch), base[0])
+    with torch.no_grad():
+        alone = second.base_model(**batch).last_hidden_state
+        with first.patch_call({"audio": side_tokens()}, times, batch["input_ids"]):
+            assert torch.equal(second.base_model.get_video_features(**_video(batch)).pooler_output[0], _plain(case, batch))
+            first.base_model(**batch)
+        assert torch.equal(second.base_model(**batch).last_hidden_state, alone)
+
+
+def _video(batch):
+    return {key: batch[key] for key in ("pixel_values_videos", "video_grid_thw") if key in batch}
+
+
+def _plain(case, batch):
+    return case.build()[0].base_model.get_video_features(**_video(batch)).pooler_output[0]
+
+
 def test_a_missing_channel_is_the_base_row_by_row(case, base):
     model, processor = patched(case)
     batch = case.batch(processor)
@@ -245,9 +286,13 @@ def test_rows_with_two_videos_and_with_none(case):
     """A row without a video is the base; one of two videos with its channel is enough for the row to be patched."""
     model, processor = patched(case)
     fresh, _ = patched(case, trained=False)
-    content = [[{"type": "video"}, {"type": "video"}, {"type": "text", "text": "what sound?"}], [{"type": "text", "text": "hi"}]]
+    content = [
+        [{"type": "video"}, {"type": "video"}, {"type": "text", "text": "what sound?"}],
+        [{"type": "text", "text": "hi"}],
+    ]
     texts = [
-        processor.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True, tokenize=False) for c in content
+        processor.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True, tokenize=False)
+        for c in content
     ]
     generator = torch.Generator().manual_seed(0)
     videos = [torch.randint(0, 256, (4, case.side, case.side, 3), generator=generator).byte().numpy() for _ in range(2)]

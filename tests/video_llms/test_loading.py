@@ -59,5 +59,7 @@ def test_code_that_comes_with_a_base_is_neither_run_nor_asked_about(tmp_path, mo
 
 def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
-    with pytest.raises(ValueError, match=r"base models of type 'blip' are not supported; supported: ernie4_5_vl_moe, .*llava_onevision"):
+    with pytest.raises(
+        ValueError, match=r"base models of type 'blip' are not supported; supported: ernie4_5_vl_moe, .*llava_onevision"
+    ):
         load_base(tmp_path)
