@@ -44,6 +44,7 @@ CONFIGS = {
     "gate": small_config(gate=True),
     "rope": small_config(rope=True),
     "no_lora": small_config(lora=False),
+    "lora_only": small_config(missing_channel="lora_only"),
     "shared": small_config(share_key_value_projection=True, alignment="index"),
 }
 
@@ -65,14 +66,19 @@ def test_disabled_scaled_to_zero_and_detached_are_the_base(case, base, config):
     model, processor = patched(case, config)
     batch = case.batch(processor)
     given = {"side_channels": {"audio": side_tokens()}}
+    runs = []
+    handle = model.pave_patches["default"].fusions["audio"].register_forward_hook(lambda *_: runs.append(1))
     with model.patch_disabled():
-        assert torch.equal(logits(model, batch, **given), base[0])
+        assert torch.equal(logits(model, batch, **given), base[0]) and not runs
+    handle.remove()
     model.disable_patch()
     assert torch.equal(logits(model, batch, **given), base[0])
     model.enable_patch()
     with model.patch_scaled(0.0):
         assert torch.equal(logits(model, batch, **given), base[0])
     full = logits(model, batch, **given)
+    with model.patch_scaled(0.95):
+        assert not torch.equal(logits(model, batch, **given), full)
     with model.patch_scaled(0.5):
         half = logits(model, batch, **given)
     model.patch_strength = 0.5
@@ -82,6 +88,22 @@ def test_disabled_scaled_to_zero_and_detached_are_the_base(case, base, config):
     detach_patch(model)
     batch.pop("frame_times")
     assert torch.equal(logits(model, batch), base[0])
+
+
+def test_overrides_of_several_models_nest(case, base):
+    first, processor = patched(case)
+    second, _ = patched(case)
+    batch = case.batch(processor)
+    given = {"side_channels": {"audio": side_tokens()}}
+    with first.patch_disabled():
+        with second.patch_scaled(0.5):
+            assert (first.patch_strength, second.patch_strength) == (0.0, 0.5)
+            assert torch.equal(logits(first, batch, **given), base[0])
+            assert not torch.allclose(logits(second, batch, **given), base[0], atol=1e-3)
+            with first.patch_scaled(2.0):
+                assert (first.patch_strength, second.patch_strength) == (2.0, 0.5)
+        assert (first.patch_strength, second.patch_strength) == (0.0, 1.0)
+    assert first.patch_strength == 1.0
 
 
 def test_detaching_restores_the_very_base(case):
@@ -100,6 +122,47 @@ def test_detaching_restores_the_very_base(case):
     assert not any(m._forward_pre_hooks for m in model.modules())
     attach_patch(model, small_config())  # and it can be patched again
     assert is_patched(model)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_patch_takes_the_mode_of_its_base_and_checkpointing_is_unwrapped(case, training):
+    model, _ = case.build()
+    model.train(training)
+    model.gradient_checkpointing_enable()
+    functions = {
+        n: m._gradient_checkpointing_func for n, m in model.named_modules() if hasattr(m, "_gradient_checkpointing_func")
+    }
+    attach_patch(model, small_config())
+    assert {m.training for m in model.pave_patches.modules()} == {training}
+    detach_patch(model)
+    assert functions and all(model.get_submodule(n)._gradient_checkpointing_func is f for n, f in functions.items())
+
+
+def test_calls_within_calls_know_whose_they_are(case, base):
+    """A forward with side channels inside ``patch_call`` is a call of its own; another patched model's modules see none."""
+    first, processor = patched(case)
+    second, _ = patched(case)
+    batch = case.batch(processor)
+    times = batch.pop("frame_times")
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": times}
+    expected = logits(first, batch, **given)
+    with first.patch_call():
+        assert torch.equal(logits(first, batch, **given), expected)
+        assert torch.equal(logits(first, batch), base[0])
+    with torch.no_grad():
+        alone = second.base_model(**batch).last_hidden_state
+        with first.patch_call({"audio": side_tokens()}, times, batch["input_ids"]):
+            assert torch.equal(second.base_model.get_video_features(**_video(batch)).pooler_output[0], _plain(case, batch))
+            first.base_model(**batch)
+        assert torch.equal(second.base_model(**batch).last_hidden_state, alone)
+
+
+def _video(batch):
+    return {key: batch[key] for key in ("pixel_values_videos", "video_grid_thw") if key in batch}
+
+
+def _plain(case, batch):
+    return case.build()[0].base_model.get_video_features(**_video(batch)).pooler_output[0]
 
 
 def test_a_missing_channel_is_the_base_row_by_row(case, base):
@@ -194,6 +257,64 @@ def test_generation_with_a_missing_row_in_the_batch(case, base):
     assert torch.equal(got[1], base[1][1])
     assert torch.equal(got[0], full[0])
     assert not torch.equal(full, base[1])
+
+
+def test_beams_and_samples_of_a_row_without_its_channel_are_the_base(case):
+    """Both repeat every row, which the weights of the rows must follow."""
+    model, processor = patched(case)
+    plain, _ = case.build()
+    batch = case.batch(processor)
+    times = batch.pop("frame_times")
+    side = side_tokens()
+    valid = side.valid_BK.clone()
+    valid[1] = False
+    mixed = {"audio": SideTokens(side.embeds_BKMC, valid, side.times_BK)}
+    for how in ({"num_beams": 3, "num_return_sequences": 3}, {"do_sample": True, "num_return_sequences": 3}):
+        rows = []
+        for call in (
+            lambda how: model.generate(**batch, side_channels=mixed, frame_times=times, **how),
+            lambda how: model.generate(**batch, side_channels={"audio": side}, frame_times=times, **how),
+            lambda how: plain.generate(**batch, **how),
+        ):
+            torch.manual_seed(0)
+            rows.append(call({"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, **how}).split(3))
+        assert torch.equal(rows[0][1], rows[2][1]) and torch.equal(rows[0][0], rows[1][0])
+        assert not torch.equal(rows[1][0], rows[2][0])
+
+
+def test_rows_with_two_videos_and_with_none(case):
+    """A row without a video is the base; one of two videos with its channel is enough for the row to be patched."""
+    model, processor = patched(case)
+    fresh, _ = patched(case, trained=False)
+    content = [
+        [{"type": "video"}, {"type": "video"}, {"type": "text", "text": "what sound?"}],
+        [{"type": "text", "text": "hi"}],
+    ]
+    texts = [
+        processor.apply_chat_template([{"role": "user", "content": c}], add_generation_prompt=True, tokenize=False)
+        for c in content
+    ]
+    generator = torch.Generator().manual_seed(0)
+    videos = [torch.randint(0, 256, (4, case.side, case.side, 3), generator=generator).byte().numpy() for _ in range(2)]
+    metadata = [{"fps": 1.0, "total_num_frames": 4, "frames_indices": list(range(4))}] * 2
+    batch = processor(
+        text=texts, videos=videos, do_sample_frames=False, padding=True, padding_side="left", return_tensors="pt",
+        video_metadata=metadata,
+    )  # fmt: skip
+    given = {"frame_times": torch.arange(4).double().expand(2, -1) + 0.5}
+    base = logits(case.build()[0], batch)
+    side = side_tokens()
+    assert torch.equal(logits(fresh, batch, side_channels={"audio": side}, **given), base)
+    seen = [logits(model, batch, side_channels={"audio": side}, **given)]
+    for missing in (0, 1):
+        valid = side.valid_BK.clone()
+        valid[missing] = False
+        seen.append(logits(model, batch, side_channels={"audio": SideTokens(side.embeds_BKMC, valid, side.times_BK)}, **given))
+    assert all(torch.equal(one[1], base[1]) for one in seen)
+    kept = batch["attention_mask"][0].bool()
+    different = [base, *seen]
+    for index, one in enumerate(different):
+        assert not any(torch.allclose(one[0][kept], other[0][kept], atol=1e-3) for other in different[:index])
 
 
 def test_only_the_patch_gets_gradients(case):

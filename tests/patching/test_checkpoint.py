@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 import pave
 from cases import CASES, patched, shake, side_tokens, small_config
 from pave import PatchConfig, attach_patch, detach_patch, load_patch, save_patch
-from pave.patching import fingerprint, is_patched, patch_parameters, push_patch_to_hub, read_record
+from pave.patching import fingerprint, is_patched, load_tensors, patch_parameters, push_patch_to_hub, read_record
 
 
 @pytest.fixture(params=CASES)
@@ -387,6 +387,15 @@ def test_broken_files_are_refused_by_name_and_the_base_stays_clean(name, tmp_pat
     assert not is_patched(base) and all(p.requires_grad for p in base.parameters())
     with torch.no_grad():
         assert torch.equal(base(**batch).logits, expected)
+
+
+def test_tensors_of_another_config_are_not_loaded(tmp_path):
+    """Same tensors, other meaning: the number of heads shows in no shape."""
+    model, _ = patched(CASES["llava_onevision"])
+    folder = save_patch(model, tmp_path / "patch")
+    edit_config(folder, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(num_heads=4))
+    with pytest.raises(ValueError, match=r"another config .*side_channels\.audio\.fusion\.num_heads is 4 there and 2 here"):
+        load_tensors(model, folder)
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -105,6 +105,10 @@ def test_the_baseline_acts_trains_and_generates(case, kind):
     prompt = batch["input_ids"].shape[1]
     assert torch.equal(tokens[:, :prompt], batch["input_ids"]) and tokens.shape[1] <= prompt + 5
     assert torch.equal(tokens[:, prompt], one[:, -1].argmax(-1))
+    whole = model.generate(
+        **batch, side_channels={"audio": side}, max_new_tokens=5, do_sample=False, return_dict_in_generate=True
+    )
+    assert torch.equal(whole.sequences, tokens)
     uncached = model.generate(**batch, side_channels={"audio": side}, max_new_tokens=5, do_sample=False, use_cache=False)
     assert torch.equal(tokens, uncached)
     beams = model.generate(

@@ -93,8 +93,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     embeddings = base.get_input_embeddings().weight
     if embeddings.device.type != "meta":
         slot = slot.to(embeddings.device)
-    model.add_module(SLOTS, nn.ModuleDict({name: slot}))
-    slot.train(model.training)
+    model.add_module(SLOTS, nn.ModuleDict({name: slot}).train(model.training))
     base.pave_strength = base.pave_enabled_strength = 1.0
     base.pave_base_trainable = trainable
     swap_classes(base, interface.features_method)
