@@ -144,7 +144,7 @@ def demo_table() -> str:
         rows.append(f"| **{label}** | {' | '.join(_cell(first['findings'][key][run]) for run in runs)} |")
     setup, seconds = first["setup"], sum(first["seconds"].values())
     text = (
-        f"\n`{setup['command']}`: {setup['clips']}; {setup['steps']}; {seconds:.0f} s on {setup['machine']}, "
+        f"\n`{setup['command']}`: {setup['clips']}; {setup['steps']}. It took {seconds:.0f} s on {setup['machine']}, "
         f"torch {setup['versions']['torch']}."
     )
     if others:

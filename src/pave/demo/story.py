@@ -246,8 +246,8 @@ def _setup(plan: Plan, short: bool, seed: int) -> dict[str, Any]:
     return {
         "command": f"pave demo{' --short' if short else ''} --seed {seed}",
         "seed": seed,
-        "clips": f"{plan.train_clips} to train on, {plan.test_clips} others to test on",
-        "steps": f"{plan.steps} of {plan.batch_size} samples each",
+        "clips": f"{plan.train_clips} clips to train on, {plan.test_clips} others to test on",
+        "steps": f"{plan.steps} steps of {plan.batch_size} samples each",
         "versions": {
             "pave": pave.__version__,
             "torch": torch.__version__,
