@@ -1,6 +1,7 @@
 """``pave show`` against counts made from the real modules."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -90,6 +91,19 @@ def test_what_cannot_be_shown_is_said(saved, tmp_path, capsys):
         assert main(["show", *arguments]) == 2
         out, err = capsys.readouterr()
         assert out == "" and message in err and err.startswith("pave: ")
+
+
+def test_a_patch_whose_base_is_not_on_this_machine_asks_for_it(saved, tmp_path, capsys):
+    folder, counts = saved
+    shutil.copytree(folder / "patch", tmp_path / "patch")
+    record = json.loads((tmp_path / "patch" / "patch_config.json").read_text())
+    record["base"]["model_id"] = str(tmp_path / "elsewhere")
+    (tmp_path / "patch" / "patch_config.json").write_text(json.dumps(record))
+    assert main(["show", str(tmp_path / "patch")]) == 2
+    err = capsys.readouterr().err
+    assert f"names the base '{tmp_path / 'elsewhere'}', give another with --base" in err
+    shown = show(capsys, tmp_path / "patch", "--base", folder / "base")
+    assert shown["cost"]["base_parameters"] == counts["base"]
 
 
 def test_no_weights_are_loaded(monkeypatch, capsys):

@@ -51,7 +51,12 @@ def command(
 
     subject = _subject(patch, config, preset)
     base_name = base or subject.base or DEFAULT_BASE
-    base_config = load_config(str(base_path()) if base_name == PLAYGROUND else base_name)
+    try:
+        base_config = load_config(str(base_path()) if base_name == PLAYGROUND else base_name)
+    except ValueError as error:
+        if base or not subject.base:
+            raise
+        raise ValueError(f"{subject.name} names the base {subject.base!r}, give another with --base: {error}") from None
     cost = patch_cost(base_config, subject.patch, num_frames=frames, text_tokens=text_tokens, side_steps=side_steps)
     data = {
         "name": subject.name,
