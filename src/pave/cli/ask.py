@@ -28,7 +28,9 @@ def command(
         help="The file of a side channel that the video does not hold; give it once per channel.",
     ),
     compare: bool = typer.Option(False, "--compare", help="Answer with the base alone as well, side by side."),
-    choice: list[str] | None = typer.Option(None, "--choice", help="An answer to choose from; give it once per choice."),
+    choice: list[str] | None = typer.Option(
+        None, "--choice", metavar="ANSWER", help="An answer to choose from; give it once per choice, at least twice."
+    ),
     frames: int | None = typer.Option(
         None,
         "--frames",

@@ -21,7 +21,9 @@ def command(
     Render a small world of moving, sounding objects, train an audio patch for the embedded Video LLM and compare it with the
     base and with LoRA on video alone. Takes about six minutes on two cores and writes a report to open in a browser.
     """
+    from pave.cli.models import hide_loading_bars
     from pave.demo import run_demo
 
+    hide_loading_bars()
     result = run_demo(out=out, short=short, seed=seed)
     return Result(text=str(result), data=result.to_dict())

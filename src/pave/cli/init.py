@@ -46,7 +46,8 @@ def command(
 
 
 _RECIPE = """\
-# A training run. Paths are relative to this file. Any value can be changed on the command line:
+# A training run. Paths count from this file, except output, which counts from where the command runs.
+# Any value can be changed on the command line:
 #   pave train recipe.yaml training.learning_rate=1e-3 training.steps=50
 
 base:
