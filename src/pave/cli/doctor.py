@@ -46,7 +46,9 @@ def command(
         0.2, "--max-offset", min=0, help="Seconds that sound may begin before or after the picture."
     ),
     timeout: float = typer.Option(60.0, "--timeout", help="Seconds that reading one file may take."),
-    workers: int = typer.Option(0, "--workers", min=0, help="Processes that read. Default: one for each core, at most 8."),
+    workers: int | None = typer.Option(
+        None, "--workers", min=1, help="Processes that read. Default: one for each core, at most 8."
+    ),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b

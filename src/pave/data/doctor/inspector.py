@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pave.config import SideChannelConfig
-from pave.data.collator import IGNORE, PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.doctor.defects import DEFECTS
 from pave.data.doctor.setup import AUDIO, Setup
-from pave.data.items import PatchItem, SampleError
 from pave.data.media import AudioInfo, MediaInfo, VideoClip, VideoInfo, probe, read_frames
 from pave.data.samples import Sample
 from pave.side_channels import build_encoder, encoder_source
 from pave.side_channels.base import SideFeatures
-from pave.video_llms.loading import load_processor
+
+if TYPE_CHECKING:
+    from pave.data.doctor.prompts import PromptCheck
 
 GAP_SECONDS = 5.0
 """Frames that are further apart than this look like damaged time stamps."""
@@ -42,14 +41,15 @@ class Inspector:
         self.setup = setup
         self.sources = {name: encoder_source(channel.encoder) for name, channel in setup.channels.items()}
         self.dataset: PatchDataset | None = None
-        self.collator: PatchCollator | None = None
+        self.prompts: PromptCheck | None = None
         if setup.quick:
             return
         encoders = {name: build_encoder(channel.encoder) for name, channel in setup.channels.items()}
         self.dataset = PatchDataset([], setup.frames, encoders, setup.channels)
         if setup.base is not None:
-            self.config, processor = load_processor(setup.base, revision=setup.revision)
-            self.collator = PatchCollator(processor, self.config, setup.channels)
+            from pave.data.doctor.prompts import PromptCheck  # loads transformers
+
+            self.prompts = PromptCheck(setup)
 
     def inspect(self, samples: Sequence[Sample], announce: Callable[[str], None], skip: Collection[str] = ()) -> list[Raw]:
         """Everything wrong with the files of samples that share a video.
@@ -96,8 +96,12 @@ class _Visit:
                 continue
             self.announce(own)
             features[name, path] = self._features(name, path, places)
-        if clip is not None and self.inspector.collator is not None:
-            self._prompts(self.inspector.collator, clip, features)
+        if clip is not None and self.inspector.prompts is not None:
+            for place, sample in enumerate(self.samples):
+                side = {name: features.get((name, sample.side_channels.get(name))) for name in self.setup.channels}
+                side = {name: None if _is_null(sample, name) else found for name, found in side.items()}
+                for code, message in self.inspector.prompts.check(sample, clip, side):
+                    self._add(code, message, [place], None)
         return self.found
 
     def _add(self, code: str, message: str, places: Sequence[int], file: str | None, channel: str | None = None) -> None:
@@ -255,37 +259,6 @@ class _Visit:
         if not bool(((times_K >= 0) & (times_K <= seconds)).any()):
             message = f"its steps lie from {first:.4g} s to {last:.4g} s, the video lasts {seconds:.4g} s"
             self._add("channel-apart", message, places, file, name)
-
-    # --- prompts
-
-    def _prompts(
-        self, collator: PatchCollator, clip: VideoClip, features: dict[tuple[str, str | None], SideFeatures | None]
-    ) -> None:
-        for place, sample in enumerate(self.samples):
-            if all(answer is None for _, answer in sample.turns):
-                continue
-            side = {name: features.get((name, sample.side_channels.get(name))) for name in self.setup.channels}
-            side = {name: None if _is_null(sample, name) else found for name, found in side.items()}
-            try:
-                batch = collator([PatchItem(sample.id, clip.frames_FHWC, clip.times_F, sample.turns, side)])
-            except SampleError as error:
-                if error.code != "features-width":  # said of the file already
-                    message = " ".join(str(error).removeprefix(f"sample {sample.id!r}: ").split())
-                    self._add(error.code, message, [place], None)
-                continue
-            self._lengths(int(batch["attention_mask"].sum()), batch["labels"][0].tolist(), place)
-
-    def _lengths(self, tokens: int, labels: list[int], place: int) -> None:
-        context = getattr(self.inspector.config.get_text_config(), "max_position_embeddings", None)
-        limits = {"max_length": self.setup.max_length, "the base's context": context}
-        for name, limit in limits.items():
-            if limit is not None and tokens > limit:
-                self._add("prompt-long", f"the prompt has {tokens} tokens, {name} is {limit}", [place], None)
-                break
-        longest = max(len(list(run)) for learnt, run in groupby(labels, lambda label: label != IGNORE) if learnt)
-        if longest > self.setup.max_answer_tokens:
-            message = f"an answer has {longest} tokens, the budget is {self.setup.max_answer_tokens}"
-            self._add("answer-long", message, [place], None)
 
 
 def _is_null(sample: Sample, name: str) -> bool:

@@ -6,7 +6,6 @@ share a video. The worker writes down which file it reads next, and at last what
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import queue
