@@ -23,6 +23,8 @@ GAP_SECONDS = 5.0
 LENGTH_SECONDS, LENGTH_SHARE = 0.5, 0.1
 """Sound may differ from its video by the greater of these seconds and this share of the video."""
 
+_FROM_VIDEO = ("audio", "video", "own")
+"""Sources that a video can give without a file of the channel's own."""
 Raw = dict[str, Any]
 """A finding before it is known which samples have it: code, message, file, channel, and places in the list of samples."""
 
@@ -92,7 +94,8 @@ class _Visit:
                 continue
             own = path if path is not None else self.video
             decodes = name in self.setup.channels and not self.setup.quick and own not in self.skip
-            if not decodes or (path is None and (stated or self.info is None)):
+            own_files = path is None and self.inspector.sources.get(name) not in _FROM_VIDEO
+            if not decodes or own_files or (path is None and (stated or self.info is None)):
                 continue
             self.announce(own)
             features[name, path] = self._features(name, path, places)
@@ -186,7 +189,7 @@ class _Visit:
                 self._add("audio-none", "the video has no audio track", places, self.video, name)
             else:
                 self._sound(self.info.audio, places, self.video, name)
-        elif source not in ("video", "own"):
+        elif source not in _FROM_VIDEO:
             self._add("channel-missing", f"the sample names no file for the channel {name}", places, None, name)
 
     def _file(self, name: str, path: str, places: list[int]) -> bool:
