@@ -30,7 +30,20 @@ def test_version(capsys):
 def test_help_lists_every_verb_with_a_sentence(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    known = {"demo", "ask", "init", "new-channel", "train", "eval", "show", "families", "import", "import-base", "export"}
+    known = {
+        "demo",
+        "ask",
+        "init",
+        "new-channel",
+        "doctor",
+        "train",
+        "eval",
+        "show",
+        "families",
+        "import",
+        "import-base",
+        "export",
+    }
     assert set(VERBS) == known
     for verb, (_, summary) in VERBS.items():
         assert re.search(rf"^  {verb} +{re.escape(summary[:30])}", out, re.MULTILINE)

@@ -320,6 +320,14 @@ def test_the_table_of_samples_has_every_field():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {field.name for field in dataclasses.fields(Sample)}
 
 
+def test_the_table_of_defects_is_that_of_the_doctor():
+    from pave.data.doctor import DEFECTS
+
+    text = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- defects -->\n(.*?)<!-- /defects -->", text, re.DOTALL)[1].splitlines()[2:]
+    assert table == [f"| `{code}` | {d.severity} | {d.what} | {d.remedy} |" for code, d in DEFECTS.items()]
+
+
 def test_the_table_of_encoders_has_every_encoder():
     text = (ROOT / "docs" / "side_channels.md").read_text(encoding="utf-8")
     table = text.split("## Encoders that exist")[1].split("\n## ")[0]

@@ -57,6 +57,8 @@ def guarded(function: _Function) -> _Function:
             with _stdout_kept_for_json(as_json):
                 value = function(*args, **kwargs)
             _emit(value, as_json)
+            if isinstance(value, Result) and value.exit_code:
+                raise typer.Exit(value.exit_code)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
@@ -76,11 +78,12 @@ def guarded(function: _Function) -> _Function:
 
 
 class Result:
-    """What a verb returns: text for people, data for ``--json``."""
+    """What a verb returns: text for people, data for ``--json``, and the exit code."""
 
-    def __init__(self, text: str, data: dict[str, Any]) -> None:
+    def __init__(self, text: str, data: dict[str, Any], exit_code: int = 0) -> None:
         self.text = text
         self.data = data
+        self.exit_code = exit_code
 
 
 def _emit(value: Any, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
 from pave.tokens import SideTokens
+from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
 
 IGNORE = -100
@@ -101,7 +102,8 @@ class PatchCollator:
             if found:
                 raise SampleError(
                     f"sample {item.id!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
-                    "remove it from the question or answer"
+                    "remove it from the question or answer",
+                    "text-special",
                 )
         turns: list[tuple[str, str | None]] = list(item.turns)
         if not self.train and turns:
@@ -137,7 +139,8 @@ class PatchCollator:
             if self.max_length is not None and length > self.max_length:
                 raise SampleError(
                     f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
-                    f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length"
+                    f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length",
+                    "prompt-long",
                 )
         return data
 
@@ -149,7 +152,7 @@ class PatchCollator:
             try:
                 targets = self._targets(prompt, row_ids)
             except ValueError as error:
-                raise SampleError(f"sample {item.id!r}: {error}") from None
+                raise SampleError(f"sample {item.id!r}: {error}", getattr(error, "code", None)) from None
             kept = positions[torch.tensor(targets)]
             labels[row, kept] = batch["input_ids"][row, kept]
         return labels
@@ -178,10 +181,10 @@ class PatchCollator:
                     "would never learn to stop"
                 )
             if self.processor.tokenizer.unk_token_id in [text_ids[i] for i in inside]:
-                raise ValueError(f"the base's vocabulary lacks a word of the answer {prompt.text[start:end]!r}")
+                raise CodedError(f"the base's vocabulary lacks a word of the answer {prompt.text[start:end]!r}", "word-unknown")
             targets += inside
         if not targets:
-            raise ValueError("it has no answer to learn from")
+            raise CodedError("it has no answer to learn from", "answer-missing")
         if len(text_ids) - targets[0] > common:
             raise ValueError("the processor changed the text behind the video, so the place of the answers is not known")
         return [i - len(text_ids) + len(row_ids) for i in targets]
@@ -195,7 +198,8 @@ class PatchCollator:
             if features is not None and features.features_KMC.shape[-1] != width:
                 raise SampleError(
                     f"sample {item.id!r}: the features of side channel {name!r} are {features.features_KMC.shape[-1]} wide, "
-                    f"but the patch takes {width}"
+                    f"but the patch takes {width}",
+                    "features-width",
                 )
             embeds.append(None if features is None else torch.as_tensor(features.features_KMC).float())
             times.append(None if features is None else torch.as_tensor(features.times_K).double())

@@ -120,7 +120,7 @@ class PatchDataset(Dataset[PatchItem]):
         try:
             video = self._video(sample)
         except ValueError as error:
-            raise SampleError(f"sample {sample.id!r}: {error}") from error
+            raise SampleError(f"sample {sample.id!r}: {error}", getattr(error, "code", None)) from error
         return PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side)
 
     @property
@@ -145,11 +145,16 @@ class PatchDataset(Dataset[PatchItem]):
 
     def _decode(self, sample: Sample) -> DecodedVideo:
         clip = read_frames(sample.video, self.frame_sampling)
-        side = {name: self._features(name, sample) for name in self.encoders}
+        side = {name: self.features(name, sample) for name in self.encoders}
         return DecodedVideo(clip.frames_FHWC, clip.times_F, side)
 
-    def _features(self, name: str, sample: Sample) -> SideFeatures | None:
-        """The channel's features: from its own file if the sample names one, else from the video. null: missing."""
+    def features(self, name: str, sample: Sample) -> SideFeatures | None:
+        """A channel's features, not through the cache: from its own file if the sample names one, else from the video; None where
+        the channel is missing.
+
+        Raises:
+            ValueError: if a file is missing or damaged or does not suit the encoder.
+        """
         encoder = self.encoders[name]
         path = sample.side_channels.get(name)
         if path is None and name in sample.side_channels:

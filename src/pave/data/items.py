@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pave.utils.errors import CodedError
+
 if TYPE_CHECKING:
     from pave.side_channels.base import SideFeatures
 
 
-class SampleError(ValueError):
+class SampleError(CodedError):
     """A sample cannot be used. The message is one sentence that names it, also when it comes from a worker process."""
 
-    def __init__(self, message: str) -> None:
+    code = "prompt-refused"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
         # a DataLoader raises errors of its workers again with the whole traceback as the message
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip(), code)
 
 
 @dataclass(frozen=True)

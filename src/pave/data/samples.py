@@ -35,10 +35,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from pave.utils.errors import CodedError
 from pave.utils.files import atomic_path
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -163,11 +164,33 @@ def read_samples(path: str | os.PathLike[str], data_root: str | os.PathLike[str]
     Raises:
         ValueError: naming the file, the line and the field, and the nearest known field where one is misspelt.
     """
+    samples = []
+    for _, found in scan_samples(path, data_root):
+        if isinstance(found, BadLine):
+            raise found
+        samples.append(found)
+    return samples
+
+
+class BadLine(CodedError):
+    """A line that is no sample. The message is one sentence that names the file, the line and the field."""
+
+    code = "sample-invalid"
+
+
+def scan_samples(
+    path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None
+) -> Iterator[tuple[int, Sample | BadLine]]:
+    """Every line that is not blank with its number (from 1): its sample, or what is wrong with it. Arguments as for
+    ``read_samples``.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
     name = os.fspath(path)
     root = os.path.dirname(name) if data_root is None else os.fspath(data_root)
     if not os.path.isfile(name):
         raise ValueError(f"{name}: there is no such file of samples")
-    samples: list[Sample] = []
     lines: dict[str, int] = {}
     with open(name, "rb") as file:
         number = 0
@@ -175,22 +198,24 @@ def read_samples(path: str | os.PathLike[str], data_root: str | os.PathLike[str]
             number += 1
             try:
                 if len(line) > MAX_LINE_BYTES:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(MAX_LINE_BYTES)
                     raise ValueError(f"the line is longer than {MAX_LINE_BYTES / 2**20:g} MiB; samples are one object a line")
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue
                 sample = _parse(text, root)
                 if sample.id in lines:
-                    raise ValueError(f"field 'id': {sample.id!r} is also the id of line {lines[sample.id]}")
+                    raise CodedError(f"field 'id': {sample.id!r} is also the id of line {lines[sample.id]}", "id-repeated")
             except UnicodeDecodeError as error:
-                raise ValueError(f"{name}, line {number}: byte {error.start} of the line is not UTF-8") from None
+                yield number, BadLine(f"{name}, line {number}: byte {error.start} of the line is not UTF-8")
             except RecursionError:
-                raise ValueError(f"{name}, line {number}: not JSON that can be read: it is nested too deeply") from None
+                yield number, BadLine(f"{name}, line {number}: not JSON that can be read: it is nested too deeply")
             except ValueError as error:
-                raise ValueError(f"{name}, line {number}: {error}") from None
-            lines[sample.id] = number
-            samples.append(sample)
-    return samples
+                yield number, BadLine(f"{name}, line {number}: {error}", getattr(error, "code", None))
+            else:
+                lines[sample.id] = number
+                yield number, sample
 
 
 def write_samples(path: str | os.PathLike[str], samples: Iterable[Sample]) -> None:
@@ -302,7 +327,7 @@ def _check_text(name: str, value: Any, one_line: bool = False) -> None:
     if not isinstance(value, str):
         _wrong(name, value, "text")
     if not value.strip():
-        raise ValueError(f"field {name!r} is empty")
+        raise CodedError(f"field {name!r} is empty", "text-empty")
     found = _CONTROL.search(value) or (_LINE_BREAK.search(value) if one_line else None)
     if found:
         raise ValueError(f"field {name!r} holds the control character {found.group()!r} at position {found.start()}; remove it")

@@ -27,6 +27,7 @@ from pave.data.descriptors import beside, check_keys, number, read_descriptor
 from pave.data.media import read_depth, read_picture
 from pave.side_channels.geometry import check_pose, rescale_intrinsics
 from pave.side_channels.scene3d import PosedPicture
+from pave.utils.errors import CodedError
 
 logger = logging.getLogger(__name__)
 
@@ -180,10 +181,10 @@ def _from_folder(path: str, frame_rate: float) -> Recording:
     pose = _numbered(path, "pose", (".txt",))
     for name, files in (("depth", depth), ("pose", pose)):
         if len(files) != len(color):
-            raise ValueError(f"{path}: color holds {len(color)} pictures but {name} holds {len(files)} files")
+            raise CodedError(f"{path}: color holds {len(color)} pictures but {name} holds {len(files)} files", "scene3d-counts")
         if files.keys() != color.keys():
             odd = min(files.keys() ^ color.keys())
-            raise ValueError(f"{path}: number {odd} is in only one of color and {name}")
+            raise CodedError(f"{path}: number {odd} is in only one of color and {name}", "scene3d-counts")
     shots = tuple(Shot(color[i], depth[i], _pose(pose[i]), i / frame_rate) for i in sorted(color))
     matrices = {which: _intrinsic(os.path.join(path, "intrinsic", f"intrinsic_{which}.txt")) for which in ("color", "depth")}
 

@@ -17,7 +17,7 @@ from pave.side_channels.own import OwnEncoder, import_encoder
 if TYPE_CHECKING:
     from pave.config import EncoderConfig
 
-__all__ = ["ENCODERS", "AudioClip", "OwnEncoder", "SideEncoder", "SideFeatures", "build_encoder"]
+__all__ = ["ENCODERS", "AudioClip", "OwnEncoder", "SideEncoder", "SideFeatures", "build_encoder", "encoder_source"]
 
 ENCODERS = {
     "log_mel": "pave.side_channels.log_mel:LogMelEncoder",
@@ -67,6 +67,15 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
         return ArrangedAudioEncoder(built, **arrangement) if arrangement else built
     except TypeError as error:
         raise ValueError(f"the encoder {config.name!r} cannot be built with the settings {config.settings}: {error}") from error
+
+
+def encoder_source(config: EncoderConfig) -> str:
+    """What the encoder that a config names takes (``SideEncoder.source``), without building it.
+
+    Raises:
+        ValueError: if there is no encoder of that name.
+    """
+    return str(_find_class(config.name).source)
 
 
 def _find_class(name: str) -> type[Any]:

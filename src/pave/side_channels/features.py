@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pave.config import EncoderConfig
 from pave.side_channels.base import SideFeatures
+from pave.utils.errors import CodedError
 from pave.utils.files import atomic_path
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ class StoredFeatures:
         elif features.ndim == 2:
             features = features[:, None]
         if features.ndim != 3 or tuple(features.shape[1:]) != (M, C):
-            raise ValueError(f"{name}: features of shape (steps, {M}, {C}) are expected, got {tuple(features.shape)}")
+            raise CodedError(
+                f"{name}: features of shape (steps, {M}, {C}) are expected, got {tuple(features.shape)}", "features-width"
+            )
         if not features.is_floating_point():
             raise ValueError(f"{name}: features must be floating point, got {features.dtype}")
         return features[:, 1:] if self._drop_class_token else features

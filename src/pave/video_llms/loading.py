@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from pave.video_llms import get_interface
@@ -21,27 +23,47 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
             comes with a model is never run.
     """
     import transformers
-    from safetensors import SafetensorError
 
     name = os.fspath(base)
-    try:
-        # transformers would ask on the terminal whether to run a repository's own code
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        get_interface(config)  # raises before gigabytes are read
-        processor = transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    _, processor = load_processor(name, revision=revision)  # raises before gigabytes are read
+    with _errors_named(name):
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except OSError as error:
-        raise ValueError(f"base {name!r} is no folder with a model, and the hub did not give it: {_line(error)}") from error
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"base {name!r} cannot be loaded: {_line(error)}") from error
     model, info = loaded
     # weights that are not in a checkpoint are drawn at random, with a warning only
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:
         raise ValueError(f"base {name!r} lacks {len(missing)} of its weights, among them {missing[0]}; download it again")
     return model, processor
+
+
+def load_processor(base: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Any, Any]:
+    """The config of a base and its processor, without any weights.
+
+    Raises:
+        ValueError: as ``load_base`` does.
+    """
+    import transformers
+
+    name = os.fspath(base)
+    with _errors_named(name):
+        # transformers would ask on the terminal whether to run a repository's own code
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        get_interface(config)
+        return config, transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"base {name!r} is no folder with a model, and the hub did not give it: {_line(error)}") from error
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"base {name!r} cannot be loaded: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

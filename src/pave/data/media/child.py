@@ -45,7 +45,7 @@ def run_in_child(function: str, path: str | os.PathLike[str], options: dict[str,
             command, input=request.encode(), capture_output=True, timeout=timeout, env=environment, check=False
         )
     except subprocess.TimeoutExpired:
-        raise MediaError(f"{name}: reading took longer than the {timeout:g} s allowed") from None
+        raise MediaError(f"{name}: reading took longer than the {timeout:g} s allowed", "media-timeout") from None
     head, _, body = done.stdout.partition(b"\n")
     if done.returncode != 0 or not head:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
@@ -54,7 +54,7 @@ def run_in_child(function: str, path: str | os.PathLike[str], options: dict[str,
         )
     answer = json.loads(head)
     if "error" in answer:
-        raise MediaError(answer["error"].replace(os.path.abspath(name), name))
+        raise MediaError(answer["error"].replace(os.path.abspath(name), name), answer["code"])
     fields: dict[str, Any] = answer["fields"]
     start = 0
     for field, (dtype, shape) in answer["arrays"].items():
@@ -77,7 +77,7 @@ def main() -> None:
     try:
         result: Any = functions[request["function"]](request["path"], **options)  # type: ignore[operator]
     except MediaError as error:
-        out.write(json.dumps({"error": str(error)}).encode())
+        out.write(json.dumps({"error": str(error), "code": error.code}).encode())
         return
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)} if result is not None else {}
     arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if isinstance(value, np.ndarray)}

@@ -16,6 +16,8 @@ import av.container
 import av.error
 import av.stream
 
+from pave.utils.errors import CodedError
+
 MAX_PACKETS = 2_000_000
 """Longest stream that is read: 18 hours at 30 frames a second."""
 MAX_PIXELS = 128_000_000
@@ -26,8 +28,10 @@ _REFUSED_FORMATS = {"hls", "dash", "concat", "image2", "imf", "sdp", "rtsp", "tt
 """Formats that are lists of other files, or text that FFmpeg would draw as a picture."""
 
 
-class MediaError(ValueError):
+class MediaError(CodedError):
     """A media file is missing, damaged, or not what it was used as. The message is one sentence that names the file."""
+
+    code = "media-unreadable"
 
 
 @contextmanager
@@ -40,11 +44,11 @@ def open_media(path: str | os.PathLike[str], **options: str) -> Iterator[av.cont
     """
     name = os.fspath(path)
     if not os.path.exists(name):
-        raise MediaError(f"{name}: there is no such file")
+        raise MediaError(f"{name}: there is no such file", "media-missing")
     if not os.path.isfile(name):
         raise MediaError(f"{name}: this is not a regular file")
     if os.path.getsize(name) == 0:
-        raise MediaError(f"{name}: the file is empty (0 bytes)")
+        raise MediaError(f"{name}: the file is empty (0 bytes)", "media-empty")
     url = f"file:{Path(name).absolute()}"
     try:
         # Only local files: a playlist under the name of a video must not reach the network.
@@ -77,7 +81,7 @@ def require_video(container: av.container.InputContainer, name: str) -> av.Video
     stream = find_video(container)
     if stream is None:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream at all"
-        raise MediaError(f"{name}: the file has no video stream (it holds {kinds})")
+        raise MediaError(f"{name}: the file has no video stream (it holds {kinds})", "video-none")
     if stream.codec_context is None:
         raise MediaError(f"{name}: no decoder for its video stream")
     check_size(stream.codec_context.width, stream.codec_context.height, name)
@@ -145,7 +149,7 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
             repeated |= packet.pts in shown
             shown[packet.pts] = (count - 1, packet.duration or 0)
     if not count:
-        raise MediaError(f"{name}: the video stream holds no frames")
+        raise MediaError(f"{name}: the video stream holds no frames", "media-empty")
     ticks = sorted(shown)
     tick = stream.time_base or Fraction(1, 90_000)
     last = _last_duration(shown, ticks, round(1 / (nominal_rate(stream) * tick)))

@@ -131,7 +131,10 @@ class _Reader:
 
     def _damaged(self, what: str) -> None:
         if not self.keep:
-            raise MediaError(f"{self.name}: the video is damaged: {what}; replace the file, or read it with on_corrupt='keep'")
+            raise MediaError(
+                f"{self.name}: the video is damaged: {what}; replace the file, or read it with on_corrupt='keep'",
+                "media-truncated",
+            )
         self.problem = self.problem or what
 
     def _choose(self, ticks: list[int], end_tick: int, tick: Fraction) -> tuple[list[int], int]:
@@ -176,7 +179,7 @@ class _Reader:
             stamps = [frame.pts for frame in self._decode(container, stream)]
             rate = nominal_rate(stream)
         if not stamps:
-            raise MediaError(f"{self.name}: none of the video's {index.num_packets} packets decodes to a frame")
+            raise MediaError(f"{self.name}: none of the video's {index.num_packets} packets decodes to a frame", "media-empty")
         tick = index.tick
         ticks = sorted({stamp for stamp in stamps if stamp is not None})
         if len(ticks) == len(stamps):

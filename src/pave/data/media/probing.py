@@ -40,6 +40,10 @@ class VideoInfo:
     """num_frames / duration."""
     variable_rate: bool
     """True if the time between some two frames is over 10 % longer or shorter than the median."""
+    longest_gap: float
+    """Seconds of the longest time between two frames that follow each other; 0 for a single frame."""
+    stamped: bool
+    """False where the container does not say when frames are shown, or says it twice for one time: then they are counted."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _video_info(name: str, index: PacketIndex) -> VideoInfo:
         stream = require_video(container, name)
         frame = next((frame for _, frames in decode_packets(container, stream, lambda what: None) for frame in frames), None)
         if frame is None:
-            raise MediaError(f"{name}: none of the video's {index.num_packets} packets decodes to a frame")
+            raise MediaError(f"{name}: none of the video's {index.num_packets} packets decodes to a frame", "media-empty")
         rate = nominal_rate(stream)
         turned = frame.rotation % 180 != 0
         if index.ticks:
@@ -115,6 +119,8 @@ def _video_info(name: str, index: PacketIndex) -> VideoInfo:
             duration=seconds,
             average_rate=num_frames / seconds,
             variable_rate=any(abs(step - usual) > max(1.5, 0.1 * usual) for step in steps),
+            longest_gap=float(max(steps, default=0) * index.tick),
+            stamped=index.trusted,
         )
 
 

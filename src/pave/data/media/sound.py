@@ -88,7 +88,9 @@ def read_audio(
 
     def damaged(what: str) -> None:
         if on_corrupt == "error":
-            raise MediaError(f"{name}: the sound is damaged: {what}; replace the file, or read it with on_corrupt='keep'")
+            raise MediaError(
+                f"{name}: the sound is damaged: {what}; replace the file, or read it with on_corrupt='keep'", "media-truncated"
+            )
         problems.append(what)
 
     with open_media(name) as container:
