@@ -56,7 +56,8 @@ def read_strict(cls: type[_T], values: Any, where: str) -> _T:
             parent = _class_at(cls, first["loc"][:-1])
             known = [f.name for f in dataclasses.fields(parent)] if parent else []  # type: ignore[arg-type]
             near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}" if known else ""
+            nearest = ".".join([*(str(part) for part in first["loc"][:-1]), *near])
+            hint = f"; did you mean {nearest!r}?" if near else f"; known keys: {', '.join(known)}" if known else ""
             message = f"unknown key {path!r}{hint}"
         else:
             text = first["msg"].removeprefix("Value error, ")
@@ -281,10 +282,16 @@ class PatchConfig(Strict):
 
     @classmethod
     def paper(cls, **widths: int) -> PatchConfig:
-        """The published sizes: D 512, 4 heads, 2 layers, LoRA rank 64 on all seven linear kinds (18 + 323 MB at 7B)."""
+        """The published sizes: D 512, 4 heads, 2 layers, LoRA rank 64 on all seven linear kinds (18 + 323 MB at 7B).
+
+        The published features were extracted before training, so the channels read stored ones.
+        """
         fusion = FusionConfig(
             width=512, embed_width=512, alignment="index", share_key_value_projection=True, query_source="pre_projector"
         )
-        channels = {name: SideChannelConfig(kind=name, width=width, fusion=fusion) for name, width in widths.items()}
+        channels = {}
+        for name, width in widths.items():
+            stored = EncoderConfig(name="features", settings={"width": width})
+            channels[name] = SideChannelConfig(kind=name, width=width, encoder=stored, fusion=fusion)
         lora = LoraSettings(rank=64, alpha=16.0, targets=LORA_LINEARS, dropout=0.05)
         return cls(side_channels=channels, lora=lora, missing_channel="lora_only")

@@ -78,4 +78,4 @@ def test_train_names_what_is_wrong(started, tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml")]) == 2
     assert "no.yaml: cannot be read" in capsys.readouterr().err
     assert main(["train", str(started / "recipe.yaml"), "training.learning_rat=1"]) == 2
-    assert "did you mean 'learning_rate'" in capsys.readouterr().err
+    assert "did you mean 'training.learning_rate'" in capsys.readouterr().err

@@ -292,7 +292,7 @@ BROKEN = {
     "a list": (lambda d: (d / "patch_config.json").write_text("[]"), "format_version None is not 1"),
     "unknown key": (
         lambda d: edit_config(d, lambda v: v["patch"].update(loras=None)),
-        "unknown key 'patch.loras'; did you mean 'lora'",
+        "unknown key 'patch.loras'; did you mean 'patch.lora'",
     ),
     "bad value": (
         lambda d: edit_config(d, lambda v: v["patch"]["side_channels"]["audio"]["fusion"].update(alignment="times")),

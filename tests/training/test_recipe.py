@@ -74,14 +74,14 @@ def test_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("learning_rate", "learning_rat", r"recipe.yaml: unknown key 'training.learning_rat'; did you mean 'learning_rate'"),
+        ("learning_rate", "learning_rat", r"recipe.yaml: unknown key 'training.learning_rat'; did you mean 'training.learning_rate'"),
         ("batch_size: 2", "batch_size: many", r"recipe.yaml: training.batch_size: .*'many'"),
         ("batch_size: 2", "batch_size: 0", r"recipe.yaml: training: batch_size must be at least 1"),
         ("output: runs/x", "", r"recipe.yaml: output"),
         (
             "{width: 64}",
             "{width: 64, widht: 3}",
-            r"recipe.yaml: unknown key 'patch.side_channels.audio.widht'; did you mean 'width'",
+            r"recipe.yaml: unknown key 'patch.side_channels.audio.widht'; did you mean 'patch.side_channels.audio.width'",
         ),
         ("num_frames: 8", "num_frames: 8, fps: 1", r"recipe.yaml: data.frames: num_frames cannot be combined"),
         ("batch_size: 2", "steps: 3, eval_every: 2", r"training.eval_every needs data.eval"),
