@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pave.data.samples import Sample
-    from pave.data.store import CollectReport, ExtractReport, FeatureStore, Plan
+    from pave.data.store import CollectReport, ExtractReport, FeatureStore
     from pave.side_channels import SideEncoder
 
 
@@ -64,6 +64,7 @@ def command(
     for samples, encoders, _ in jobs:
         plan_features(samples, encoders, hashes, plan)
     if gc:
+        _list(collect(opened, plan, remove=False), dry_run)
         found = collect(opened, plan, remove=not dry_run)
         return Result(_collected(found, dry_run), {"store": str(opened.folder), **found.to_dict()})
     rank, world_size = _rank()
@@ -108,7 +109,7 @@ def _job(
         if patch is None or store is None:
             raise ValueError(f"{source}: a file of samples needs --patch, whose encoders are run, and --store")
         samples = read_samples(source, data_root=root)
-        channels = read_record(resolve_patch(patch)).config.side_channels
+        channels = read_record(resolve_patch(patch)).patch.side_channels
         target = store
     if not channels:
         raise ValueError(f"{source}: there is no side channel, so there is nothing to extract")
@@ -153,9 +154,12 @@ def _text(report: ExtractReport, store: FeatureStore, rank: int, world_size: int
     return "\n".join(lines)
 
 
-def _collected(report: CollectReport, dry_run: bool) -> str:
+def _list(report: CollectReport, dry_run: bool) -> None:
     for encoder, entry in report.removed:
-        print(f"{'would remove' if dry_run else 'removed'} {encoder}/{entry.key} of {entry.file}", file=sys.stderr)
+        print(f"{'would remove' if dry_run else 'removing'} {encoder}/{entry.key} of {entry.file}", file=sys.stderr)
+
+
+def _collected(report: CollectReport, dry_run: bool) -> str:
     lines = [f"{len(report.removed)} entries {'would go' if dry_run else 'removed'}, {report.kept} kept"]
     if report.shards_after is not None and report.bytes_after is not None:
         lines.append(

@@ -300,7 +300,7 @@ def checksum(features_KMC: torch.Tensor, times_K: torch.Tensor) -> int:
     """CRC-32 of the bytes of both."""
     crc = 0
     for tensor in (features_KMC, times_K):
-        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
 
 
