@@ -50,9 +50,7 @@ def trained(folder, output, **overrides):
     recipe = read_recipe(folder / "recipe.yaml", [f"output={output}", *(f"{k}={v}" for k, v in overrides.items())])
     result = run_recipe(recipe, folder=folder, progress=False)
     tensors = {
-        f"{file.name}.{name}": value
-        for file in result.patch.glob("*.safetensors")
-        for name, value in load_file(file).items()
+        f"{file.name}.{name}": value for file in result.patch.glob("*.safetensors") for name, value in load_file(file).items()
     }
     return result.train_loss, result.eval_loss, tensors
 
