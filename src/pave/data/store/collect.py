@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock
 
 from pave.data.store.plan import Plan
-from pave.data.store.shards import Entry, FeatureStore, ShardLimits, shard_name, write_shard
+from pave.data.store.shards import PACKED, Entry, FeatureStore, ShardLimits, shard_name, write_shard
 
 
 @dataclass
@@ -35,7 +35,7 @@ class CollectReport:
         return {**self.__dict__, "removed": rows}
 
 
-def collect(store: FeatureStore, plan: Plan, *, remove: bool = True, limits: ShardLimits | None = None) -> CollectReport:
+def collect(store: FeatureStore, plan: Plan, *, remove: bool = True, limits: ShardLimits = PACKED) -> CollectReport:
     """List the entries that the plan does not need; remove them, and pack the rest.
 
     Afterwards the shards are a function of the entries and the limits alone, whatever was extracted when and in which order.
@@ -59,7 +59,7 @@ def collect(store: FeatureStore, plan: Plan, *, remove: bool = True, limits: Sha
     report = CollectReport()
     with FileLock(store.folder / "collect.lock"):
         for encoder in store.encoders():
-            _collect_encoder(store, encoder, plan, report, remove, limits or ShardLimits())
+            _collect_encoder(store, encoder, plan, report, remove, limits)
     sizes = store.sizes()
     if remove:
         report.shards_after = sum(size.shards for size in sizes)

@@ -45,14 +45,18 @@ _OPEN_SHARDS = 32
 class ShardLimits:
     """How large a shard may become."""
 
-    entries: int = 64
-    """Most streams in a shard, and the unit of work that a process takes."""
+    entries: int = 16
+    """Most streams in a shard, and where features are extracted the unit of work that a process takes."""
     num_bytes: int = 256 * 2**20
     """A shard is closed before it would become larger, unless a single batch is."""
 
     def __post_init__(self) -> None:
         if self.entries < 1 or self.num_bytes < 1:
             raise ValueError(f"ShardLimits: entries and num_bytes must be at least 1, got {self.entries} and {self.num_bytes}")
+
+
+PACKED = ShardLimits(entries=1024)
+"""What a collection packs shards to."""
 
 
 @dataclass(frozen=True)

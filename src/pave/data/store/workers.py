@@ -26,13 +26,15 @@ class WorkerSettings:
     store: str
     specs: dict[str, dict[str, Any]]
     """By encoder id the fields of the ``EncoderConfig`` that builds it."""
-    device: str = "cpu"
-    threads: int = 1
+    device: str
+    threads: int
     """Of torch, on the CPU."""
-    batch_size: int = 1
-    entries: int = 64
-    num_bytes: int = 256 * 2**20
-    timeout: float | None = 300.0
+    batch_size: int
+    entries: int
+    """Of ``ShardLimits``."""
+    num_bytes: int
+    """Of ``ShardLimits``."""
+    timeout: float | None
     """Seconds that a file may take, reading and encoding together; times the number of files for a batch. None: no limit."""
 
 
