@@ -36,6 +36,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "init",
         "new-channel",
         "doctor",
+        "extract",
         "train",
         "eval",
         "show",

@@ -74,7 +74,11 @@ def test_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("learning_rate", "learning_rat", r"recipe.yaml: unknown key 'training.learning_rat'; did you mean 'training.learning_rate'"),
+        (
+            "learning_rate",
+            "learning_rat",
+            r"recipe.yaml: unknown key 'training.learning_rat'; did you mean 'training.learning_rate'",
+        ),
         ("batch_size: 2", "batch_size: many", r"recipe.yaml: training.batch_size: .*'many'"),
         ("batch_size: 2", "batch_size: 0", r"recipe.yaml: training: batch_size must be at least 1"),
         ("output: runs/x", "", r"recipe.yaml: output"),

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pave import __version__
-from pave.cli import ask, demo, doctor, export, families, import_, import_base, init, new_channel, show, train
+from pave.cli import ask, demo, doctor, export, extract, families, import_, import_base, init, new_channel, show, train
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
 
@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "init": (init.command, "Write a commented recipe and a sample file to start from."),
     "new-channel": (new_channel.command, "Write the skeleton of a side channel of your own, with its tests."),
     "doctor": (doctor.command, "Look for defects in samples and their files before training."),
+    "extract": (extract.command, "Run the side encoders once over all samples and keep the features."),
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),

@@ -35,6 +35,9 @@ def command(
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in the samples start from. Default: the file's own."
     ),
+    store: Path | None = typer.Option(
+        None, "--store", help="Feature store to read side features from; pave extract fills it. Default: run the encoders."
+    ),
     frames: int | None = typer.Option(
         None,
         "--frames",
@@ -65,6 +68,8 @@ def command(
     if not expected:
         raise ValueError(f"{samples}: the file holds no sample")
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
+    if store is not None:
+        qa.use_store(store, expected)
     result = evaluate(
         qa,
         expected,

@@ -24,6 +24,7 @@ from pave.data.items import PatchItem, SampleError
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
 from pave.data.sources import files_behind, read_source
+from pave.data.store.reading import StoredChannels
 from pave.side_channels.base import SideEncoder, SideFeatures
 from pave.utils.files import atomic_path
 
@@ -78,6 +79,7 @@ class PatchDataset(Dataset[PatchItem]):
         channels: the patch's channels by name.
         cache: "memory", a folder, or None.
         cache_bytes: most that the cache may hold; for a folder, most that one process adds.
+        stored: where features are read from instead of running encoders (``pave.data.store``), of all channels.
 
     Raises:
         ValueError: if a channel has no encoder, or one of another width.
@@ -93,6 +95,7 @@ class PatchDataset(Dataset[PatchItem]):
         *,
         cache: str | None = None,
         cache_bytes: int = 4 * 2**30,
+        stored: StoredChannels | None = None,
     ) -> None:
         missing = sorted(set(channels) - set(encoders))
         if missing:
@@ -106,6 +109,7 @@ class PatchDataset(Dataset[PatchItem]):
         self.samples = list(samples)
         self.frame_sampling = frame_sampling
         self.encoders = {name: encoders[name] for name in channels}
+        self.stored = stored
         self.cache_bytes = cache_bytes
         self.cache_report = CacheReport()
         self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
@@ -159,6 +163,8 @@ class PatchDataset(Dataset[PatchItem]):
         path = sample.side_channels.get(name)
         if path is None and name in sample.side_channels:
             return None
+        if self.stored is not None:
+            return self.stored.load(name, sample.video, path)
         source = read_source(encoder, sample.video, path)
         return None if source is None else encoder.encode(source)
 

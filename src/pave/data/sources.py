@@ -144,3 +144,18 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
 def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
     """The files that decide what a channel's file says: itself, what lies in it if it is a folder, and what it points to."""
     return files_named(path) if encoder.source in ("scene3d", "sensor", "views") else [path]
+
+
+def files_read(encoder: SideEncoder[Any], video: str, path: str | None) -> list[str] | None:
+    """The files that decide what ``read_source`` gives; None where it gives nothing because no file is named.
+
+    An encoder of one's own is taken to read the video and what the sample names.
+    """
+    if encoder.source in ("audio", "video"):
+        return [video if path is None else path]
+    if encoder.source == "own":
+        return [video, *([] if path is None else files_named(path))]
+    if path is None:
+        return None
+    spread = isinstance(encoder, StoredFeatures) and encoder.times == "spread"
+    return [*files_behind(encoder, path), *([video] if spread else [])]

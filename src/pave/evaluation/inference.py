@@ -16,6 +16,7 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, question_with_choices
+from pave.data.store.reading import StoredChannels
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
@@ -85,7 +86,22 @@ class VideoQA:
         self.sampling = sampling or default_sampling(processor)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
+        self.stored: StoredChannels | None = None
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+
+    def use_store(self, folder: str | Path, samples: Sequence[Sample]) -> None:
+        """Read side features from a feature store from now on, instead of running encoders.
+
+        Args:
+            folder: the store.
+            samples: that will be asked about; the store must have their features.
+
+        Raises:
+            ValueError: if there is no such store, or it lacks something.
+        """
+        stored = StoredChannels(folder, self.encoders)
+        stored.check_complete(samples, "pave extract SAMPLES --patch PATCH --store STORE")
+        self.stored = stored
 
     @classmethod
     def from_pretrained(
@@ -199,7 +215,12 @@ class VideoQA:
         """Decode samples one by one; what cannot be decoded comes out as its error. Without the patch no side channel is read."""
         channels = self.channels if patch else {}
         dataset = PatchDataset(
-            samples, self.sampling, {name: self.encoders[name] for name in channels}, channels, cache="memory"
+            samples,
+            self.sampling,
+            {name: self.encoders[name] for name in channels},
+            channels,
+            cache="memory",
+            stored=self.stored,
         )
         for number in range(len(samples)):
             try:

@@ -17,7 +17,16 @@ from pave.side_channels.own import OwnEncoder, import_encoder
 if TYPE_CHECKING:
     from pave.config import EncoderConfig
 
-__all__ = ["ENCODERS", "AudioClip", "OwnEncoder", "SideEncoder", "SideFeatures", "build_encoder", "encoder_source"]
+__all__ = [
+    "ENCODERS",
+    "FEATURES_VERSION",
+    "AudioClip",
+    "OwnEncoder",
+    "SideEncoder",
+    "SideFeatures",
+    "build_encoder",
+    "encoder_source",
+]
 
 ENCODERS = {
     "log_mel": "pave.side_channels.log_mel:LogMelEncoder",
@@ -36,6 +45,11 @@ ENCODERS = {
     "scene3d": "pave.side_channels.scene3d:Scene3DEncoder",
 }
 """Where the class of each encoder lives; it is imported when it is first built."""
+
+
+FEATURES_VERSION = 1
+"""Part of the name of every stored feature. Raise it when an encoder or a reader begins to give other numbers for the same
+source and settings, so that what was stored before is never taken for them."""
 
 
 def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:

@@ -46,6 +46,8 @@ class DataConfig(Strict):
     """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""
     cache: str | None = None
     """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
+    store: str | None = None
+    """Folder of the feature store that side features are read from; pave extract fills it. null runs the encoders on the fly."""
     cache_gigabytes: float = 4.0
     """Most that the cache may hold in each process that decodes (memory) or on disk (folder)."""
     stages: tuple[Stage, ...] = ()

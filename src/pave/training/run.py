@@ -15,6 +15,7 @@ import yaml
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
+from pave.data.store.reading import StoredChannels
 from pave.patching import attach_patch, read_record, save_patch
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
@@ -87,8 +88,9 @@ def run_recipe(
     provenance = _provenance(recipe, train, sampler)
     if checkpoint is not None:
         _check_same_data(checkpoint, provenance["data"])
-    train_data = _dataset(recipe, train, encoders, folder)
-    held_out_data = _dataset(recipe, held_out, encoders, folder) if held_out else None
+    stored = _stored(recipe, [*train, *(held_out or [])], encoders, folder)
+    train_data = _dataset(recipe, train, encoders, folder, stored)
+    held_out_data = _dataset(recipe, held_out, encoders, folder, stored) if held_out else None
     if base is None:
         base = folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
@@ -139,7 +141,24 @@ def _provenance(recipe: Recipe, train: list[Sample], sampler: StagedSampler) -> 
     return {"recipe": recipe.to_dict(), "data": data, "seed": recipe.training.seed}
 
 
-def _dataset(recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path) -> PatchDataset:
+def _stored(
+    recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path
+) -> StoredChannels | None:
+    """The feature store of the recipe; refuses one that lacks something before anything slow begins."""
+    if recipe.data.store is None:
+        return None
+    stored = StoredChannels(folder / recipe.data.store, encoders)
+    stored.check_complete(samples, "pave extract with this recipe")
+    return stored
+
+
+def _dataset(
+    recipe: Recipe,
+    samples: list[Sample],
+    encoders: Mapping[str, SideEncoder[Any]],
+    folder: Path,
+    stored: StoredChannels | None,
+) -> PatchDataset:
     cache = recipe.data.cache
     return PatchDataset(
         samples,
@@ -148,6 +167,7 @@ def _dataset(recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideE
         recipe.patch.side_channels,
         cache=str(folder / cache) if cache not in (None, "memory") else cache,
         cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
+        stored=stored,
     )
 
 

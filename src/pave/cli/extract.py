@@ -1,0 +1,169 @@
+"""``pave extract``: fill a feature store, or clean it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from pave.cli.shared import FAILED, JsonOption, PatchOption, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pave.data.samples import Sample
+    from pave.data.store import CollectReport, ExtractReport, FeatureStore
+    from pave.side_channels import SideEncoder
+
+
+def command(
+    sources: list[Path] = typer.Argument(..., help="Recipes (.yaml), or files of samples (.jsonl) together with --patch."),
+    store: Path | None = typer.Option(None, "--store", help="The feature store, a folder. Default: data.store of the recipe."),
+    patch: str | None = PatchOption,
+    root: Path | None = typer.Option(
+        None, "--root", help="Folder that paths in .jsonl files start from. Default: each file's own."
+    ),
+    processes: int = typer.Option(1, "--processes", min=1, help="Child processes that decode and encode."),
+    timeout: float = typer.Option(300.0, "--timeout", min=0.1, help="Seconds that one file may take."),
+    batch_size: int = typer.Option(
+        1, "--batch-size", min=1, help="Streams encoded together. More than 1 may change features within rounding."
+    ),
+    device: str = typer.Option(
+        "auto", "--device", help="auto (all CUDA devices in turn, else the CPU), cpu, cuda, cuda:1, ..."
+    ),
+    ray: bool = typer.Option(False, "--ray", help="Let Ray Data run the processes, here or on a cluster (extra: ray)."),
+    gc: bool = typer.Option(
+        False, "--gc", help="Extract nothing: list and remove what these samples do not need, pack the rest."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="With --gc: list only."),
+    json_output: bool = JsonOption,
+) -> Result:
+    """\b
+    pave extract recipe.yaml --processes 4
+    pave extract test.jsonl --patch my-patch --store features
+
+    Run the frozen side encoders once over all samples and keep what they give, by content: nothing is made twice, and a changed
+    file, setting or set of weights is made anew. An interrupted run goes on when it is started again. Files that cannot be read
+    are listed, and the exit code is 1. Under torchrun every rank takes its share.
+    """
+    from pave.cli.models import hide_loading_bars
+    from pave.data.store import FeatureStore, Plan, collect, extract, plan_features
+
+    if dry_run and not gc:
+        raise ValueError("--dry-run goes with --gc")
+    hide_loading_bars()
+    jobs = [_job(source, store, patch, root) for source in sources]
+    folders = {str(folder) for _, _, folder in jobs}
+    if len(folders) > 1:
+        raise ValueError(f"the recipes name different feature stores ({', '.join(sorted(folders))}); give --store")
+    opened = FeatureStore(folders.pop(), create=not gc)
+    hashes, plan = opened.hashes(), Plan()
+    for samples, encoders, _ in jobs:
+        plan_features(samples, encoders, hashes, plan)
+    if gc:
+        _list(collect(opened, plan, remove=False), dry_run)
+        found = collect(opened, plan, remove=not dry_run)
+        return Result(_collected(found, dry_run), {"store": str(opened.folder), **found.to_dict()})
+    rank, world_size = _rank()
+    report = extract(
+        plan,
+        opened,
+        processes=processes,
+        devices=_devices(device),
+        timeout=timeout,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        ray=ray,
+    )
+    sizes = [vars(size) for size in opened.sizes()]
+    data = {"store": str(opened.folder), "rank": rank, "world_size": world_size, **report.to_dict(), "sizes": sizes}
+    return Result(_text(report, opened, rank, world_size), data, exit_code=FAILED if report.failures else 0)
+
+
+def _job(
+    source: Path, store: Path | None, patch: str | None, root: Path | None
+) -> tuple[Sequence[Sample], dict[str, SideEncoder[Any]], Path]:
+    """Samples, encoders by channel, and the store of one recipe or file of samples."""
+    from pave.data.samples import read_samples
+    from pave.side_channels import build_encoder
+
+    if source.suffix in (".yaml", ".yml"):
+        from pave.training.recipe import read_recipe
+
+        recipe = read_recipe(source)
+        data, folder = recipe.data, source.parent
+        if store is None and data.store is None:
+            raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
+        own_root = None if data.root is None else folder / data.root
+        files = [folder / file for file in (data.train, data.eval) if file is not None]
+        samples = [sample for file in files for sample in read_samples(file, data_root=own_root)]
+        channels = recipe.patch.side_channels
+        target = store or folder / str(data.store)
+    else:
+        from pave.patching import read_record, resolve_patch
+
+        if patch is None or store is None:
+            raise ValueError(f"{source}: a file of samples needs --patch, whose encoders are run, and --store")
+        samples = read_samples(source, data_root=root)
+        channels = read_record(resolve_patch(patch)).patch.side_channels
+        target = store
+    if not channels:
+        raise ValueError(f"{source}: there is no side channel, so there is nothing to extract")
+    return samples, {name: build_encoder(channel.encoder) for name, channel in channels.items()}, target
+
+
+def _rank() -> tuple[int, int]:
+    """This process among those that torchrun or accelerate started."""
+    try:
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise ValueError("the variables RANK and WORLD_SIZE must be numbers, as torchrun sets them") from None
+    return rank, world_size
+
+
+def _devices(device: str) -> list[str]:
+    import torch
+
+    if device not in ("auto", "cuda"):
+        return [device]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not count:
+        raise ValueError("device 'cuda' cannot be used: there is no CUDA device")
+    if not count:
+        return ["cpu"]
+    local = os.environ.get("LOCAL_RANK")
+    return [f"cuda:{i}" for i in range(count)] if local is None else [f"cuda:{int(local) % count}"]
+
+
+def _text(report: ExtractReport, store: FeatureStore, rank: int, world_size: int) -> str:
+    of_rank = f" (rank {rank} of {world_size}; the others make {report.foreign})" if world_size > 1 else ""
+    without = f", {report.without_channel} of them without the channel" if report.without_channel else ""
+    lines = [
+        f"{report.wanted} features wanted, {report.present} were there, {report.extracted} made{without}{of_rank}",
+        f"{report.seconds:.1f} s, {report.per_second:.2f} a second; {100 * report.decode_share:.0f} % of the work was decoding",
+    ]
+    for size in store.sizes():
+        lines.append(f"{size.name} {size.id}: {size.entries} entries in {size.shards} shards, {size.num_bytes / 1e6:.1f} MB")
+    if report.failures:
+        lines.append(f"{len(report.failures)} files failed:")
+        lines += [f"  {f.channel} of {len(f.samples)} samples: {f.message}" for f in report.failures]
+    return "\n".join(lines)
+
+
+def _list(report: CollectReport, dry_run: bool) -> None:
+    for encoder, entry in report.removed:
+        print(f"{'would remove' if dry_run else 'removing'} {encoder}/{entry.key} of {entry.file}", file=sys.stderr)
+
+
+def _collected(report: CollectReport, dry_run: bool) -> str:
+    lines = [f"{len(report.removed)} entries {'would go' if dry_run else 'removed'}, {report.kept} kept"]
+    if report.shards_after is not None and report.bytes_after is not None:
+        lines.append(
+            f"{report.shards_before} shards of {report.bytes_before / 1e6:.1f} MB became {report.shards_after} of "
+            f"{report.bytes_after / 1e6:.1f} MB"
+        )
+    return "\n".join(lines)

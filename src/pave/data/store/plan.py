@@ -1,0 +1,245 @@
+"""Which features a list of samples needs, and the name of each: a hash of the encoder and of the content that it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pave.data.samples import Sample
+from pave.data.sources import files_read
+from pave.data.store.contents import ContentHashes, Stamp, stamp_of
+from pave.side_channels import FEATURES_VERSION, OwnEncoder, SideEncoder
+
+KEY_DIGITS, ENCODER_DIGITS = 40, 20
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Everything that decides what an encoder makes of a source, under a short name."""
+
+    id: str
+    """Names its folder in the store."""
+    facts: dict[str, Any]
+    """What the name is a hash of, in plain words."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Features of one stream, which may serve many samples."""
+
+    key: str
+    """Hash of the encoder and of the content of the files."""
+    encoder: str
+    """``EncoderIdentity.id``."""
+    video: str
+    """Path of the sample's video."""
+    path: str | None
+    """The file or folder that the sample names for the channel."""
+    stamps: tuple[tuple[str, Stamp], ...]
+    """The files that decide the features, as they were when they were hashed."""
+
+    @property
+    def file(self) -> str:
+        """What to name in a message."""
+        return self.video if self.path is None else self.path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Features that could not be made."""
+
+    file: str
+    channel: str
+    samples: tuple[str, ...]
+    """Ids of all samples that need them."""
+    message: str
+
+
+@dataclass
+class Plan:
+    """Features that samples need, each once."""
+
+    encoders: dict[str, SideEncoder[Any]] = field(default_factory=dict)
+    """By ``EncoderIdentity.id``."""
+    identities: dict[str, EncoderIdentity] = field(default_factory=dict)
+    """By its id."""
+    wanted: dict[str, Wanted] = field(default_factory=dict)
+    """By key."""
+    users: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of the samples by key."""
+    channels: dict[str, str] = field(default_factory=dict)
+    """A channel by key."""
+    failures: list[Failure] = field(default_factory=list)
+    """Files that cannot even be hashed."""
+
+    def keys_of(self, encoder: str) -> list[str]:
+        """The keys of one encoder, sorted."""
+        return sorted(key for key, want in self.wanted.items() if want.encoder == encoder)
+
+    def failed(self, key: str, message: str) -> Failure:
+        """The record that the features of a key could not be made."""
+        return Failure(self.wanted[key].file, self.channels[key], tuple(self.users[key]), message)
+
+
+def identify(encoder: SideEncoder[Any], hashes: ContentHashes) -> EncoderIdentity:
+    """Name an encoder by its settings, the content or commit of its weights, and the version of the code that runs it.
+
+    Raises:
+        ValueError: if it has weights of a hub without a commit, so that nobody could say which ones they are.
+    """
+    spec = encoder.spec()
+    weights: list[str] = []
+    facts: dict[str, Any] = {"spec": _with_weights(spec.to_dict(), hashes, weights), "pave": FEATURES_VERSION}
+    if weights:
+        facts["transformers"] = importlib.metadata.version("transformers")
+    if ":" in spec.name or isinstance(encoder, OwnEncoder):
+        facts["code"] = _code_hash(type(encoder), hashes)
+    facts = json.loads(json.dumps(facts, sort_keys=True))
+    return EncoderIdentity(_digest(facts)[:ENCODER_DIGITS], facts)
+
+
+def _with_weights(value: Any, hashes: ContentHashes, weights: list[str]) -> Any:
+    """A spec with every ``model`` (also of an encoder inside another one's settings) replaced by what its weights are; the
+    models are added to ``weights``."""
+    if isinstance(value, (list, tuple)):
+        return [_with_weights(item, hashes, weights) for item in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {key: _with_weights(item, hashes, weights) for key, item in value.items()}
+    model = value.get("model")
+    if not isinstance(model, str):
+        return plain
+    weights.append(model)
+    if os.path.exists(model):
+        return {**plain, "model": {"files": _folder_hash(model, hashes)}, "revision": None}
+    if not value.get("revision"):
+        raise ValueError(
+            f"the encoder {value.get('name')!r}: nothing says which commit of {model!r} was loaded, so its features cannot be named; "
+            "set the encoder's revision"
+        )
+    return {**plain, "model": {"hub": model, "commit": value["revision"]}}
+
+
+def _folder_hash(model: str, hashes: ContentHashes) -> str:
+    files = [model] if os.path.isfile(model) else sorted(os.path.join(r, n) for r, _, names in os.walk(model) for n in names)
+    found = _checked(hashes.of_all(files))
+    return _digest([[os.path.relpath(file, model), found[file]] for file in files])
+
+
+def _code_hash(cls: type, hashes: ContentHashes) -> str:
+    """Of the module that an encoder of one's own stands in."""
+    try:
+        return hashes.of(inspect.getsourcefile(importlib.import_module(cls.__module__)) or "")
+    except (TypeError, OSError, ValueError, ImportError):
+        raise ValueError(
+            f"the encoder {cls.__module__}:{cls.__qualname__} has no source file, so its features cannot be named; put the class "
+            "into a module"
+        ) from None
+
+
+def plan_features(
+    samples: Sequence[Sample], encoders: Mapping[str, SideEncoder[Any]], hashes: ContentHashes, plan: Plan | None = None
+) -> Plan:
+    """Every feature that the samples need. Files are hashed where their hash is not known yet.
+
+    Args:
+        samples: of one or several files.
+        encoders: by channel.
+        hashes: of contents.
+        plan: to add to.
+
+    Raises:
+        ValueError: if an encoder cannot be named. A file that cannot be read becomes a failure of the plan.
+    """
+    plan = plan or Plan()
+    names = {channel: identify(encoder, hashes) for channel, encoder in encoders.items()}
+    for channel, name in names.items():
+        plan.identities[name.id] = name
+        plan.encoders.setdefault(name.id, encoders[channel])
+    streams: dict[tuple[str, str, str | None], list[str]] = {}
+    for sample in samples:
+        for channel in encoders:
+            if sample.side_channels.get(channel, "") is not None:  # null: the channel is missing
+                key = channel, sample.video, sample.side_channels.get(channel)
+                streams.setdefault(key, []).append(sample.id)
+    read = {stream: files_read(encoders[stream[0]], stream[1], stream[2]) for stream in streams}
+    found = hashes.of_all(file for files in read.values() if files for file in files)
+    for stream, ids in streams.items():
+        files = read[stream]
+        if files is None:  # nothing to read: the channel is missing
+            continue
+        channel, video, path = stream
+        broken = next((error for file in files if isinstance(error := found[file], ValueError)), None)
+        if broken is not None:
+            plan.failures.append(Failure(video if path is None else path, channel, tuple(ids), str(broken)))
+            continue
+        want = _wanted(encoders[channel], names[channel].id, video, path, _checked({file: found[file] for file in files}))
+        plan.wanted.setdefault(want.key, want)
+        plan.channels.setdefault(want.key, channel)
+        plan.users[want.key] = [*plan.users.get(want.key, []), *ids]
+    return plan
+
+
+def wanted_key(encoder: SideEncoder[Any], identity: str, video: str, path: str | None, hashes: ContentHashes) -> str | None:
+    """The key of one stream; None if the sample lacks the channel.
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
+    files = files_read(encoder, video, path)
+    if files is None:
+        return None
+    return _wanted(encoder, identity, video, path, {file: hashes.of(file) for file in files}).key
+
+
+def _wanted(encoder: SideEncoder[Any], identity: str, video: str, path: str | None, contents: Mapping[str, str]) -> Wanted:
+    named = sorted([_name_of(encoder, file, video, path), content] for file, content in contents.items())
+    own = [os.path.abspath(p) if p is not None else None for p in (video, path)] if encoder.source == "own" else None
+    key = _digest([identity, named, own])[:KEY_DIGITS]
+    stamps = []
+    for file in contents:
+        try:
+            stamps.append((file, stamp_of(file)))
+        except OSError:  # gone since it was hashed: reading will say so
+            stamps.append((file, (-1, -1)))
+    return Wanted(key, identity, video, path, tuple(stamps))
+
+
+def _name_of(encoder: SideEncoder[Any], file: str, video: str, path: str | None) -> str:
+    """What of a file's name its reader goes by: its ending; a camera's file is called after it; inside a folder, or beside a
+    description, the place counts too."""
+    if path is None or (file == video and file != path):
+        return f"video:{os.path.splitext(file)[1].lower()}"
+    if encoder.source not in ("scene3d", "sensor", "views", "own"):
+        return os.path.splitext(file)[1].lower()
+    if os.path.isdir(path):
+        return os.path.relpath(file, path).replace(os.sep, "/")
+    if file == path and encoder.source != "views":
+        return os.path.splitext(file)[1].lower()
+    return os.path.relpath(file, os.path.dirname(path) or ".").replace(os.sep, "/")
+
+
+def _checked(found: Mapping[str, str | ValueError]) -> dict[str, str]:
+    checked: dict[str, str] = {}
+    for file, value in found.items():
+        if isinstance(value, ValueError):
+            raise value
+        checked[file] = value
+    return checked
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def chunked(keys: Iterable[str], size: int) -> list[list[str]]:
+    """Sorted keys in groups of ``size``."""
+    ordered = sorted(keys)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
