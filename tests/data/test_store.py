@@ -372,7 +372,7 @@ def test_dataset_reads_the_store_and_never_encodes(tmp_path):
         assert torch.equal(item.side["audio"].features_KMC, plain.side["audio"].features_KMC)
     assert counting.calls == 0
     loaded = pickle.loads(pickle.dumps(stored)).load("audio", samples[0].video, None)
-    for tensor in (loaded.features_KMC, loaded.times_K):  # no mapped shard travels with it to another process
+    for tensor in (loaded.features_KMC, loaded.times_K):  # no whole shard travels with it to another process
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
