@@ -232,7 +232,7 @@ class FeatureStore:
             return None
         try:
             handle = self._open(entry.shard)
-            features = handle.get_tensor(f"{entry.key}.features").clone()  # memory of its own, whatever becomes of the mapped file
+            features = handle.get_tensor(f"{entry.key}.features").clone()  # memory of its own
             times = handle.get_tensor(f"{entry.key}.times").clone()
         except safetensors.SafetensorError as error:
             raise _damaged(entry.shard, error) from None
