@@ -15,6 +15,7 @@ from pave import FusionConfig, LoraSettings
         ({"width": 30}, r"width \(30\) must be a multiple of num_heads \(4\)"),
         ({"rope": True, "width": 48}, "rope needs a head width .* multiple of 8"),
         ({"alignment": "index", "neighbourhood_seconds": 1.0}, "neighbourhood_seconds needs alignment 'timestamps'"),
+        ({"kind": "concat", "gate": True}, "gate scales a residual, and kind 'concat' adds none"),
         ({"neighbourhood_seconds": float("nan")}, "must not be negative"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
     ],

@@ -153,6 +153,10 @@ class FusionConfig(Strict):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.rope and self.head_width % 8:
             raise ValueError(f"rope needs a head width (width / num_heads = {self.head_width}) that is a multiple of 8")
+        if self.gate and self.adds_llm_tokens:
+            raise ValueError(
+                f"gate scales a residual, and kind {self.kind!r} adds none; use kind 'cross_attention' or gate: false"
+            )
         wanted = 2 if self.query_source == "learnable" else 0
         if wanted != (self.num_frames is not None) + (self.tokens_per_frame is not None):
             raise ValueError("query_source 'learnable' needs num_frames and tokens_per_frame, and only it takes them")

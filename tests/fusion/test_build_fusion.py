@@ -62,8 +62,9 @@ def test_every_option_reaches_the_module():
     assert not (module.reads_pre_projector or module.reads_frame_times or module.reads_question)
 
 
-@pytest.mark.parametrize("kind", ["cross_attention", "concat", "interleave"])
-@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "gate"), [("cross_attention", False), ("cross_attention", True), ("concat", False), ("interleave", False)]
+)
 def test_built_on_the_meta_device_without_memory(kind, gate):
     with torch.device("meta"):
         module = build_fusion(FusionConfig(kind=kind, gate=gate), side_width=1024, llm_width=3584)
