@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,9 +16,6 @@ from pave.cli.shared import (
     PatchOption,
     Result,
 )
-
-if TYPE_CHECKING:
-    from pave.evaluation.result import EvalResult
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 
@@ -56,9 +51,11 @@ def command(
     pave eval test.jsonl --patch my-patch --out runs/test
 
     Answer every sample and print the accuracy by question type, with 95 % intervals clustered by video. Samples that cannot be
-    read count as wrong and are listed. Without --base, the small Video LLM inside pave answers.
+    read count as wrong and are listed. Samples of a benchmark (pave data convert) get the benchmark's own tables. Without --base, the
+    small Video LLM inside pave answers.
     """
     from pave.cli.models import load
+    from pave.cli.tables import print_failures, result_text
     from pave.data.media import FrameSampling
     from pave.data.samples import read_samples
     from pave.evaluation.runner import evaluate
@@ -84,19 +81,5 @@ def command(
         atomic_write_json(out / SCORES, data)
     if result.overall.n_scored == 0:
         raise JobFailed(f"none of the {len(expected)} samples could be answered; the first: {result.failures[0][1]}")
-    return Result(_table(result), data)
-
-
-def _table(result: EvalResult) -> str:
-    rows = [*result.by_type.items(), ("overall", result.overall)] if len(result.by_type) > 1 else [("overall", result.overall)]
-    width = max(len(kind) for kind, _ in rows)
-    lines = [f"{'':<{width}}  accuracy  95 % interval     n"]
-    for kind, score in rows:
-        interval = f"{100 * score.interval.low:.1f} to {100 * score.interval.high:.1f}"
-        answered = "" if score.n_scored == score.n_expected else f" ({score.n_scored} answered)"
-        lines.append(f"{kind:<{width}}  {100 * score.accuracy:>7.1f}%  {interval:<14}{score.n_expected:>5}{answered}")
-    for sample, message in result.failures[:20]:
-        print(f"no answer to {sample}: {message}", file=sys.stderr)
-    if len(result.failures) > 20:
-        print(f"... and {len(result.failures) - 20} more samples without an answer", file=sys.stderr)
-    return "\n".join(lines)
+    print_failures(result)
+    return Result(result_text(result), data)

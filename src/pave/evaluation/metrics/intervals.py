@@ -46,7 +46,7 @@ def wilson_interval(correct: float, n: float, confidence: float = 0.95) -> Inter
 
 
 def accuracy_interval(
-    correct: Sequence[bool],
+    correct: Sequence[float],
     clusters: Sequence[Hashable],
     *,
     seed: int = 0,
@@ -61,7 +61,7 @@ def accuracy_interval(
     choice: samples of one video count as one.
 
     Args:
-        correct: per sample.
+        correct: per sample, True or 1 where it is right.
         clusters: per sample the id of its video.
         seed: the same seed gives the same interval.
         resamples: bootstrap draws.
@@ -76,16 +76,30 @@ def accuracy_interval(
     return wilson_interval(mean * V, V, confidence)
 
 
-def difference_interval(
-    first: Sequence[bool],
-    second: Sequence[bool],
+def mean_interval(
+    values: Sequence[float],
     clusters: Sequence[Hashable],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval:
-    """Interval of accuracy(second) - accuracy(first) on the same samples: clustered bootstrap of the paired difference.
+    """Interval of the mean of a score that is not right or wrong (CIDEr, F1): the bootstrap of ``accuracy_interval``, whose
+    arguments it takes. Where all values are equal it has no width, and nothing takes its place."""
+    sums_V, sizes_V = _cluster_sums(np.asarray(values, dtype=np.float64), clusters)
+    return Interval(*_bootstrap(sums_V, sizes_V, seed, resamples, confidence), "bootstrap")
+
+
+def difference_interval(
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of mean(second) - mean(first) on the same samples: clustered bootstrap of the paired difference.
 
     Where the two runs agree on every sample the interval is (0, 0): the bootstrap can say nothing about samples not seen.
     """
