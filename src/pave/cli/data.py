@@ -39,6 +39,9 @@ def convert(
     media: Path = typer.Option(..., "--media", help="Folder with the videos; subfolders are searched."),
     out: Path = typer.Option(..., "--out", help="The .jsonl file of samples to write."),
     split: str | None = typer.Option(None, "--split", help="train, val or test. Default: what the file's name says."),
+    files: Path | None = typer.Option(
+        None, "--files", help="Folder for what has to be made, such as clips. Default: beside --out, called after it."
+    ),
     subset: bool = typer.Option(False, "--subset", help="Accept another number of samples than the split officially has."),
     drop_missing: bool = typer.Option(
         False,
@@ -57,11 +60,15 @@ def convert(
 
     if out.suffix != ".jsonl":
         raise ValueError(f"--out: {out} must end in .jsonl")
-    done = convert(get_benchmark(benchmark), annotations, media, out, split=split, subset=subset, drop_missing=drop_missing)
+    done = convert(
+        get_benchmark(benchmark), annotations, media, out, split=split, files=files, subset=subset, drop_missing=drop_missing
+    )
     for sample, video in done.missing[:_SHOWN]:
         print(f"no video for {sample}: {video}", file=sys.stderr)
     if len(done.missing) > _SHOWN:
         print(f"... and {len(done.missing) - _SHOWN} more samples without video; --json lists all", file=sys.stderr)
+    for sample, why in done.failed:
+        print(f"no clip for {sample}: {why}", file=sys.stderr)
     return Result(_text(done), done.to_dict())
 
 
@@ -76,6 +83,8 @@ def _text(done: Conversion) -> str:
             f"{len(done.missing):,} samples have no video: "
             + ("left out" if done.dropped else "an evaluation counts them as wrong; --drop-missing leaves them out")
         )
+    if done.failed:
+        lines.append(f"{len(done.failed):,} clips could not be made; an evaluation counts their samples as wrong")
     if done.n_secret:
         lines.append(
             f"{done.n_secret:,} samples have no public answer: answer them with pave eval, then pave score --submission"

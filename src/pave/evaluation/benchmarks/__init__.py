@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import difflib
 
-from pave.evaluation.benchmarks import music_avqa
+from pave.evaluation.benchmarks import avqa, ego_exo4d, mlvu, music_avqa, mvbench, video_mme
 from pave.evaluation.benchmarks.base import PROTOCOLS, Benchmark, Measure, Protocol, Scorer
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (music_avqa.BENCHMARK,)}
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        music_avqa.BENCHMARK,
+        avqa.BENCHMARK,
+        video_mme.BENCHMARK,
+        mvbench.BENCHMARK,
+        mlvu.BENCHMARK,
+        ego_exo4d.BENCHMARK,
+    )
+}
 """By name."""
 
 

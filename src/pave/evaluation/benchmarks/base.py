@@ -65,6 +65,13 @@ class Benchmark:
     """One for each protocol."""
     totals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Official number of samples, by split and by release of the annotations ("" where there is only one)."""
+    default_split: str | None = None
+    """The split of annotations whose file names do not say it."""
+    files: str = "*.json"
+    """Which files of a folder of annotations are meant."""
+    prepare: Callable[[Sample, Path], Sample] | None = None
+    """Makes what a sample needs beside the official files (a clip, a list of cameras) below a folder, where its video is there. A
+    ValueError leaves the sample without a video; it is reported."""
     mean_over: str | None = None
     """The subtype over whose rows the official total is an unweighted mean; None is the mean over samples."""
     submission: Callable[[Sequence[Prediction]], Any] | None = None

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pave.utils.optional import require
+
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
@@ -25,16 +27,16 @@ class MediaFolder:
             raise ValueError(f"{self.root}: there is no such folder of media")
 
     def find(self, *names: str) -> str:
-        """The file of the first name that there is.
+        """The file of the first name that there is, right below the folder or below any folder in it.
 
         Args:
-            names: paths below the folder, the likeliest first; a name without a video suffix stands for one with any of them.
+            names: paths, the likeliest first; a name without a video suffix stands for one with any of them.
 
         Returns:
             The file; where there is none, where the first name would have been: the sample keeps its place and is reported.
 
         Raises:
-            ValueError: if a name leaves the folder, or several files of it lie in different subfolders.
+            ValueError: if a name leaves the folder, or files of one name lie in several folders.
         """
         for name in names:
             if os.path.isabs(name) or os.pardir in Path(name).parts:
@@ -44,8 +46,7 @@ class MediaFolder:
             if (self.root / name).exists():
                 return str(self.root / name)
         for name in wanted:
-            found = self._by_name.get(Path(name).name, [])
-            matching = [path for path in found if path.endswith(os.sep + name)] or found
+            matching = [path for path in self._by_name.get(Path(name).name, []) if path.endswith(os.sep + name)]
             if len(matching) > 1:
                 raise ValueError(
                     f"{self.root}: there are several files for {name!r}: {matching[0]} and {matching[1]}; keep one, or name a folder "
@@ -71,17 +72,33 @@ def _with_suffixes(name: str) -> list[str]:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; of JSON lines (.jsonl) and Parquet (.parquet, needs pyarrow) the list of rows.
 
     Raises:
         ValueError: if there is no such file, or it is not JSON.
     """
+    kind = Path(path).suffix.lower()
+    if kind == ".parquet":
+        return _read_parquet(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return [json.loads(line) for line in text.splitlines() if line.strip()] if kind == ".jsonl" else json.loads(text)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file of annotations") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def _read_parquet(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    pyarrow = require("pyarrow", extra="sensor", purpose="A Parquet file")
+    parquet = require("pyarrow.parquet", extra="sensor", purpose="A Parquet file")
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(os.fspath(path)).to_pylist()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file of annotations") from None
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not Parquet ({error})") from None
+    return rows
 
 
 def items_of(path: str | os.PathLike[str], value: Any, key: str | None = None) -> Iterator[Item]:
