@@ -17,7 +17,7 @@ from pave.cli.shared import (
     Result,
 )
 
-PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+SCORES = "scores.json"
 
 
 def command(
@@ -39,6 +39,9 @@ def command(
         min=1,
         help="Frames to look at. Default: as the patch was trained, else what the base's processor says.",
     ),
+    shard: str | None = typer.Option(
+        None, "--shard", help="Answer a part only, such as 2/4, into --out; pave score OUT puts the parts together."
+    ),
     batch_size: int = typer.Option(8, "--batch-size", min=1, help="Samples answered at a time."),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
@@ -59,27 +62,39 @@ def command(
     from pave.data.media import FrameSampling
     from pave.data.samples import read_samples
     from pave.evaluation.runner import evaluate
+    from pave.evaluation.shards import PREDICTIONS, parse_shard, take_shard
     from pave.utils.files import atomic_write_json
 
     expected = read_samples(samples, data_root=root)
     if not expected:
         raise ValueError(f"{samples}: the file holds no sample")
+    part = None
+    if shard is not None:
+        if out is None:
+            raise ValueError("--shard: name the folder that the parts are written to with --out")
+        part, expected = take_shard(expected, *parse_shard(shard))
+    file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
     if store is not None:
         qa.use_store(store, expected)
     result = evaluate(
         qa,
         expected,
-        predictions=None if out is None else out / PREDICTIONS,
+        predictions=file,
         settings={"base": qa.name, "patch": patch},
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        shard=part,
     )
-    data = {"samples": str(samples), "predictions": None if out is None else str(out / PREDICTIONS), **result.to_dict()}
+    print_failures(result)
+    data = {"samples": str(samples), "predictions": None if file is None else str(file), **result.to_dict()}
+    if part is not None:
+        n = result.overall
+        text = f"shard {part.index} of {part.count}: {n.n_scored} of {n.n_expected} samples answered; after the others: pave score {out}"
+        return Result(text, {**data, "shard": part.to_dict()})
     if out is not None:
         atomic_write_json(out / SCORES, data)
     if result.overall.n_scored == 0:
         raise JobFailed(f"none of the {len(expected)} samples could be answered; the first: {result.failures[0][1]}")
-    print_failures(result)
     return Result(result_text(result), data)

@@ -37,16 +37,18 @@ def command(
     """
     from pave.cli.tables import comparison_text, print_failures, result_text
     from pave.evaluation.result import compare_results, rescore
+    from pave.evaluation.shards import merge_shards
 
     protocols = _protocols(protocol)
     if other is not None and submission is not None:
         raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
+    files = [predictions] if other is None else [predictions, other]
     results = [
-        rescore(path, samples=samples, data_root=root, protocols=protocols, seed=seed)
-        for path in ([predictions] if other is None else [predictions, other])
+        rescore(merge_shards(path) if path.is_dir() else path, samples=samples, data_root=root, protocols=protocols, seed=seed)
+        for path in files
     ]
     texts, data = [], []
-    for path, result in zip([predictions, other], results):
+    for path, result in zip(files, results, strict=True):
         print_failures(result)
         texts.append((f"{path}\n" if other is not None else "") + result_text(result))
         data.append({"predictions": str(path), **result.to_dict()})

@@ -110,22 +110,38 @@ class PredictionFile:
         path: the file.
         settings: what decides the answers (base, patch, sampling, prompt, ...); JSON values. An existing file is gone on with
             only if it was made with the same.
-        expected: how many samples the run will answer, for whoever reads the file of a run that did not end.
+        shard: which part of an evaluation the run is (``pave.evaluation.shards``).
 
     Raises:
         ValueError: if an existing file was made with other settings, naming the first that differs, or is no such file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any], expected: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        shard: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
-        self.expected = expected
+        self.shard = shard
+        self.expected: int | None = None
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self.done: dict[str, Prediction] = {}
         if self.path.exists():
             before, predictions = read_predictions(self.path)
-            _refuse_other_settings(self.path, before, self.settings)
+            header = read_header(self.path)
+            self.expected = header.get("expected")
+            _refuse_other_settings(
+                self.path, {**before, "shard": header.get("shard")}, {**self.settings, "shard": shard and dict(shard)}
+            )
             self.done = {p.id: p for p in predictions}
         self._rewrite(self.done.values())  # also drops a line that a killed run left half-written
+
+    def expect(self, count: int) -> None:
+        """Say how many samples the run will answer, for whoever reads the file of a run that did not end."""
+        if self.expected != count:
+            self.expected = count
+            self._rewrite(self.done.values())
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Add the predictions of one batch; they are on the disk when this returns."""
@@ -143,6 +159,8 @@ class PredictionFile:
 
     def _rewrite(self, predictions: Iterable[Prediction]) -> None:
         header = {"pave_predictions": FORMAT_VERSION, "settings": self.settings, "expected": self.expected}
+        if self.shard is not None:
+            header["shard"] = dict(self.shard)
         atomic_write_text(self.path, "".join([_line(header), *(_line(p.to_dict()) for p in predictions)]))
 
 
@@ -159,6 +177,16 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list
     return header["settings"], predictions
 
 
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The first line of a predictions file: its settings, how many samples its run expected (null where it did not say), and which
+    shard it is if it is one.
+
+    Raises:
+        ValueError: naming the file and line that cannot be read.
+    """
+    return _read_lines(path)[0]
+
+
 def read_all_predictions(
     path: str | os.PathLike[str], samples: Sequence[Sample] | None = None
 ) -> tuple[dict[str, Any], list[Prediction]]:
@@ -173,7 +201,8 @@ def read_all_predictions(
     """
     settings, predictions = read_predictions(path)
     if samples is None:
-        expected = _read_lines(path)[0].get("expected")
+        predictions = list({p.id: p for p in predictions}.values())  # a sample that failed may have been tried again
+        expected = read_header(path).get("expected")
         if isinstance(expected, int) and len(predictions) < expected:
             raise ValueError(
                 f"{os.fspath(path)}: the run has answered {len(predictions):,} of {expected:,} samples; let it end (give pave eval the "

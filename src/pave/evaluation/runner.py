@@ -15,6 +15,7 @@ from pave.data.samples import Sample
 from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
 from pave.evaluation.result import EvalResult, check_scorable, score_predictions
+from pave.evaluation.shards import Shard
 from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
@@ -32,6 +33,7 @@ def evaluate(
     max_new_tokens: int = 64,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
     progress: bool = True,
 ) -> EvalResult:
     """Answer every sample and score the answers. A sample that cannot be answered counts as wrong and is listed.
@@ -49,6 +51,7 @@ def evaluate(
         max_new_tokens: most tokens of an answer.
         seed: of the bootstrap that makes the intervals.
         settings: further facts to record with the predictions.
+        shard: recorded too, where ``samples`` are a part of those of an evaluation (``take_shard``).
         progress: show it.
 
     Raises:
@@ -62,7 +65,7 @@ def evaluate(
     file = None
     if predictions is not None:
         facts = {**(settings or {}), **model_facts(qa, patch), "max_new_tokens": max_new_tokens}
-        file = PredictionFile(predictions, facts, len(wanted))
+        file = PredictionFile(predictions, facts, None if shard is None else shard.to_dict())
         foreign = sorted(set(file.done).difference(want.id for want in wanted))
         if foreign:
             raise ValueError(
@@ -72,6 +75,7 @@ def evaluate(
         for want in wanted:
             if want.id in file.done:
                 check_same_sample(file.done[want.id], want, file.path)
+        file.expect(len(wanted))
     done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
     start = time.monotonic()
