@@ -217,8 +217,9 @@ def read_all_predictions(
             f"{os.fspath(path)} holds answers to {len(foreign)} samples that are not in the file of samples, such as {foreign[0]!r}"
         )
     for want in wanted:
-        if want.id in found:
-            check_same_sample(found[want.id], want, Path(path))
+        if want.id in found:  # its paths may be written from another folder by now
+            before = found[want.id]
+            check_same_sample(before, replace(want, video=before.video, context=before.context), Path(path))
     return settings, [found.get(want.id, replace(want, error="the run has no answer to it")) for want in wanted]
 
 

@@ -83,16 +83,17 @@ def merge_shards(folder: str | os.PathLike[str]) -> Path:
         ValueError: if a part is missing or has not ended, or parts were made with other settings or of other samples.
     """
     where = Path(folder)
-    found = {int(match[1]): (int(match[2]), where / match[0]) for match in map(_NAME.match, _names(where)) if match}
-    if not found:
+    parts = [(int(match[1]), int(match[2]), where / match[0]) for match in map(_NAME.match, _names(where)) if match]
+    if not parts:
         if not (where / PREDICTIONS).is_file():
             raise ValueError(f"{where}: the folder holds neither {PREDICTIONS} nor shards of it")
         return where / PREDICTIONS
-    counts = sorted({count for count, _ in found.values()})
-    if len(counts) > 1 or len(_names(where, shards=True)) > len(found):
+    counts = sorted({count for _, count, _ in parts})
+    if len(counts) > 1:
         raise ValueError(
             f"{where}: there are shards of evaluations in {' and '.join(map(str, counts))} parts; keep those of one"
         )
+    found = {number: path for number, _, path in parts}
     absent = [number for number in range(1, counts[0] + 1) if number not in found]
     if absent:
         raise ValueError(
@@ -101,11 +102,11 @@ def merge_shards(folder: str | os.PathLike[str]) -> Path:
     settings: dict[str, Any] | None = None
     samples, predictions = None, []
     for number in sorted(found):
-        path = found[number][1]
+        path = found[number]
         header = read_header(path)
         own, part = read_all_predictions(path)
         if settings is not None:
-            _refuse_another(path, found[1][1], (settings, samples), (own, header["shard"]["samples"]))
+            _refuse_another(path, found[1], (settings, samples), (own, header["shard"]["samples"]))
         settings, samples = own, header["shard"]["samples"]
         predictions += part
     (where / PREDICTIONS).unlink(missing_ok=True)  # of an earlier merge
@@ -115,9 +116,8 @@ def merge_shards(folder: str | os.PathLike[str]) -> Path:
     return where / PREDICTIONS
 
 
-def _names(folder: Path, shards: bool = False) -> list[str]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [name for name in names if _NAME.match(name)] if shards else names
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
 def _refuse_another(path: Path, first: Path, before: tuple[Any, Any], now: tuple[Any, Any]) -> None:
