@@ -176,6 +176,7 @@ def test_mvbench_letters_in_every_form(tmp_path):
     assert [form for form, right in paper.items() if not right] == ["(B)", "Option A"]
     strict = dict(zip(forms, verdicts(samples, forms, "strict"), strict=True))
     assert [form for form, right in strict.items() if not right] == ["", "(B)", "Option A", "(A)\n(B)"]
+    assert verdicts(samples[:1], ["B\n(A)"], "paper") == [False]  # the first line alone
     texts = ["the bell", "a dog barks"]  # the right text alone is wrong; a text that begins with "a" is option A
     (tmp_path / "two").mkdir()
     path = write_json(tmp_path / "two/state_change.json", [mvbench_row("x.mp4", "the bell"), mvbench_row("x.mp4", "a dog")])

@@ -55,6 +55,7 @@ def test_classes_by_name(world):
     _, samples = world
     answers = ["late expert", "Novice.", "the Novice"]
     assert verdicts(samples, answers, "paper") == [True, False, False]
+    assert verdicts(samples[:1], [" Late Expert"], "paper") == [True]
     assert verdicts(samples, answers, "strict") == [True, True, True]
     assert verdicts(samples, ["Expert", "", None], "strict") == verdicts(samples, ["Expert", "", None], "paper") == [False] * 3
     table = result_of(samples, ["Late Expert", "Novice", "Late Expert"]).table("strict")

@@ -100,6 +100,11 @@ def test_the_generic_scores_are_those_of_the_strict_rule():
     assert [t.protocol for t in only.benchmark.tables] == ["strict"] and only.overall == result.overall
 
 
+def test_an_empty_answer_is_never_right_by_a_strict_rule():
+    (measure,) = strictly(lambda prediction, text: True)(answered(SAMPLES, ["red", "", " \n", None]))
+    assert measure.values == (1.0, 0.0, 0.0, 0.0)
+
+
 def test_two_runs_are_compared_by_every_measure_and_row():
     first = score_predictions(answered(SAMPLES, ["red", "green", None, "blue"]))
     second = score_predictions(list(reversed(answered(SAMPLES, ["red", "red", "red", "green"]))))

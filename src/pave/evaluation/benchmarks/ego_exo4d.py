@@ -25,7 +25,7 @@ CLASSES = ("Novice", "Early Expert", "Intermediate Expert", "Late Expert")
 VIEWS = ("exo1", "exo2", "exo3", "exo4")
 CHANNEL = "views"
 """The side channel that the further cameras are."""
-_QUESTION = "How proficient is the person in this video at the task? Answer with one of: Novice, Early Expert, Intermediate Expert, Late Expert."
+QUESTION = "How proficient is the person in this video at the task? Answer with one of: Novice, Early Expert, Intermediate Expert, Late Expert."
 
 
 def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Iterator[Sample]:
@@ -45,7 +45,7 @@ def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     return Sample(
         id=f"{NAME}-{split}-{take}",
         video=media.find(*_places(paths.get("ego"))),
-        question=_QUESTION,
+        question=QUESTION,
         answer=label,
         type=scenario,
         meta=facts(NAME, split, {"scenario": scenario}, take_uid=take, views=views),
