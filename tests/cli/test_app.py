@@ -37,6 +37,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "new-channel",
         "doctor",
         "extract",
+        "reproduce",
         "train",
         "eval",
         "show",

@@ -10,7 +10,21 @@ from typing import Any
 import typer
 
 from pave import __version__
-from pave.cli import ask, demo, doctor, export, extract, families, import_, import_base, init, new_channel, show, train
+from pave.cli import (
+    ask,
+    demo,
+    doctor,
+    export,
+    extract,
+    families,
+    import_,
+    import_base,
+    init,
+    new_channel,
+    reproduce,
+    show,
+    train,
+)
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
 
@@ -41,6 +55,7 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
     "extract": (extract.command, "Run the side encoders once over all samples and keep the features."),
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
+    "reproduce": (reproduce.command, "Make the evidence for the method again, on miniature worlds."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
