@@ -129,6 +129,9 @@ class FusionConfig(Strict):
     """3-D rotary positions on queries and keys (time, row, column)."""
     dropout: float = 0.0
     """Dropout before the output norm."""
+    standardize: bool = False
+    """Shift and scale each side feature to mean 0 and standard deviation 1, by numbers that training measures on its samples before
+    the first step and keeps in the patch. For features of mixed units or far from unit size: sensors, coordinates, pixels."""
     gate: bool = False
     """A learnt scalar per token, computed from the question and the token, that scales this channel's residual (starts at 1)."""
     output_mlp: bool = True

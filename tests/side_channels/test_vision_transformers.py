@@ -8,6 +8,8 @@ from pave.config import EncoderConfig
 from pave.side_channels import build_encoder
 from pave.side_channels.frames import FrameEncoder, Frames
 from pave.side_channels.vision_transformers import VisionTransformersEncoder
+from tiny_families_more import tiny_llava_next_video
+from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 from tiny_vision_models import PATCH, SIDE, save_tiny_vision
 
 IMAGE_FAMILIES = ("clip", "siglip", "siglip_vision", "dinov2", "dinov2_with_registers", "dinov3")
@@ -94,6 +96,41 @@ def test_chunks_and_pieces_change_nothing(models):
     assert torch.equal(pieces.features_KMC, whole.features_KMC) and torch.equal(pieces.times_K, whole.times_K)
     encoder._tower.window = 4
     torch.testing.assert_close(encode(encoder, frames, times).features_KMC, whole.features_KMC, atol=1e-5, rtol=1e-5)
+
+
+# --- towers of Video LLMs
+
+
+@pytest.mark.parametrize("make", [tiny_llava_onevision, tiny_llava_next_video])
+def test_a_video_llm_lends_its_tower(make, tmp_path):
+    model, processor = make()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder = VisionTransformersEncoder(str(tmp_path), grid=2)
+    side = model.config.vision_config.image_size
+    frames = noise(3, side, side)
+    pixels = processor.video_processor(
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt"
+    )["pixel_values_videos"][0]
+    with torch.no_grad():
+        hidden = model.model.vision_tower(pixels).last_hidden_state
+    cells = side // model.config.vision_config.patch_size
+    hidden = hidden[:, hidden.shape[1] - cells**2 :].transpose(1, 2).unflatten(2, (cells, cells))
+    expected = torch.nn.functional.adaptive_avg_pool2d(hidden, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encode(encoder, frames).features_KMC, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_embedded_base_is_known_by_name():
+    encoder = VisionTransformersEncoder("playground", grid=3)
+    assert (encoder.width, encoder.spec().model) == (96, "playground")
+
+
+def test_a_tower_that_packs_its_patches_is_refused(tmp_path):
+    model, processor = tiny_qwen2_5_vl()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="only the SigLIP and CLIP vision towers can be used alone; that of .* is 'qwen2_5_vl"):
+        VisionTransformersEncoder(str(tmp_path))
 
 
 # --- V-JEPA 2

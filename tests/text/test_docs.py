@@ -171,7 +171,14 @@ def test_every_verb_is_shown():
 
 
 @pytest.mark.parametrize(
-    "line", ["pave data convert x --no-such-option", "pave shwo", "pave ask video.mp4", "pave eval x.jsonl --no-such-option", "pave show --frames many"]
+    "line",
+    [
+        "pave data convert x --no-such-option",
+        "pave shwo",
+        "pave ask video.mp4",
+        "pave eval x.jsonl --no-such-option",
+        "pave show --frames many",
+    ],
 )
 def test_a_wrong_command_is_found(line):
     (words,) = commands(line)

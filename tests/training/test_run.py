@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pave.config import EncoderConfig
-from pave.data.media import write_video
+from pave.data.media import read_audio, write_video
 from pave.patching import detach_patch, load_patch, patch_parameters, read_record
 from pave.side_channels import build_encoder
 from pave.training import read_recipe, run_recipe
@@ -239,3 +239,32 @@ def test_folder_cache_and_worker_processes_train_the_same_patch(world, finished,
     expected, actual = tensors(result.patch), tensors(other.patch)
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) >= 6
+
+
+def test_standardize_measures_the_training_features_and_the_patch_keeps_the_numbers(world, tmp_path):
+    recipe = plan(world, tmp_path / "run", "patch.side_channels.audio.fusion.standardize=true", "patch.storage_dtype=bfloat16")
+    run_recipe(recipe, folder=world)
+    encoder = build_encoder(EncoderConfig())
+    heard = [encoder.encode(read_audio(world / f"{i}.mp4", sample_rate=RATE)) for i in range(6)]
+    rows = torch.cat([features.features_KMC.flatten(0, 1) for features in heard]).double()
+    saved = load_file(tmp_path / "run" / "patch" / "patch.safetensors")
+    assert saved["audio.standardize.mean_C"].dtype == torch.float32 and saved["audio.side_embed.weight"].dtype == torch.bfloat16
+    torch.testing.assert_close(saved["audio.standardize.mean_C"], rows.mean(dim=0).float(), rtol=0, atol=0)
+    torch.testing.assert_close(saved["audio.standardize.deviation_C"], rows.std(dim=0, correction=0).float(), rtol=1e-6, atol=0)
+    assert rows.mean(dim=0).abs().amax() > 0.1  # or nothing was at stake
+    for last in sorted((tmp_path / "run").glob("checkpoint-*"))[1:]:
+        shutil.rmtree(last)
+    run_recipe(recipe, folder=world, resume=True, progress=False)
+    again = load_file(tmp_path / "run" / "patch" / "patch.safetensors")
+    assert saved.keys() == again.keys() and all(torch.equal(saved[key], again[key]) for key in saved)
+
+
+def test_standardize_without_any_feature_is_refused(world, tmp_path):
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    silent = [{**row, "video": str(world / row["video"]), "side_channels": {"audio": None}} for row in rows]
+    (tmp_path / "silent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in silent))
+    recipe = plan(
+        world, tmp_path / "run", f"data.train={tmp_path}/silent.jsonl", "patch.side_channels.audio.fusion.standardize=true"
+    )
+    with pytest.raises(ValueError, match="'audio': standardize has nothing to measure"):
+        run_recipe(recipe, folder=world)

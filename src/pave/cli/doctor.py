@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import FAILED, PLAYGROUND, JsonOption, Result
+from pave.cli.shared import FAILED, JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.data.doctor import Cleaned, Report
@@ -107,7 +107,7 @@ def _plan(data: list[Path], patch: str | None, base: str | None, quick: bool, ro
         if len(data) > 1 or patch is not None or root is not None:
             raise ValueError("a recipe names its own files, channels and root; give it alone, without --patch and --root")
         return _of_recipe(data[0], base, quick)
-    values: dict[str, Any] = {} if base is None else {"base": _local(base)}
+    values: dict[str, Any] = {} if base is None else {"base": base}
     if patch is not None:
         from pave.patching import read_record, resolve_patch
 
@@ -130,7 +130,7 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
     }
     chosen = base if base is not None or quick else _base_here(recipe, folder)
     if chosen is not None:
-        values["base"] = _local(chosen)
+        values["base"] = chosen
         values["revision"] = recipe.base.revision if chosen == recipe.base.model else None
     files = [folder / file for file in (recipe.data.train, recipe.data.eval) if file is not None]
     return _Plan(files, None if recipe.data.root is None else folder / recipe.data.root, values)
@@ -138,14 +138,10 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
 
 def _base_here(recipe: Recipe, folder: Path) -> str | None:
     """The recipe's base, if nothing has to be downloaded for it."""
+    from pave.utils.embedded import PLAYGROUND
+
     here = folder / recipe.base.model
     return str(here) if here.is_dir() else recipe.base.model if recipe.base.model == PLAYGROUND else None
-
-
-def _local(base: str) -> str:
-    from pave.playground import base_path
-
-    return str(base_path()) if base == PLAYGROUND else base
 
 
 def _text(report: Report) -> str:

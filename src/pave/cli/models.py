@@ -6,8 +6,6 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from pave.cli.shared import PLAYGROUND
-
 if TYPE_CHECKING:
     from pave.data.media import FrameSampling
     from pave.evaluation.inference import VideoQA
@@ -33,14 +31,12 @@ def load(
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
     from pave.evaluation.inference import VideoQA
-    from pave.playground import base_path
+    from pave.utils.embedded import PLAYGROUND
 
     hide_loading_bars()
-    name = base
-    if base is None or base == PLAYGROUND:
-        name = PLAYGROUND
-        base = str(base_path())
+    base = PLAYGROUND if base is None else base
+    if base == PLAYGROUND:
         logger.info("using the small base inside pave, which knows the demo's miniature world only")
     return VideoQA.from_pretrained(
-        base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=name
+        base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=base
     )

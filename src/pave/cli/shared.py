@@ -19,7 +19,6 @@ from pave.utils.optional import MissingExtraError
 
 DEBUG_VARIABLE = "PAVE_DEBUG"
 debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
-PLAYGROUND = "playground"
 """What a recipe writes as ``base.model``, and ``--base`` takes, for the small base inside the package."""
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import PLAYGROUND, JsonOption, Result
+from pave.cli.shared import JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.config import PatchConfig
@@ -46,13 +46,13 @@ def command(
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both say which patch to show; give only one")
     from pave.patching.cost import patch_cost
-    from pave.playground import base_path
+    from pave.utils.embedded import model_path
     from pave.video_llms.known import load_config
 
     subject = _subject(patch, config, preset)
     base_name = base or subject.base or DEFAULT_BASE
     try:
-        base_config = load_config(str(base_path()) if base_name == PLAYGROUND else base_name)
+        base_config = load_config(model_path(base_name))
     except ValueError as error:
         if base or not subject.base:
             raise

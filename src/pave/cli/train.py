@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import PLAYGROUND, JsonOption, Result
+from pave.cli.shared import JsonOption, Result
 
 
 def command(
@@ -27,12 +27,10 @@ def command(
 
     plan = read_recipe(recipe, overrides or [])
     from pave.cli.models import hide_loading_bars
-    from pave.playground import base_path
     from pave.training.run import run_recipe
 
     hide_loading_bars()
-    base = base_path() if plan.base.model == PLAYGROUND else None
-    result = run_recipe(plan, folder=recipe.parent, base=base, resume=resume)
+    result = run_recipe(plan, folder=recipe.parent, resume=resume)
     data = {
         "patch": str(result.patch),
         "steps": result.steps,

@@ -17,10 +17,11 @@ from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, question_with_choices
 from pave.data.store.reading import StoredChannels
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
-from pave.side_channels import build_encoder
+from pave.side_channels import SideFeatures, build_encoder
 from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class VideoQA:
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
         self.stored: StoredChannels | None = None
+        self.counterfactual: Counterfactual | None = None
+        self._partners: dict[str, Sample] = {}
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample]) -> None:
@@ -102,6 +105,27 @@ class VideoQA:
         stored = StoredChannels(folder, self.encoders)
         stored.check_complete(samples, "pave extract SAMPLES --patch PATCH --store STORE")
         self.stored = stored
+
+    def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
+        """Change the side streams of these samples from now on (see ``pave.evaluation.counterfactuals``); None stops it.
+
+        Args:
+            counterfactual: the change.
+            samples: that will be asked about; some changes borrow a stream of another one.
+
+        Raises:
+            ValueError: if the model has no such channel, or the samples cannot lend each other streams.
+        """
+        if counterfactual is not None:
+            if not self.channels:
+                raise ValueError(f"counterfactual {str(counterfactual)!r}: the model has no side channel to change")
+            if counterfactual.channel is not None and counterfactual.channel not in self.channels:
+                raise ValueError(
+                    f"counterfactual {str(counterfactual)!r}: the patch has no side channel {counterfactual.channel!r}, it has "
+                    f"{', '.join(self.channels)}"
+                )
+        self._partners = {} if counterfactual is None else counterfactual.partners(samples)
+        self.counterfactual = counterfactual
 
     @classmethod
     def from_pretrained(
@@ -222,11 +246,18 @@ class VideoQA:
             cache="memory",
             stored=self.stored,
         )
-        for number in range(len(samples)):
+        change = self.counterfactual if patch else None
+        for number, sample in enumerate(samples):
             try:
-                yield dataset[number]
+                item = dataset[number]
+                yield item if change is None else change.apply(item, sample, self._borrowed(dataset, sample))
             except ValueError as error:
                 yield error
+
+    def _borrowed(self, dataset: PatchDataset, sample: Sample) -> dict[str, SideFeatures | None]:
+        """The streams that a counterfactual takes from another sample."""
+        partner = self._partners.get(sample.id)
+        return {} if partner is None else {name: dataset.features(name, partner) for name in dataset.encoders}
 
     def answer_items(
         self, items: Sequence[PatchItem], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.data.samples import Sample
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
 from pave.evaluation.result import EvalResult, check_scorable, score_predictions
@@ -29,6 +30,7 @@ def evaluate(
     *,
     predictions: str | Path | None = None,
     patch: bool = True,
+    counterfactual: Counterfactual | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 64,
     seed: int = 0,
@@ -47,6 +49,7 @@ def evaluate(
         predictions: file that answers are written to batch by batch. A run that finds its own unfinished file goes on with it,
             and tries samples again that failed.
         patch: False scores the base alone.
+        counterfactual: a change to the side streams first (``pave.evaluation.counterfactuals``).
         batch_size: samples answered at a time.
         max_new_tokens: most tokens of an answer.
         seed: of the bootstrap that makes the intervals.
@@ -60,6 +63,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    qa.use_counterfactual(counterfactual, samples)
     wanted = [as_prediction(sample) for sample in samples]
     check_scorable(wanted)
     file = None
@@ -111,6 +115,7 @@ def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
         "base_weights": fingerprint(qa.model).weights,
         "dtype": str(qa.model.dtype).removeprefix("torch."),
         "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
+        **({"counterfactual": f"{qa.counterfactual}, seed {qa.counterfactual.seed}"} if patch and qa.counterfactual else {}),
     }
 
 

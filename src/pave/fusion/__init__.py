@@ -9,6 +9,7 @@ from pave.config import FusionConfig
 from pave.fusion.base import ExtraTokens, FusionModule, ResidualFusion, TokenFusion
 from pave.fusion.baselines import ConcatFusion, InterleaveFusion
 from pave.fusion.cross_attention import TemporalAlignedCrossAttention
+from pave.fusion.standardize import Standardize
 
 __all__ = [
     "ConcatFusion",
@@ -16,6 +17,7 @@ __all__ = [
     "FusionModule",
     "InterleaveFusion",
     "ResidualFusion",
+    "Standardize",
     "TemporalAlignedCrossAttention",
     "TokenFusion",
     "build_fusion",
@@ -37,9 +39,15 @@ def build_fusion(
         ValueError: if the config asks for what the base does not have, or contradicts itself.
     """
     if config.kind == "concat":
-        return ConcatFusion(side_width=side_width, llm_width=llm_width, width=config.width)
+        return ConcatFusion(side_width=side_width, llm_width=llm_width, width=config.width, standardize=config.standardize)
     if config.kind == "interleave":
-        return InterleaveFusion(side_width=side_width, llm_width=llm_width, width=config.width, alignment=config.alignment)
+        return InterleaveFusion(
+            side_width=side_width,
+            llm_width=llm_width,
+            width=config.width,
+            alignment=config.alignment,
+            standardize=config.standardize,
+        )
     query_width: int | None = llm_width
     if config.query_source == "pre_projector":
         if pre_projector_width is None:
@@ -66,6 +74,7 @@ def build_fusion(
         share_key_value_projection=config.share_key_value_projection,
         rope=config.rope,
         dropout=config.dropout,
+        standardize=config.standardize,
         gate=config.gate,
         output_mlp=config.output_mlp,
         output_norm=config.output_norm,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from pave.fusion.standardize import Standardize
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
 
@@ -16,10 +18,12 @@ class FusionModule(nn.Module, ABC):
     Attributes:
         side_width: C, the width of the side features it takes.
         llm_width: E, the width of what it returns.
+        standardize: what brings the side features to unit size first; None where they are taken as they are.
     """
 
     side_width: int
     llm_width: int
+    standardize: Standardize | None
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All trainable parameters, each in exactly one group, for learning rates that differ.
@@ -28,6 +32,11 @@ class FusionModule(nn.Module, ABC):
         saddle at zero), ``gate``, and ``fusion`` (the rest). A group may be empty.
         """
         return {"output_norm": [], "gate": [], "fusion": list(self.parameters())}
+
+    def _prepared(self, side: SideTokens, dtype: torch.dtype) -> SideTokens:
+        """The tokens at unit size if that was asked for, in the dtype of the module; steps that are not finite count as missing."""
+        embeds_BKMC = side.embeds_BKMC if self.standardize is None else self.standardize(side.embeds_BKMC)
+        return SideTokens(embeds_BKMC.to(dtype), side.valid_BK, side.times_BK).without_nonfinite()
 
     def _check_side(self, side: SideTokens, videos: int) -> None:
         if side.width != self.side_width:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pave.fusion.base import ExtraTokens, TokenFusion
+from pave.fusion.standardize import Standardize
 from pave.fusion.temporal_alignment import Alignment, frame_intervals, time_order
 from pave.tokens import SideTokens
 
@@ -21,10 +22,12 @@ class ConcatFusion(TokenFusion):
         side_width: C.
         llm_width: E.
         width: D, the hidden width.
+        standardize: see :class:`pave.fusion.standardize.Standardize`.
     """
 
-    def __init__(self, *, side_width: int, llm_width: int, width: int = 256) -> None:
+    def __init__(self, *, side_width: int, llm_width: int, width: int = 256, standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = Standardize(side_width) if standardize else None
         self.side_width, self.llm_width = side_width, llm_width
         self.reads_frame_times = False
         self.hidden = nn.Linear(side_width, width)
@@ -43,7 +46,7 @@ class ConcatFusion(TokenFusion):
         """See :meth:`TokenFusion.forward`. X = K * M."""
         self._check_side(side, len(frame_valid_BT))
         dtype = self.hidden.weight.dtype
-        side = SideTokens(side.embeds_BKMC.to(dtype), side.valid_BK, side.times_BK).without_nonfinite()
+        side = self._prepared(side, dtype)
         B, _, M, _ = side.embeds_BKMC.shape
         order_BK = time_order(side.valid_BK, side.times_BK)
         valid_BK = side.valid_BK.gather(1, order_BK)
@@ -69,12 +72,20 @@ class InterleaveFusion(ConcatFusion):
     frame. Under index alignment a stream of K < T steps is not resampled; step k goes after frame ``k * T // K``.
 
     Args:
-        side_width, llm_width, width: as for :class:`ConcatFusion`.
+        side_width, llm_width, width, standardize: as for :class:`ConcatFusion`.
         alignment: "timestamps" or "index".
     """
 
-    def __init__(self, *, side_width: int, llm_width: int, width: int = 256, alignment: Alignment = "timestamps") -> None:
-        super().__init__(side_width=side_width, llm_width=llm_width, width=width)
+    def __init__(
+        self,
+        *,
+        side_width: int,
+        llm_width: int,
+        width: int = 256,
+        alignment: Alignment = "timestamps",
+        standardize: bool = False,
+    ) -> None:
+        super().__init__(side_width=side_width, llm_width=llm_width, width=width, standardize=standardize)
         self.alignment = alignment
         self.reads_frame_times = alignment == "timestamps"
 

@@ -11,6 +11,7 @@ from pave.fusion.attention import FrameGroup, group_frames, windowed_attention, 
 from pave.fusion.base import ResidualFusion
 from pave.fusion.gate import InstructionGate
 from pave.fusion.rope import Rotation, rotations, sections, square_grid
+from pave.fusion.standardize import Standardize
 from pave.fusion.temporal_alignment import Alignment, EmptyFrames, Resampled, Windows, align
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
@@ -102,6 +103,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         share_key_value_projection: see :class:`CrossAttentionLayer`.
         rope: see :mod:`pave.fusion.rope`; needs tokens on square grids, or ``video.grid``.
         dropout: before the output norm.
+        standardize: see :class:`pave.fusion.standardize.Standardize`.
         gate: see :class:`pave.fusion.gate.InstructionGate`.
         output_mlp: linear D to 2D, GELU, linear 2D to E; without it ``width`` equals ``llm_width``.
         output_norm: the final LayerNorm.
@@ -129,6 +131,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         share_key_value_projection: bool = False,
         rope: bool = False,
         dropout: float = 0.0,
+        standardize: bool = False,
         gate: bool = False,
         output_mlp: bool = True,
         output_norm: bool = True,
@@ -154,6 +157,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         self.reads_pre_projector = query_source == "pre_projector"
         self.reads_question = gate
 
+        self.standardize = Standardize(side_width) if standardize else None
         self.side_embed = nn.Linear(side_width, embed_width)
         self.query_embed: nn.Linear | None = None
         self.query_table: nn.Parameter | None = None
@@ -295,8 +299,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         """Align the side steps with the frames, map them, and resample where the alignment asks for it."""
         self._check_side(side, len(video.valid_BT))
         side = _at_least_one_step(side)
-        dtype = self.side_embed.weight.dtype
-        side = SideTokens(side.embeds_BKMC.to(dtype), side.valid_BK, side.times_BK).without_nonfinite()
+        side = self._prepared(side, self.side_embed.weight.dtype)
         windows = align(
             video.valid_BT,
             video.times_BT,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pave.config import Strict
 from pave.patching.classes import base_state_dict
+from pave.utils.embedded import model_name
 
 _ELEMENTS = 64
 _FACTS = {
@@ -86,7 +87,7 @@ def fingerprint(model: Any, processor: Any = None) -> BaseFingerprint:
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     weights, unquantised = _hash_weights(model)
     return BaseFingerprint(
-        model_id=getattr(config, "_name_or_path", "") or None,
+        model_id=model_name(getattr(config, "_name_or_path", "") or "") or None,
         revision=getattr(config, "_commit_hash", None),
         architecture=_architecture(config),
         weights=weights,

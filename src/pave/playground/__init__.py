@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from pave.utils.embedded import PLAYGROUND, model_path
+
 
 def base_path() -> Path:
     """The folder of the trained base model inside the package, for ``AutoModelForImageTextToText.from_pretrained``."""
-    return Path(__file__).parent / "base"
+    return Path(model_path(PLAYGROUND))

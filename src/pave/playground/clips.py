@@ -5,7 +5,8 @@ A folder holds::
     clips/train/00000.mp4 ...     H.264 and AAC
     scenes-train.jsonl            what is in each clip: {"id", "video", "scene"}, one line each
     manifest-train.json           how the clips were made; what is there already under the same manifest is not made again
-    train.jsonl                   samples: {"id", "video", "type", "question", "answer"}, or "messages" in a conversation
+    train.jsonl                   samples: {"id", "video", "type", "question", "answer"}, or "messages" in a conversation; those on
+                                  sounds say in "meta" when they are heard ("events")
 
 Every file appears whole or not at all. The same arguments give the same scenes, questions, frames and samples of sound.
 """
@@ -23,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from pave.data.media import write_video
-from pave.playground.questions import Question, converse
+from pave.playground.questions import SOUND_TYPES, Question, converse
 from pave.playground.render import FPS, SAMPLE_RATE, SIZE, draw_frames, draw_sound
-from pave.playground.world import DURATION, SPLITS, Scene, Split, draw_scene
+from pave.playground.world import DURATION, SPLITS, Event, Scene, Split, draw_scene
 from pave.utils.files import atomic_write_json, atomic_write_text
 
 _WORLD_VERSION = 1  # counts changes that make other clips of the same seed
@@ -135,7 +136,8 @@ def write_samples(
         for number, slots in enumerate(conversations):
             kinds = [str(rng.choice(slot.split("|"))) for slot in slots]
             sample = {"id": f"{split}-{index:05d}-{number}", "video": clip_name(split, index)}
-            rows.append({**sample, **as_sample(converse(scene, kinds, rng))})
+            meta = as_meta(scene.sounds) if set(kinds) & set(SOUND_TYPES) else {}
+            rows.append({**sample, **as_sample(converse(scene, kinds, rng)), **meta})
     atomic_write_text(Path(path), json_lines(rows))
     return len(rows)
 
@@ -146,6 +148,11 @@ def as_sample(questions: list[Question]) -> dict[str, Any]:
         return {"type": one.type, "question": one.text, "answer": one.answer}
     turns = [({"role": "user", "content": q.text}, {"role": "assistant", "content": q.answer}) for q in questions]
     return {"type": "+".join(q.type for q in questions), "messages": [message for turn in turns for message in turn]}
+
+
+def as_meta(events: Sequence[Event]) -> dict[str, Any]:
+    """When what is asked about happens in the side stream, for whoever wants to leave out some of the rest."""
+    return {"meta": {"events": [[event.start, event.end] for event in events]}}
 
 
 def json_lines(rows: list[dict[str, Any]]) -> str:

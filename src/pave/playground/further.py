@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from pave.playground import distances, flickers, second_camera, sensors
-from pave.playground.clips import as_sample, check_manifest, clip_name, json_lines, render_clip
+from pave.playground.clips import as_meta, as_sample, check_manifest, clip_name, json_lines, render_clip
 from pave.playground.questions import REVEALS, SILENT_TYPES, Question, ask
-from pave.playground.world import DURATION, SPLITS, Split
+from pave.playground.world import DURATION, SPLITS, Event, Split
 from pave.utils.files import atomic_write_text
 
 _VERSION = 1  # counts changes that make other files of the same seed
@@ -50,6 +50,8 @@ class World:
     """By type, the questions that need the channel."""
     reveals: Mapping[str, set[str]]
     """What each type gives away."""
+    events: Callable[[Any], Sequence[Event]] = lambda _: ()
+    """When something happens in the channel."""
 
     def side_name(self, split: Split, index: int) -> str | None:
         """Path of the channel's file inside the folder."""
@@ -84,9 +86,28 @@ WORLDS = {
             second_camera.write_views,
             second_camera.MAKERS,
             second_camera.REVEALS,
+            lambda occluded: [occluded.shown],
         ),
-        World("flicker", flickers.draw_flickering, flickers.write_clip, None, _no_file, flickers.MAKERS, flickers.REVEALS),
-        World("sensor", sensors.draw_sensed, _plain_clip, ".csv", sensors.write_readings, sensors.MAKERS, sensors.REVEALS),
+        World(
+            "flicker",
+            flickers.draw_flickering,
+            flickers.write_clip,
+            None,
+            _no_file,
+            flickers.MAKERS,
+            flickers.REVEALS,
+            lambda flickering: flickering.flickers,
+        ),
+        World(
+            "sensor",
+            sensors.draw_sensed,
+            _plain_clip,
+            ".csv",
+            sensors.write_readings,
+            sensors.MAKERS,
+            sensors.REVEALS,
+            lambda sensed: [sensed.shake],
+        ),
     )
 }
 
@@ -200,6 +221,7 @@ def write_further_samples(
             sample: dict[str, Any] = {"id": f"{split}-{index:05d}-{number}", "video": clip_name(split, index)}
             if side is not None:
                 sample["side_channels"] = {channel: side}
-            rows.append({**sample, **as_sample(converse_further(world, extended, kinds, rng))})
+            meta = as_meta(world.events(extended)) if set(kinds) & set(world.makers) else {}
+            rows.append({**sample, **as_sample(converse_further(world, extended, kinds, rng)), **meta})
     atomic_write_text(Path(path), json_lines(rows))
     return len(rows)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from pave.utils.embedded import model_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,6 +122,15 @@ class ImageTower(Tower):
         return hidden[:, extra:].transpose(1, 2).unflatten(2, (rows, columns))
 
 
+class LanguageModelTower(ImageTower):
+    """The vision tower of a Video LLM: a model of single pictures, whose pictures are made by the processor of videos."""
+
+    def _process(self, **inputs: Any) -> Any:
+        frames = inputs["images"]
+        video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        return {"pixel_values": super()._process(videos=[video], do_sample_frames=False)["pixel_values_videos"][0]}
+
+
 class VideoTower(Tower):
     """V-JEPA 2: a step for each tubelet of frames. A clip that does not fill its last tubelet repeats its last frame."""
 
@@ -154,15 +167,22 @@ def load_tower(
     """
     import transformers
 
+    where = model_path(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(model, revision=revision)
-        is_video = config.model_type == "vjepa2"
+        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        commit = getattr(config, "_commit_hash", None)
+        is_video, of_video_llm = config.model_type == "vjepa2", _is_video_llm(config)
+        options: dict[str, Any] = {}
+        if of_video_llm:
+            config = _tower_config(model, config)
+            options = {"config": config, "key_mapping": {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}}
         _check_kind(model, config, is_video, clip_frames)
-        loaded, info = transformers.AutoModel.from_pretrained(
-            model, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
-        )
-        auto = transformers.AutoVideoProcessor if is_video else transformers.AutoImageProcessor
-        processor = auto.from_pretrained(model, revision=revision)
+        with _quiet() if of_video_llm else contextlib.nullcontext():  # it would report every weight of the language model
+            loaded, info = transformers.AutoModel.from_pretrained(
+                where, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **options
+            )
+        auto = transformers.AutoVideoProcessor if is_video or of_video_llm else transformers.AutoImageProcessor
+        processor = auto.from_pretrained(where, revision=revision)
     except OSError as error:
         raise ValueError(f"vision_transformers: the encoder {model!r} cannot be loaded: {error}") from error
     # Weights that are not in a checkpoint are drawn at random, with a warning only. A pooler is not used.
@@ -173,10 +193,37 @@ def load_tower(
             f"vision_transformers: {model!r} lacks {len(missing)} weights of the encoder, among them {missing[0]!r}"
         )
     tower = getattr(loaded, "vision_model", loaded).eval().requires_grad_(False)
-    commit = getattr(config, "_commit_hash", None)
     if is_video:
         return VideoTower(model, tower, processor, layer, whole_picture, clip_frames), commit
-    return ImageTower(model, tower, processor, layer, whole_picture), commit
+    kind = LanguageModelTower if of_video_llm else ImageTower
+    return kind(model, tower, processor, layer, whole_picture), commit
+
+
+def _is_video_llm(config: Any) -> bool:
+    """Whether a config is that of a language model that sees."""
+    tokens = ("image_token_index", "image_token_id", "video_token_index", "video_token_id")
+    return hasattr(config, "vision_config") and any(hasattr(config, name) for name in tokens)
+
+
+def _tower_config(model: str, config: Any) -> Any:
+    found = config.vision_config.model_type
+    if found not in ("siglip_vision_model", "clip_vision_model"):
+        raise ValueError(
+            f"vision_transformers: of Video LLMs only the SigLIP and CLIP vision towers can be used alone; that of {model!r} is {found!r}"
+        )
+    return config.vision_config
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_kind(model: str, config: Any, is_video: bool, clip_frames: int | None) -> None:

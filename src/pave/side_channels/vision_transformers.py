@@ -23,7 +23,8 @@ class VisionTransformersEncoder:
     """The patch features of a vision model, averaged over a ``grid`` x ``grid`` division of the picture, row by row.
 
     Image models (CLIP, SigLIP, DINOv2, DINOv3, ViT and others that AutoModel and AutoImageProcessor load; of CLIP and SigLIP the
-    vision half) give a step for each frame, at the frame's presentation time. Class and register tokens are dropped.
+    vision half; of a Video LLM with such a tower that tower) give a step for each frame, at the frame's presentation time. Class and
+    register tokens are dropped.
 
     V-JEPA 2 sees clips of ``clip_frames`` frames and gives a step for each tubelet (2 frames in the published models). Its time is
     the mean of its frames' times. The last clip of a video may be shorter; where its last tubelet is not full, the last

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pave.training.arguments import PatchTrainingArguments, TrainingConfig
 from pave.training.callbacks import NonFiniteError
 from pave.training.loss import answer_loss
+from pave.training.measure import measure_features
 from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
 from pave.training.run import RunResult, run_recipe
 from pave.training.sampler import Stage, StagedSampler
@@ -23,6 +24,7 @@ __all__ = [
     "TrainingConfig",
     "answer_loss",
     "last_checkpoint",
+    "measure_features",
     "parameter_groups",
     "read_recipe",
     "run_recipe",

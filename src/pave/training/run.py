@@ -20,6 +20,7 @@ from pave.patching import attach_patch, read_record, save_patch
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
+from pave.training.measure import measure_features
 from pave.training.recipe import Recipe
 from pave.training.sampler import Stage, StagedSampler
 from pave.training.trainer import PatchTrainer, last_checkpoint
@@ -95,6 +96,8 @@ def run_recipe(
         base = folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
+    if checkpoint is None:
+        measure_features(model, train_data)
     trainer = PatchTrainer(
         model,
         args,

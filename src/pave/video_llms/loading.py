@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from pave.utils.embedded import model_path
 from pave.video_llms import get_interface
 
 
@@ -14,7 +15,7 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     """A base model and its processor, on the CPU.
 
     Args:
-        base: folder or hub id.
+        base: folder or hub id, or "playground" for the small one inside the package.
         revision: on the hub.
         dtype: "auto" holds the weights as they are stored; or float32, bfloat16, float16.
 
@@ -28,7 +29,7 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     _, processor = load_processor(name, revision=revision)  # raises before gigabytes are read
     with _errors_named(name):
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            model_path(name), revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     model, info = loaded
     # weights that are not in a checkpoint are drawn at random, with a warning only
@@ -49,9 +50,9 @@ def load_processor(base: str | os.PathLike[str], *, revision: str | None = None)
     name = os.fspath(base)
     with _errors_named(name):
         # transformers would ask on the terminal whether to run a repository's own code
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(model_path(name), revision=revision, trust_remote_code=False)
         get_interface(config)
-        return config, transformers.AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return config, transformers.AutoProcessor.from_pretrained(model_path(name), revision=revision, trust_remote_code=False)
 
 
 @contextlib.contextmanager

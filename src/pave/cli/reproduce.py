@@ -1,0 +1,32 @@
+"""``pave reproduce``: the evidence for the method, made again on the playground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pave.cli.shared import JsonOption, Result
+
+
+def command(
+    sections: list[str] | None = typer.Argument(None, help="Sections of the page. Default: all."),
+    out: Path = typer.Option(Path("runs/evidence"), "--out", help="Folder for data, runs and the page; what is there is used."),
+    size: str = typer.Option(
+        "full", "--size", help="full: three seeds. one-seed: the same with one. short: shows only that everything runs."
+    ),
+    processes: int = typer.Option(2, "--processes", min=1, help="Runs made side by side, each with one thread."),
+    json_output: bool = JsonOption,
+) -> Result:
+    """\b
+    pave reproduce channels time --size one-seed
+
+    Train and test patches on the miniature worlds inside pave, and write the tables of docs/evidence.md anew. What a run left
+    behind is not made again, so an interrupted reproduction goes on where it stopped.
+    """
+    from pave.cli.models import hide_loading_bars
+    from pave.evidence.document import reproduce
+
+    hide_loading_bars()
+    page = reproduce(out, sections or [], size, processes)
+    return Result(page.read_text(encoding="utf-8"), {"page": str(page)})

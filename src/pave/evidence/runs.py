@@ -1,0 +1,308 @@
+"""One run: a world, a variant of a patch, a seed; from samples to predictions on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pave.config import PatchConfig
+from pave.data.media import FrameSampling
+from pave.data.samples import Sample, read_samples
+from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
+from pave.evaluation.predictions import Prediction, read_predictions
+from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
+from pave.training.arguments import TrainingConfig
+from pave.training.recipe import BaseConfig, DataConfig, Recipe
+from pave.training.sampler import Stage
+from pave.utils.embedded import PLAYGROUND
+from pave.utils.files import atomic_write_json
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+AS_IT_IS = "as it is"
+"""The streams without a counterfactual."""
+_BATCH, _MAX_NEW_TOKENS = 64, 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained and asked. Two runs that are equal are one."""
+
+    world: str
+    """Of ``WORLDS``; or several, joined by "+"."""
+    variant: str
+    """What tables call it."""
+    patch: PatchConfig | None
+    """None: the base alone, nothing is trained."""
+    seed: int = 0
+    steps: int = 350
+    weights: dict[str, float] = field(default_factory=dict)
+    """Shares of the question types in training; empty: those of the world."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Changes to the training settings."""
+    counterfactuals: tuple[str, ...] = ()
+    """Changes to the streams under which the questions of the world's own types are asked again."""
+    base: str = PLAYGROUND
+    clips: int = 0
+    """Clips that the data has for training; part of what the run is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "patch": None if self.patch is None else self.patch.to_dict()}
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What decides the weights: everything but its name and what is asked afterwards."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("variant", "counterfactuals")}
+
+    def folder(self, root: Path) -> Path:
+        """Where its files are."""
+        key = hashlib.sha256(json.dumps(self.trained, sort_keys=True).encode()).hexdigest()[:12]
+        words = "".join(c if c.isalnum() else "-" for c in self.variant.lower()).strip("-")
+        return root / "runs" / self.world.replace("+", "_") / f"{words}-seed{self.seed}-{key}"
+
+
+def mixture(world: str) -> dict[str, float]:
+    """Shares of the question types of a world; several worlds share what one has."""
+    names = world.split("+")
+    own = {kind: share / len(names) for name in names for kind, share in WORLDS[name].weights.items()}
+    if len(names) == 1:
+        return {**own, **SILENT_WEIGHTS}
+    return {**own, **{f"{name}:{kind}": share / len(names) for name in names for kind, share in SILENT_WEIGHTS.items()}}
+
+
+def recipe_of(run: Run, data: Path, output: Path) -> Recipe:
+    """The recipe of a run that trains."""
+    assert run.patch is not None
+    settings: dict[str, Any] = {
+        "seed": run.seed,
+        "batch_size": 32,
+        "learning_rate": 3e-3,
+        "lora_learning_rate": 1.5e-3,
+        "output_norm_multiplier": 40.0,
+        "log_every": 10,
+    }
+    return Recipe(
+        base=BaseConfig(model=run.base, dtype="float32"),
+        patch=run.patch,
+        data=DataConfig(
+            train=str(data / "train.jsonl"),
+            frames=FrameSampling(num_frames=8),
+            cache="memory",
+            stages=(Stage(steps=run.steps, weights=run.weights or mixture(run.world)),),
+        ),
+        training=TrainingConfig(**{**settings, **run.training}),
+        output=str(output),
+    )
+
+
+def execute(run: Run, data: Path, root: Path) -> Path:
+    """Train and ask, where that has not been done; returns the folder.
+
+    Args:
+        run: what to do.
+        data: folder of the world, with ``train.jsonl`` and ``test.jsonl``.
+        root: of all runs.
+    """
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    folder = run.folder(root)
+    result = folder / RESULT
+    patch: Path | None = None
+    facts: dict[str, Any] = {"run": run.to_dict()}
+    if run.patch is not None:
+        patch = folder / "patch"
+        if not (folder / "trained.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            atomic_write_json(folder / "trained.json", _train(run, data, folder))
+        facts |= json.loads((folder / "trained.json").read_text())
+    samples = list(read_samples(data / "test.jsonl"))
+    for name in (AS_IT_IS, *run.counterfactuals):
+        _ask(run, name, patch, samples, folder)
+    if not result.exists():
+        atomic_write_json(result, facts)
+    return folder
+
+
+def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
+    from transformers import TrainerCallback
+
+    from pave.training.run import run_recipe
+
+    curve: list[tuple[int, float]] = []
+
+    class Losses(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                curve.append((state.global_step, float(logs["loss"])))
+
+    start = time.monotonic()
+    done = run_recipe(recipe_of(run, data, folder), progress=False, callbacks=[Losses()])
+    return {"seconds": round(time.monotonic() - start, 1), "train_loss": done.train_loss, "curve": curve}
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.jsonl"
+
+
+def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], folder: Path) -> None:
+    from pave.evaluation.counterfactuals import Counterfactual
+    from pave.evaluation.inference import VideoQA
+    from pave.evaluation.runner import evaluate
+
+    done = _file(folder, name).with_suffix(".done")
+    if done.exists():
+        return
+    change = None if name == AS_IT_IS else Counterfactual.parse(name)
+    own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
+    asked = samples if change is None else [s for s in samples if s.type in own]
+    qa = VideoQA.from_pretrained(run.base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
+    evaluate(
+        qa,
+        asked,
+        predictions=_file(folder, name),
+        counterfactual=change,
+        batch_size=_BATCH,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        progress=False,
+    )
+    done.touch()
+
+
+def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
+    """What a finished run answered."""
+    return read_predictions(_file(run.folder(root), name))[1]
+
+
+def facts_of(run: Run, root: Path) -> dict[str, Any]:
+    """Seconds, losses and config of a finished run."""
+    facts: dict[str, Any] = json.loads((run.folder(root) / RESULT).read_text())
+    return facts
+
+
+def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processes: int = 2) -> None:
+    """Make what is missing, side by side, each run in a process with one thread.
+
+    Raises:
+        RuntimeError: naming the run that failed, after the others that go on have ended.
+    """
+    import multiprocessing
+
+    waiting: dict[Path, Run] = {}
+    for run in runs:
+        folder = run.folder(root)
+        known = waiting.get(folder)
+        asked = tuple(dict.fromkeys([*(known.counterfactuals if known else ()), *run.counterfactuals]))
+        waiting[folder] = Run(**{**{f: getattr(run, f) for f in run.__dataclass_fields__}, "counterfactuals": asked})
+    missing = [run for run in waiting.values() if not _finished(run, root)]
+    if not missing:
+        return
+    logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(execute, run, data[run.world], root): run for run in missing}
+        for number, future in enumerate(as_completed(futures), start=1):
+            run = futures[future]
+            try:
+                future.result()
+            except Exception as error:
+                pool.shutdown(cancel_futures=True)
+                raise RuntimeError(f"{run.world}, {run.variant}, seed {run.seed}: {error}") from error
+            logger.info(
+                "%d of %d: %s, %s, seed %d (%.0f s)",
+                number,
+                len(missing),
+                run.world,
+                run.variant,
+                run.seed,
+                time.monotonic() - start,
+            )
+
+
+def _one_thread() -> None:
+    import os
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _finished(run: Run, root: Path) -> bool:
+    folder = run.folder(root)
+    files = (_file(folder, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
+    return (folder / RESULT).exists() and all(file.exists() for file in files)
+
+
+# --- comparing
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy pooled over the seeds of a variant."""
+
+    mean: float
+    interval: Interval
+    """95 %, clustered by video: the answers of all seeds on one video count as one cluster."""
+    seeds: tuple[float, ...]
+    """Accuracy of each seed."""
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
+
+
+def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+    wanted = set(kinds)
+    for run in runs:
+        rows = [
+            (p.video, p.correct) for p in answers(run, root, name) if p.type.rpartition(":")[2] in wanted or p.type in wanted
+        ]
+        yield f"{run.variant} {run.seed}", rows
+
+
+def accuracy(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str = AS_IT_IS) -> Accuracy:
+    """Accuracy of the runs of one variant (one for each seed) on some question types.
+
+    Raises:
+        ValueError: if there is no such answer.
+    """
+    found = [rows for _, rows in _correct(runs, root, kinds, name)]
+    flat = [row for rows in found for row in rows]
+    if not flat:
+        raise ValueError(f"no answer of the types {sorted(kinds)}")
+    right = [right for _, right in flat]
+    interval = accuracy_interval(right, [video for video, _ in flat])
+    return Accuracy(float(np.mean(right)), interval, tuple(float(np.mean([r for _, r in rows])) for rows in found))
+
+
+def difference(
+    first: Sequence[Run],
+    second: Sequence[Run],
+    root: Path,
+    kinds: Iterable[str],
+    names: tuple[str, str] = (AS_IT_IS, AS_IT_IS),
+) -> tuple[float, Interval]:
+    """Accuracy of ``second`` minus that of ``first``, seed by seed and question by question, in points of 1.
+
+    Raises:
+        ValueError: if they do not have the same questions.
+    """
+    kinds = tuple(kinds)
+    one = [row for _, rows in _correct(first, root, kinds, names[0]) for row in rows]
+    other = [row for _, rows in _correct(second, root, kinds, names[1]) for row in rows]
+    if [video for video, _ in one] != [video for video, _ in other]:
+        raise ValueError("the two variants were not asked the same questions")
+    a, b = [right for _, right in one], [right for _, right in other]
+    return float(np.mean(b) - np.mean(a)), difference_interval(a, b, [video for video, _ in one])
