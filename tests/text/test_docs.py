@@ -159,10 +159,13 @@ def parse(words: list[str]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_commands_parse(where, words, complete):
-    if not complete and ("..." in words or len(words) == 1):
+    inner = getattr(typer.main.get_command(app).commands.get(words[0]), "commands", {})
+    if inner and len(words) == 2 and not complete:
+        assert words[1] in inner, where
+    elif not complete and ("..." in words or len(words) == 1):
         assert words[0] in VERBS or words[0].startswith("-"), where
-        return
-    parse(words)
+    else:
+        parse(words)
 
 
 def test_every_verb_is_shown():
@@ -353,7 +356,7 @@ def test_every_benchmark_is_described_with_its_counts_scorers_and_prompt():
     from pave.evaluation.benchmarks.ego_exo4d import QUESTION
 
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    sections = {title: body for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)}
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for benchmark in BENCHMARKS.values():
         section = sections[benchmark.title]
         assert f"| name | `{benchmark.name}` |" in section and f"pave data convert {benchmark.name} " in section
