@@ -60,11 +60,12 @@ def _strings(item: Item, key: str) -> list[str]:
 
 
 def _filled(item: Item) -> str:
-    """The question with its slots (``<Object>``) filled in their order."""
+    """The question with its slots (``<Object>``) filled in their order. Values beyond the slots are not used, as in the official
+    reader."""
     question: str = item.get("question_content")
     values = _strings(item, "templ_values")
     slots = _SLOT.findall(question)
-    if len(slots) != len(values):
+    if len(slots) > len(values):
         raise item.error(
             f"the question {question!r} has {len(slots)} slots, but 'templ_values' {len(values)} values {values!r}"
         )

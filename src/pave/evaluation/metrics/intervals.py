@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+MANY_CLUSTERS = 2_000
 _CHUNK_ENTRIES = 5_000_000  # counts drawn at a time; bounds memory, does not change the result
 
 
@@ -125,16 +126,29 @@ def _cluster_sums(values: NDArray[np.float64], clusters: Sequence[Hashable]) -> 
 def _bootstrap(
     sums_V: NDArray[np.float64], sizes_V: NDArray[np.float64], seed: int, resamples: int, confidence: float
 ) -> tuple[float, float]:
-    """Percentiles of sum / size over resampled clusters."""
+    """Percentiles of sum / size over resampled clusters.
+
+    Many clusters are drawn by how many of each kind (equal sum and size) there are, a multinomial draw: the same distribution, in a
+    small part of the time.
+    """
     V = len(sums_V)
     if V == 0:
         return 0.0, 0.0
     generator = np.random.default_rng(seed)
+    kinds_2U, counts_U = np.unique(np.stack([sums_V, sizes_V]), axis=1, return_counts=True)
+    if V > MANY_CLUSTERS and 4 * len(counts_U) <= V:
+        drawn_RU = generator.multinomial(V, counts_U / V, size=resamples)
+        means = (drawn_RU @ kinds_2U[0]) / (drawn_RU @ kinds_2U[1])
+        return _percentiles(means, confidence)
     means = np.empty(resamples)
     step = max(1, _CHUNK_ENTRIES // V)
     for start in range(0, resamples, step):
         draws_RV = generator.integers(V, size=(min(step, resamples - start), V))
         means[start : start + step] = sums_V[draws_RV].sum(axis=1) / sizes_V[draws_RV].sum(axis=1)
+    return _percentiles(means, confidence)
+
+
+def _percentiles(means: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
