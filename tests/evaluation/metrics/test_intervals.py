@@ -167,4 +167,4 @@ def test_the_mean_of_scores_is_between_its_ends_and_has_no_width_without_spread(
     values, clusters = [0.2, 1.4, 0.9, 0.1, 2.0, 0.6], ["a", "a", "b", "b", "c", "c"]
     interval = mean_interval(values, clusters)
     assert interval.low == pytest.approx(0.5) and interval.high == pytest.approx(1.3) and interval.method == "bootstrap"
-    assert mean_interval([0.4] * 6, clusters) == Interval(0.4, 0.4, "bootstrap")
+    assert mean_interval([0.5] * 6, clusters) == Interval(0.5, 0.5, "bootstrap")

@@ -135,11 +135,11 @@ def _bootstrap(
     if V == 0:
         return 0.0, 0.0
     generator = np.random.default_rng(seed)
-    kinds_2U, counts_U = np.unique(np.stack([sums_V, sizes_V]), axis=1, return_counts=True)
-    if V > MANY_CLUSTERS and 4 * len(counts_U) <= V:
-        drawn_RU = generator.multinomial(V, counts_U / V, size=resamples)
-        means = (drawn_RU @ kinds_2U[0]) / (drawn_RU @ kinds_2U[1])
-        return _percentiles(means, confidence)
+    if V > MANY_CLUSTERS:
+        kinds_2U, counts_U = np.unique(np.stack([sums_V, sizes_V]), axis=1, return_counts=True)
+        if 4 * len(counts_U) <= V:
+            drawn_RU = generator.multinomial(V, counts_U / V, size=resamples)
+            return _percentiles((drawn_RU @ kinds_2U[0]) / (drawn_RU @ kinds_2U[1]), confidence)
     means = np.empty(resamples)
     step = max(1, _CHUNK_ENTRIES // V)
     for start in range(0, resamples, step):
