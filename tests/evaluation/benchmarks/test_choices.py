@@ -264,7 +264,9 @@ def test_mlvu_is_the_mean_over_tasks(tmp_path):
         ("count", 0.0),
     ]
     mean = result.table("strict").row("mean of tasks")
-    assert mean.interval.low <= mean.value <= mean.interval.high
+    assert 0 <= mean.interval.low <= mean.value <= mean.interval.high <= 1
+    mean = result_of(samples, ["A", "A", "A", "C"]).table("strict").row("mean of tasks")
+    assert (mean.value, mean.interval.high) == (1, 1) and mean.interval.low < 1
     with pytest.raises(ValueError, match="item 1: there are no 'candidates'.*free text"):
         converted("mlvu", tmp_path, folder / "9_summary.json", media)
 

@@ -168,3 +168,10 @@ def test_the_mean_of_scores_is_between_its_ends_and_has_no_width_without_spread(
     interval = mean_interval(values, clusters)
     assert interval.low == pytest.approx(0.5) and interval.high == pytest.approx(1.3) and interval.method == "bootstrap"
     assert mean_interval([0.5] * 6, clusters) == Interval(0.5, 0.5, "bootstrap")
+
+
+def test_weights_are_those_of_the_mean():
+    """Twice the weight is twice the sample, if both lie in one cluster."""
+    weighted = mean_interval([0.2, 1.4, 0.9], ["a", "b", "c"], weights=[2.0, 1.0, 1.0])
+    assert weighted == mean_interval([0.2, 0.2, 1.4, 0.9], ["a", "a", "b", "c"])
+    assert accuracy_interval([1, 1], ["a", "b"], weights=[0.2, 0.3]) == accuracy_interval([1, 1], ["a", "b"])

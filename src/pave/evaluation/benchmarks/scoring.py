@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pave.evaluation.benchmarks import PROTOCOLS, Benchmark, Measure, Protocol, get_benchmark
@@ -164,18 +165,13 @@ def compare_benchmark(
                 continue
             rows = {}
             if benchmark.mean_over is not None:
-                kind = benchmark.mean_over
-                counted = [a is not None and b is not None for a, b in zip(one.values, two.values, strict=True)]
-                left, right = (_weighted(kind, predictions, _where(counted, m.values)) for m in (one, two))
-                rows[mean_name(kind)] = _compare(left, right, predictions, range(len(predictions)), seed)
+                rows[mean_name(benchmark.mean_over)] = _compare(
+                    one.values, two.values, predictions, range(len(predictions)), seed, benchmark.mean_over
+                )
             for (_, name), members in groups.items():
                 rows[name] = _compare(one.values, two.values, predictions, members, seed)
             found.setdefault(scorer.protocol, {})[one.name] = rows
     return found
-
-
-def _where(kept: Sequence[bool], values: Sequence[float | None]) -> list[float | None]:
-    return [value if keep else None for keep, value in zip(kept, values, strict=True)]
 
 
 def _compare(
@@ -184,10 +180,13 @@ def _compare(
     predictions: Sequence[Prediction],
     members: Sequence[int],
     seed: int,
+    mean_over: str | None = None,
 ) -> PairedComparison:
     """Of the samples that count in both runs."""
-    kept = [(a, b, predictions[i].video) for i in members if (a := first[i]) is not None and (b := second[i]) is not None]
-    return compare_paired([a for a, _, _ in kept], [b for _, b, _ in kept], [video for _, _, video in kept], seed=seed)
+    kept = [(a, b, predictions[i]) for i in members if (a := first[i]) is not None and (b := second[i]) is not None]
+    weights = None if mean_over is None else _weights(mean_over, [p for _, _, p in kept])
+    videos = [p.video for _, _, p in kept]
+    return compare_paired([a for a, _, _ in kept], [b for _, b, _ in kept], videos, weights=weights, seed=seed)
 
 
 def _groups(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[int]]:
@@ -219,22 +218,16 @@ def _rows(benchmark: Benchmark, predictions: Sequence[Prediction], measure: Meas
 
 
 def _mean_of_rows(kind: str, rows: Sequence[Row], predictions: Sequence[Prediction], measure: Measure, seed: int) -> Row:
-    """The unweighted mean over the rows of a kind of subtype: the mean over samples that are weighted so."""
-    values = _weighted(kind, predictions, measure.values)
-    counted = [(value, p.video) for value, p in zip(values, predictions, strict=True) if value is not None]
-    interval = mean_interval([value for value, _ in counted], [video for _, video in counted], seed=seed)
-    parts = [row.value for row in rows if row.kind == kind]
-    first, name = rows[0], mean_name(kind)
-    n = (first.n_scored, first.n_counted, first.n_expected)
-    return Row(
-        kind=OVERALL,
-        name=name,
-        value=sum(parts) / len(parts),
-        n_scored=n[0],
-        n_counted=n[1],
-        n_expected=n[2],
-        interval=interval,
+    """The unweighted mean over the rows of a kind of subtype: a mean over samples that weighs every subtype the same."""
+    counted = [(value, p) for value, p in zip(measure.values, predictions, strict=True) if value is not None]
+    interval = (accuracy_interval if measure.yes_or_no else mean_interval)(
+        [value for value, _ in counted],
+        [p.video for _, p in counted],
+        weights=_weights(kind, [p for _, p in counted]),
+        seed=seed,
     )
+    parts = [row.value for row in rows if row.kind == kind and row.n_counted]
+    return replace(rows[0], name=mean_name(kind), value=sum(parts) / len(parts) if parts else 0.0, interval=interval)
 
 
 def mean_name(kind: str) -> str:
@@ -242,14 +235,11 @@ def mean_name(kind: str) -> str:
     return f"mean of {kind}s"
 
 
-def _weighted(kind: str, predictions: Sequence[Prediction], values: Sequence[float | None]) -> list[float | None]:
-    """Values times weights of mean 1 that give every subtype of a kind the same weight as a whole."""
+def _weights(kind: str, predictions: Sequence[Prediction]) -> list[float]:
+    """Weights that give every subtype of a kind the same weight as a whole."""
     names = [p.meta["subtypes"][kind] for p in predictions]
-    sizes: dict[str, int] = {}
-    for name, value in zip(names, values, strict=True):
-        sizes[name] = sizes.get(name, 0) + (value is not None)
-    share = sum(sizes.values()) / len(sizes)
-    return [None if value is None else value * share / sizes[name] for name, value in zip(names, values, strict=True)]
+    sizes = Counter(names)
+    return [1 / sizes[name] for name in names]
 
 
 def _row(

@@ -50,6 +50,7 @@ def accuracy_interval(
     correct: Sequence[float],
     clusters: Sequence[Hashable],
     *,
+    weights: Sequence[float] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
@@ -64,11 +65,12 @@ def accuracy_interval(
     Args:
         correct: per sample, True or 1 where it is right.
         clusters: per sample the id of its video.
+        weights: per sample, for a weighted mean; they are taken as known.
         seed: the same seed gives the same interval.
         resamples: bootstrap draws.
         confidence: coverage.
     """
-    sums_V, sizes_V = _cluster_sums(np.asarray(correct, dtype=np.float64), clusters)
+    sums_V, sizes_V = _cluster_sums(np.asarray(correct, dtype=np.float64), clusters, weights)
     low, high = _bootstrap(sums_V, sizes_V, seed, resamples, confidence)
     if high > low:
         return Interval(low, high, "bootstrap")
@@ -81,13 +83,14 @@ def mean_interval(
     values: Sequence[float],
     clusters: Sequence[Hashable],
     *,
+    weights: Sequence[float] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval:
     """Interval of the mean of a score that is not right or wrong (CIDEr, F1): the bootstrap of ``accuracy_interval``, whose
     arguments it takes. Where all values are equal it has no width, and nothing takes its place."""
-    sums_V, sizes_V = _cluster_sums(np.asarray(values, dtype=np.float64), clusters)
+    sums_V, sizes_V = _cluster_sums(np.asarray(values, dtype=np.float64), clusters, weights)
     return Interval(*_bootstrap(sums_V, sizes_V, seed, resamples, confidence), "bootstrap")
 
 
@@ -96,6 +99,7 @@ def difference_interval(
     second: Sequence[float],
     clusters: Sequence[Hashable],
     *,
+    weights: Sequence[float] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
@@ -109,18 +113,21 @@ def difference_interval(
             f"difference_interval: the two runs have {len(first)} and {len(second)} samples; they must be the same"
         )
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    sums_V, sizes_V = _cluster_sums(differences, clusters)
+    sums_V, sizes_V = _cluster_sums(differences, clusters, weights)
     return Interval(*_bootstrap(sums_V, sizes_V, seed, resamples, confidence), "bootstrap")
 
 
-def _cluster_sums(values: NDArray[np.float64], clusters: Sequence[Hashable]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and size of every cluster, in order of first appearance."""
+def _cluster_sums(
+    values: NDArray[np.float64], clusters: Sequence[Hashable], weights: Sequence[float] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and size (with weights: weighted sum, and sum of weights) of every cluster, in order of first appearance."""
     if len(values) != len(clusters):
         raise ValueError(f"{len(values)} values but {len(clusters)} clusters; give one cluster id per value")
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
-    sums_V = np.bincount(index, weights=values, minlength=len(numbers)).astype(np.float64)
-    return sums_V, np.bincount(index, minlength=len(numbers)).astype(np.float64)
+    weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    sums_V = np.bincount(index, weights=values * weight, minlength=len(numbers)).astype(np.float64)
+    return sums_V, np.bincount(index, weights=weight, minlength=len(numbers)).astype(np.float64)
 
 
 def _bootstrap(

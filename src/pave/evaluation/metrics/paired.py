@@ -38,7 +38,13 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def compare_paired(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> PairedComparison:
     """Compare two runs sample by sample.
 
@@ -46,14 +52,17 @@ def compare_paired(
         first: per sample, whether the first run has it right (True or 1), or its score.
         second: the same for the second run, in the same order.
         clusters: per sample the id of its video.
+        weights: per sample, of the means; the counts and the test do not know them.
         seed: of the bootstrap.
         resamples: bootstrap draws.
 
     Raises:
         ValueError: if the lengths differ.
     """
-    interval = difference_interval(first, second, clusters, seed=seed, resamples=resamples)
+    interval = difference_interval(first, second, clusters, weights=weights, seed=seed, resamples=resamples)
     only_first = sum(a > b for a, b in zip(first, second, strict=True))
     only_second = sum(b > a for a, b in zip(first, second, strict=True))
-    difference = math.fsum(b - a for a, b in zip(first, second, strict=True)) / len(first) if len(first) else 0.0
+    weight = [1.0] * len(first) if weights is None else weights
+    total = math.fsum(w * (b - a) for a, b, w in zip(first, second, weight, strict=True))
+    difference = total / math.fsum(weight) if len(first) else 0.0
     return PairedComparison(difference, interval, only_first, only_second, mcnemar_exact(only_first, only_second))
