@@ -148,7 +148,12 @@ def test_a_file_of_several_benchmarks_is_refused():
     plain = Sample(id="x", video="v.mp4", question="?", answer="red")
     with pytest.raises(ValueError, match=r"several benchmarks \(texts, none\)"):
         score_predictions(answered([*SAMPLES, plain], ["red"] * 5))
-    odd = replace(SAMPLES[0], meta={"benchmark": "other"})
+    bare = replace(SAMPLES[0], meta={"benchmark": "texts"})
+    with pytest.raises(
+        ValueError, match=r"'t0' is of the benchmark texts, but its meta lacks 'subtypes'; make the file of samples"
+    ):
+        score_predictions(answered([bare], ["red"]))
+    odd = replace(SAMPLES[0], meta={**SAMPLES[0].meta, "benchmark": "other"})
     with pytest.raises(ValueError, match="there is no benchmark 'other'"):
         score_predictions(answered([odd], ["red"]))
 

@@ -96,7 +96,7 @@ def benchmark_of(predictions: Sequence[Prediction]) -> Benchmark | None:
     """The benchmark that the samples are of, or None.
 
     Raises:
-        ValueError: if they are of several, or of one that is not known.
+        ValueError: if they are of several, or of one that is not known, or lack facts of it.
     """
     names = list(dict.fromkeys(p.benchmark for p in predictions))
     if len(names) > 1:
@@ -104,7 +104,16 @@ def benchmark_of(predictions: Sequence[Prediction]) -> Benchmark | None:
             f"the samples are of several benchmarks ({', '.join('none' if n is None else n for n in names)}); score each in a file "
             "of its own"
         )
-    return None if not names or names[0] is None else get_benchmark(names[0])
+    if not names or names[0] is None:
+        return None
+    for prediction in predictions:
+        lacking = [key for key in ("subtypes", "official") if not isinstance(prediction.meta.get(key), dict)]
+        if lacking:
+            raise ValueError(
+                f"sample {prediction.id!r} is of the benchmark {names[0]}, but its meta lacks {lacking[0]!r}; make the file of samples with "
+                "pave data convert, or take 'benchmark' out of meta"
+            )
+    return get_benchmark(names[0])
 
 
 def score_benchmark(
