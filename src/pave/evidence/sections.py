@@ -92,8 +92,9 @@ def _write_channels(plan: Plan, root: Path) -> str:
     rows = []
     for name, world in WORLDS.items():
         made = {variant: seeds(name, variant, patch, plan) for variant, patch in _channel_variants(name).items()}
-        for kind in (*world.own, "silent questions"):
-            kinds = SILENT if kind == "silent questions" else (kind,)
+        groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in world.own}
+        groups |= {"all that need the channel": world.own} if len(world.own) > 1 else {}
+        for kind, kinds in {**groups, "silent questions": SILENT}.items():
             scores = {variant: accuracy(runs, root, kinds) for variant, runs in made.items()}
             apart = scores[PATCH].interval.low > scores[VIDEO_ONLY].interval.high
             by = difference(made[VIDEO_ONLY], made[PATCH], root, kinds)

@@ -109,10 +109,11 @@ WORLDS = {
         channel="camera",
         kind="multiview",
         source="camera",
-        encoder=EncoderConfig(name="multiview", settings={"views": ["behind"], "encoder": _pixels(fps=2.0, detail=12)}),
-        weights={"hidden_colour": 2.5, "hidden_shape": 1.5, "hidden_vision": 1.5},
+        encoder=EncoderConfig(name="multiview", settings={"views": ["behind"], "encoder": _pixels(fps=2.0, detail=6)}),
+        weights={"hidden_colour": 2.0, "hidden_shape": 1.5, "hidden_vision": 1.5},
         chance={"hidden_colour": 1 / 4, "hidden_shape": 1 / 3, "hidden_vision": 1 / 2},
         aligned="hidden_vision",
+        steps=700,  # the base is used to answer with the colours it sees
     ),
     "high_fps": ChannelWorld(
         channel="dense",

@@ -1,0 +1,129 @@
+"""Runs and what is made of their answers: numbers by hand, and one real short reproduction that goes on where it stopped."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pave.data.samples import read_samples
+from pave.evaluation.metrics import accuracy_interval
+from pave.evaluation.predictions import Prediction, PredictionFile
+from pave.evidence.document import reproduce
+from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture
+from pave.evidence.sections import SECTIONS, SHORT, Plan, video_only
+from pave.evidence.worlds import WORLDS, merge_worlds, write_world
+from pave.playground.clips import read_scenes
+
+
+def leave(run, root, right, name=AS_IT_IS):
+    """A finished run whose answers to one question on each video are right or wrong as told."""
+    folder = run.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = PredictionFile(folder / f"answers-{name.replace(' ', '_').replace('=', '_')}.jsonl", {})
+    file.append(
+        [
+            Prediction(
+                id=f"{kind}{i}", type=kind, video=f"v{i}", question="?", references=("a",), prediction="a" if ok else "b"
+            )
+            for kind, values in right.items()
+            for i, ok in enumerate(values)
+        ]
+    )
+    file.finish(list(file.done))
+    return run
+
+
+def test_accuracy_is_pooled_over_seeds_and_clustered_by_video(tmp_path):
+    first = leave(Run("audio", "x", video_only(), seed=0), tmp_path, {"sound": [1, 1, 0, 0], "colour": [1, 1, 1, 1]})
+    second = leave(Run("audio", "x", video_only(), seed=1), tmp_path, {"sound": [1, 1, 1, 0], "colour": [0, 0, 0, 0]})
+    score = accuracy([first, second], tmp_path, ["sound"])
+    assert (score.mean, score.seeds) == (5 / 8, (0.5, 0.75))
+    videos = ["v0", "v1", "v2", "v3"] * 2
+    assert score.interval == accuracy_interval([1, 1, 0, 0, 1, 1, 1, 0], videos)
+    assert accuracy([first, second], tmp_path, ["sound", "colour"]).mean == 9 / 16
+    with pytest.raises(ValueError, match="no answer of the types"):
+        accuracy([first], tmp_path, ["shape"])
+
+
+def test_a_difference_is_taken_question_by_question(tmp_path):
+    one = leave(Run("audio", "x", video_only()), tmp_path, {"sound": [1, 0, 0, 0]})
+    other = leave(Run("audio", "y", video_only(), steps=7), tmp_path, {"sound": [1, 1, 1, 0]})
+    by, interval = difference([one], [other], tmp_path, ["sound"])
+    assert by == 0.5 and interval.low >= 0
+    leave(one, tmp_path, {"sound": [0, 0, 0, 0]}, "gap=0.2")
+    assert difference([one], [one], tmp_path, ["sound"], (AS_IT_IS, "gap=0.2"))[0] == -0.25
+    fewer = leave(Run("audio", "z", video_only(), steps=8), tmp_path, {"sound": [1, 1]})
+    with pytest.raises(ValueError, match="not asked the same questions"):
+        difference([one], [fewer], tmp_path, ["sound"])
+
+
+def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(tmp_path):
+    run = Run("audio", "x", WORLDS["audio"].patch())
+    same = Run("audio", "x", WORLDS["audio"].patch(), counterfactuals=("removed",))
+    assert run.folder(tmp_path) == same.folder(tmp_path)
+    for other in (
+        Run("audio", "x", WORLDS["audio"].patch(alignment="index")),
+        Run("audio", "x", WORLDS["audio"].patch(), seed=1),
+        Run("audio", "x", WORLDS["audio"].patch(), training={"learning_rate": 1e-3}),
+        Run("sensor", "x", WORLDS["audio"].patch()),
+    ):
+        assert other.folder(tmp_path) != run.folder(tmp_path)
+
+
+def test_several_worlds_share_the_budget_of_one():
+    one, both = mixture("audio"), mixture("audio+sensor")
+    assert sum(both.values()) == pytest.approx((sum(one.values()) + sum(mixture("sensor").values())) / 2)
+    assert both["sound"] == one["sound"] / 2 and "sensor:colour" in both and "colour" not in both
+
+
+def test_every_world_is_written_with_its_channel_and_merged_with_the_others(tmp_path):
+    folders = {}
+    for name, world in WORLDS.items():
+        folders[name] = tmp_path / name
+        write_world(name, folders[name], 2, 1)
+        samples = read_samples(folders[name] / "train.jsonl")
+        assert {s.type for s in samples} >= set(world.own)
+        assert world.patch().side_channels[world.channel].width > 0
+    scenes = read_scenes(folders["audio"], "train")
+    for sample in read_samples(folders["audio"] / "train.jsonl"):
+        scene = scenes["clips/train/" + sample.video.rpartition("/")[2]]
+        expected = [[s.start, s.end] for s in scene.sounds] if sample.type in WORLDS["audio"].own else None
+        assert sample.meta.get("events") == expected
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    merge_worlds(["audio", "sensor"], folders, merged)
+    rows = read_samples(merged / "train.jsonl")
+    assert len(rows) == 2 * 6 + 2 * 6
+    sound = next(s for s in rows if s.id.startswith("audio-"))
+    sensor = next(s for s in rows if s.id.startswith("sensor-"))
+    assert sound.side_channels == {"sensor": None} and sound.video == str(folders["audio"] / "clips/train/00000.mp4")
+    assert sensor.side_channels == {"audio": None, "sensor": str(folders["sensor"] / "sensor/train/00000.csv")}
+    assert {"sound", "sensor", "audio:light", "sensor:light"} <= {s.type for s in rows}
+
+
+@pytest.mark.slow
+def test_a_reproduction_goes_on_where_it_stopped(tmp_path):
+    page = reproduce(tmp_path, ["time"], "short")
+    text = page.read_text()
+    assert "## True times hold" in text and "by index" in text and "3 s early" in text
+    runs = SECTIONS["time"].runs(SHORT)
+    one = runs[0]
+    before = {p.id: p.prediction for p in answers(one, tmp_path)}
+    early = answers(one, tmp_path, "early=3")
+    assert {p.type for p in early} == set(WORLDS["audio"].own) and len(before) == 10 * 7
+    curve = json.loads((one.folder(tmp_path) / RESULT).read_text())
+    assert curve["run"]["steps"] == 4 and np.isfinite(curve["train_loss"])
+    stamp = (runs[1].folder(tmp_path) / "trained.json").stat().st_mtime_ns
+    shutil.rmtree(one.folder(tmp_path))
+    assert reproduce(tmp_path, ["time"], "short").read_text() == text
+    assert {p.id: p.prediction for p in answers(one, tmp_path)} == before
+    assert (runs[1].folder(tmp_path) / "trained.json").stat().st_mtime_ns == stamp
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no section 'magic'; known: channels"):
+        reproduce(tmp_path, ["magic"])
+    with pytest.raises(ValueError, match="no size 'huge'"):
+        reproduce(tmp_path, ["time"], "huge")
+    assert Plan().steps_of("audio+sensor") == max(WORLDS["audio"].steps, WORLDS["sensor"].steps)
