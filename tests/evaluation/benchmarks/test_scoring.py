@@ -131,6 +131,8 @@ def test_a_comparison_leaves_out_what_one_of_the_runs_does_not_count(tmp_path):
     found = compare_benchmark(get_benchmark("avqa"), pairs)
     assert found["paper"]["accuracy"]["overall"].difference == 0.5
     assert found["strict"]["accuracy"]["overall"].difference == pytest.approx(2 / 3)
+    back = compare_benchmark(get_benchmark("avqa"), [(b, a) for a, b in pairs])
+    assert back["paper"]["accuracy"]["overall"].difference == -0.5
 
 
 def test_samples_without_a_public_answer_are_asked_but_not_scored():
