@@ -60,7 +60,7 @@ def test_a_difference_is_taken_question_by_question(tmp_path):
 
 def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(tmp_path):
     run = Run("audio", "x", WORLDS["audio"].patch())
-    same = Run("audio", "x", WORLDS["audio"].patch(), counterfactuals=("removed",))
+    same = Run("audio", "another name", WORLDS["audio"].patch(), counterfactuals=("removed",))
     assert run.folder(tmp_path) == same.folder(tmp_path)
     for other in (
         Run("audio", "x", WORLDS["audio"].patch(alignment="index")),
