@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from pave.data.samples import read_samples
 from pave.evaluation.metrics import accuracy_interval
 from pave.evaluation.predictions import Prediction, PredictionFile
 from pave.evidence.document import reproduce
-from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture
+from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT, Plan, video_only
 from pave.evidence.worlds import WORLDS, merge_worlds, write_world
 from pave.playground.clips import read_scenes
+from pave.training import read_recipe
 
 
 def leave(run, root, right, name=AS_IT_IS):
@@ -60,7 +62,7 @@ def test_a_difference_is_taken_question_by_question(tmp_path):
 
 def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(tmp_path):
     run = Run("audio", "x", WORLDS["audio"].patch())
-    same = Run("audio", "x", WORLDS["audio"].patch(), counterfactuals=("removed",))
+    same = Run("audio", "another name", WORLDS["audio"].patch(), counterfactuals=("removed",))
     assert run.folder(tmp_path) == same.folder(tmp_path)
     for other in (
         Run("audio", "x", WORLDS["audio"].patch(alignment="index")),
@@ -127,3 +129,12 @@ def test_unknown_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no size 'huge'"):
         reproduce(tmp_path, ["time"], "huge")
     assert Plan().steps_of("audio+sensor") == max(WORLDS["audio"].steps, WORLDS["sensor"].steps)
+
+
+@pytest.mark.parametrize("name", list(WORLDS))
+def test_the_recipe_of_a_world_is_what_the_evidence_trains(name):
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"playground_{name}.yaml")
+    run = Run(name, "patch", WORLDS[name].patch(), steps=WORLDS[name].steps)
+    made = recipe_of(run, Path("data"), Path("out"))
+    assert recipe.patch == made.patch and recipe.training == made.training
+    assert (recipe.data.stages, recipe.data.frames) == (made.data.stages, made.data.frames)

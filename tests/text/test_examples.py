@@ -20,8 +20,8 @@ def run(name: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_there_are_five_of_at_most_80_lines():
-    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05"]
+def test_there_are_six_of_at_most_80_lines():
+    assert [path.name[:2] for path in EXAMPLES] == ["01", "02", "03", "04", "05", "06"]
     for path in EXAMPLES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 80, path.name
 
@@ -64,6 +64,18 @@ def test_your_own_side_channel(tmp_path):
     right = {name: int(count) for name, count in re.findall(r"^(base|patch): (\d+) of 60 right", out, re.MULTILINE)}
     assert right["patch"] >= 50 and right["patch"] - right["base"] >= 20
     assert (tmp_path / "made" / "patch" / "patch.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_every_side_channel(tmp_path):
+    out = run("06", tmp_path, str(tmp_path / "made"))
+    found = re.findall(
+        r"^(\w+) +(\d+) steps from (-?\d+\.\d+) to (\d+\.\d+) s, (\d+) tokens of width (\d+) each$", out, re.MULTILINE
+    )
+    names = ["audio", "scene3d", "multiview", "high_fps", "sensor", "text", "features"]
+    assert [row[0] for row in found] == names
+    assert ("text", "2", "1.25", "5.75", "1", "256") in found and ("scene3d", "8", "0.50", "7.50", "36", "23") in found
+    assert len(re.findall(r"\? (?:red|green|blue|yellow) \w+ \(seen beside \d+ steps", out)) == len(names)
 
 
 def test_nothing_is_left_outside_the_given_folder():

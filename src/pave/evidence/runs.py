@@ -67,10 +67,9 @@ class Run:
         return {k: v for k, v in self.to_dict().items() if k not in ("variant", "counterfactuals")}
 
     def folder(self, root: Path) -> Path:
-        """Where its files are."""
+        """Where its files are: the same for runs of any name that have the same weights."""
         key = hashlib.sha256(json.dumps(self.trained, sort_keys=True).encode()).hexdigest()[:12]
-        words = "".join(c if c.isalnum() else "-" for c in self.variant.lower()).strip("-")
-        return root / "runs" / self.world.replace("+", "_") / f"{words}-seed{self.seed}-{key}"
+        return root / "runs" / self.world.replace("+", "_") / f"seed{self.seed}-{key}"
 
 
 def mixture(world: str) -> dict[str, float]:
