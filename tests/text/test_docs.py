@@ -146,8 +146,11 @@ def parse(words: list[str]) -> None:
     group = typer.main.get_command(app)
     with group.make_context("pave", ["--debug"]) as context:
         verb, command, rest = group.resolve_command(context, [word for word in words if word != "--debug"])
-        with command.make_context(verb, rest, parent=context):
-            pass
+        with command.make_context(verb, rest, parent=context) as inner:
+            if hasattr(command, "resolve_command"):  # a verb of verbs
+                name, command, rest = command.resolve_command(inner, rest)
+                with command.make_context(name, rest, parent=inner):
+                    pass
 
 
 @pytest.mark.parametrize(
@@ -156,10 +159,13 @@ def parse(words: list[str]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_commands_parse(where, words, complete):
-    if not complete and ("..." in words or len(words) == 1):
+    inner = getattr(typer.main.get_command(app).commands.get(words[0]), "commands", {})
+    if inner and len(words) == 2 and not complete:
+        assert words[1] in inner, where
+    elif not complete and ("..." in words or len(words) == 1):
         assert words[0] in VERBS or words[0].startswith("-"), where
-        return
-    parse(words)
+    else:
+        parse(words)
 
 
 def test_every_verb_is_shown():
@@ -168,7 +174,14 @@ def test_every_verb_is_shown():
 
 
 @pytest.mark.parametrize(
-    "line", ["pave shwo", "pave ask video.mp4", "pave eval x.jsonl --no-such-option", "pave show --frames many"]
+    "line",
+    [
+        "pave data convert x --no-such-option",
+        "pave shwo",
+        "pave ask video.mp4",
+        "pave eval x.jsonl --no-such-option",
+        "pave show --frames many",
+    ],
 )
 def test_a_wrong_command_is_found(line):
     (words,) = commands(line)
@@ -335,6 +348,24 @@ def test_the_table_of_encoders_has_every_encoder():
     log_mel = build_encoder(PatchConfig.compact(audio=64).side_channels["audio"].encoder)
     assert "| `log_mel` | nothing | 4 | 64 | 1 |" in text
     assert (log_mel.spec().settings["step_seconds"], log_mel.width, log_mel.tokens_per_step) == (0.25, 64, 1)
+
+
+def test_every_benchmark_is_described_with_its_counts_scorers_and_prompt():
+    from pave.evaluation.benchmarks import BENCHMARKS
+    from pave.evaluation.benchmarks.choices import mvbench_prompt, video_mme_prompt
+    from pave.evaluation.benchmarks.ego_exo4d import QUESTION
+
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    for benchmark in BENCHMARKS.values():
+        section = sections[benchmark.title]
+        assert f"| name | `{benchmark.name}` |" in section and f"pave data convert {benchmark.name} " in section
+        assert all(f"`{scorer.version}`" in section for scorer in benchmark.scorers)
+        assert all(f"{n:,}" in section for releases in benchmark.totals.values() for n in releases.values())
+    options = ("QUESTION", ["FIRST", "SECOND", "THIRD", "FOURTH"])
+    prompts = {"video_mme": video_mme_prompt(*options), "mvbench": mvbench_prompt(*options), "ego_exo4d": QUESTION}
+    found = dict(re.findall(r"<!-- prompt (\w+) -->\n```text\n(.*?)\n```\n<!-- /prompt -->", text, re.DOTALL))
+    assert {name: found.get(name) for name in prompts} == prompts
 
 
 def test_every_family_and_every_reason_against_one_is_in_the_docs():

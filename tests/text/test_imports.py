@@ -57,7 +57,17 @@ def test_an_unknown_name_is_an_attribute_error():
         pave.attach_patches  # noqa: B018
 
 
-PACKAGES = ("data.media", "data.store", "demo", "evaluation.metrics", "fusion", "patching", "side_channels", "video_llms")
+PACKAGES = (
+    "data.media",
+    "data.store",
+    "demo",
+    "evaluation.benchmarks",
+    "evaluation.metrics",
+    "fusion",
+    "patching",
+    "side_channels",
+    "video_llms",
+)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

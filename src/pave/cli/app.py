@@ -12,6 +12,7 @@ import typer
 from pave import __version__
 from pave.cli import (
     ask,
+    data,
     demo,
     doctor,
     export,
@@ -22,6 +23,7 @@ from pave.cli import (
     init,
     new_channel,
     reproduce,
+    score,
     show,
     train,
 )
@@ -46,15 +48,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-VERBS: dict[str, tuple[Callable[..., Any], str]] = {
+VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
     "ask": (ask.command, "Answer a question about a video, with a patch or without."),
     "init": (init.command, "Write a commented recipe and a sample file to start from."),
     "new-channel": (new_channel.command, "Write the skeleton of a side channel of your own, with its tests."),
+    "data": (data.app, "Official files of a benchmark to samples (pave data convert)."),
     "doctor": (doctor.command, "Look for defects in samples and their files before training."),
     "extract": (extract.command, "Run the side encoders once over all samples and keep the features."),
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
+    "score": (score.command, "Score answers again without a model, or compare two runs."),
     "reproduce": (reproduce.command, "Make the evidence for the method again, on miniature worlds."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
@@ -64,7 +68,10 @@ VERBS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 for name, (function, summary) in VERBS.items():
-    app.command(name, short_help=summary)(guarded(function))
+    if isinstance(function, typer.Typer):
+        app.add_typer(function, name=name, short_help=summary)
+    else:
+        app.command(name, short_help=summary)(guarded(function))
 
 
 def _show_version(value: bool) -> None:

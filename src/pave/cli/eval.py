@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,10 +17,7 @@ from pave.cli.shared import (
     Result,
 )
 
-if TYPE_CHECKING:
-    from pave.evaluation.result import EvalResult
-
-PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+SCORES = "scores.json"
 
 
 def command(
@@ -44,6 +39,9 @@ def command(
         min=1,
         help="Frames to look at. Default: as the patch was trained, else what the base's processor says.",
     ),
+    shard: str | None = typer.Option(
+        None, "--shard", help="Answer a part only, such as 2/4, into --out; pave score OUT puts the parts together."
+    ),
     batch_size: int = typer.Option(8, "--batch-size", min=1, help="Samples answered at a time."),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
@@ -56,47 +54,47 @@ def command(
     pave eval test.jsonl --patch my-patch --out runs/test
 
     Answer every sample and print the accuracy by question type, with 95 % intervals clustered by video. Samples that cannot be
-    read count as wrong and are listed. Without --base, the small Video LLM inside pave answers.
+    read count as wrong and are listed. Samples of a benchmark (pave data convert) get the benchmark's own tables. Without --base, the
+    small Video LLM inside pave answers.
     """
     from pave.cli.models import load
+    from pave.cli.tables import print_failures, result_text
     from pave.data.media import FrameSampling
     from pave.data.samples import read_samples
     from pave.evaluation.runner import evaluate
+    from pave.evaluation.shards import PREDICTIONS, parse_shard, take_shard
     from pave.utils.files import atomic_write_json
 
     expected = read_samples(samples, data_root=root)
     if not expected:
         raise ValueError(f"{samples}: the file holds no sample")
+    part = None
+    if shard is not None:
+        if out is None:
+            raise ValueError("--shard: name the folder that the parts are written to with --out")
+        part, expected = take_shard(expected, *parse_shard(shard))
+    file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
     if store is not None:
         qa.use_store(store, expected)
     result = evaluate(
         qa,
         expected,
-        predictions=None if out is None else out / PREDICTIONS,
+        predictions=file,
         settings={"base": qa.name, "patch": patch},
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        shard=part,
     )
-    data = {"samples": str(samples), "predictions": None if out is None else str(out / PREDICTIONS), **result.to_dict()}
+    print_failures(result)
+    data = {"samples": str(samples), "predictions": None if file is None else str(file), **result.to_dict()}
+    if part is not None:
+        n = result.overall
+        text = f"shard {part.index} of {part.count}: {n.n_scored} of {n.n_expected} samples answered; after the others: pave score {out}"
+        return Result(text, {**data, "shard": part.to_dict()})
     if out is not None:
         atomic_write_json(out / SCORES, data)
     if result.overall.n_scored == 0:
         raise JobFailed(f"none of the {len(expected)} samples could be answered; the first: {result.failures[0][1]}")
-    return Result(_table(result), data)
-
-
-def _table(result: EvalResult) -> str:
-    rows = [*result.by_type.items(), ("overall", result.overall)] if len(result.by_type) > 1 else [("overall", result.overall)]
-    width = max(len(kind) for kind, _ in rows)
-    lines = [f"{'':<{width}}  accuracy  95 % interval     n"]
-    for kind, score in rows:
-        interval = f"{100 * score.interval.low:.1f} to {100 * score.interval.high:.1f}"
-        answered = "" if score.n_scored == score.n_expected else f" ({score.n_scored} answered)"
-        lines.append(f"{kind:<{width}}  {100 * score.accuracy:>7.1f}%  {interval:<14}{score.n_expected:>5}{answered}")
-    for sample, message in result.failures[:20]:
-        print(f"no answer to {sample}: {message}", file=sys.stderr)
-    if len(result.failures) > 20:
-        print(f"... and {len(result.failures) - 20} more samples without an answer", file=sys.stderr)
-    return "\n".join(lines)
+    return Result(result_text(result), data)

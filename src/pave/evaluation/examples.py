@@ -62,7 +62,11 @@ def example_view(qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction])
         choices=asked.choices,
         truth=" or ".join(asked.references),
         answers=[
-            AnswerView(run=run, text=p.prediction if p.prediction is not None else f"failed: {p.error}", correct=p.correct)
+            AnswerView(
+                run=run,
+                text=p.prediction if p.prediction is not None else f"failed: {p.error}",
+                correct=p.correct if p.references else None,
+            )
             for run, p in answers.items()
         ],
         frames=[FrameView(time=float(t), pixels_HWC=pixels) for t, pixels in zip(item.times_F, item.frames_FHWC, strict=True)],

@@ -7,14 +7,16 @@ two equal runs leave equal files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pave.config import Strict, read_strict
+from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text
 
@@ -34,15 +36,23 @@ class Prediction(Strict):
     question: str
     """As asked."""
     references: tuple[str, ...]
-    """Every answer that counts as right."""
+    """Every answer that counts as right; none where a benchmark keeps its answers to itself."""
     choices: tuple[str, ...] = ()
     """Where there are any; each reference is one of them."""
     context: str = ""
     """Hash of what else the answer depends on: earlier turns and files of side channels; empty without any."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """The sample's meta where it is one of a benchmark, for the benchmark's scorers; else empty."""
     prediction: str | None = None
     """What was generated; null where the sample failed."""
     error: str | None = None
     """Why it failed."""
+
+    @property
+    def benchmark(self) -> str | None:
+        """The name of the benchmark that the sample is of."""
+        name = self.meta.get("benchmark")
+        return name if isinstance(name, str) else None
 
     @property
     def correct(self) -> bool:
@@ -66,6 +76,33 @@ class Prediction(Strict):
         return found is not None and self.choices[found] in self.references
 
 
+def as_prediction(sample: Sample) -> Prediction:
+    """What is known of a sample before it is answered.
+
+    Raises:
+        ValueError: if it has no answer to compare with. Samples of a benchmark may have none: some keep it to themselves.
+    """
+    meta = dict(sample.meta) if "benchmark" in sample.meta else {}
+    if not sample.references and not meta:
+        raise ValueError(f"sample {sample.id!r}: it has no answer, so it cannot be scored; use pave ask, or add the answer")
+    return Prediction(
+        id=sample.id,
+        type=sample.type or "all",
+        video=str(sample.video),
+        question=sample.turns[-1][0],
+        references=sample.references,
+        choices=sample.choices,
+        context=_context(sample),
+        meta=meta,
+    )
+
+
+def _context(sample: Sample) -> str:
+    """What decides an answer besides the video and the last question, in short."""
+    earlier, own = sample.turns[:-1], dict(sorted(sample.side_channels.items()))
+    return hashlib.sha256(json.dumps([earlier, own]).encode()).hexdigest()[:16] if earlier or own else ""
+
+
 class PredictionFile:
     """A predictions file that a run appends to.
 
@@ -73,20 +110,38 @@ class PredictionFile:
         path: the file.
         settings: what decides the answers (base, patch, sampling, prompt, ...); JSON values. An existing file is gone on with
             only if it was made with the same.
+        shard: which part of an evaluation the run is (``pave.evaluation.shards``).
 
     Raises:
         ValueError: if an existing file was made with other settings, naming the first that differs, or is no such file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        shard: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.shard = shard
+        self.expected: int | None = None
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self.done: dict[str, Prediction] = {}
         if self.path.exists():
             before, predictions = read_predictions(self.path)
-            _refuse_other_settings(self.path, before, self.settings)
+            header = read_header(self.path)
+            self.expected = header.get("expected")
+            _refuse_other_settings(
+                self.path, {**before, "shard": header.get("shard")}, {**self.settings, "shard": shard and dict(shard)}
+            )
             self.done = {p.id: p for p in predictions}
         self._rewrite(self.done.values())  # also drops a line that a killed run left half-written
+
+    def expect(self, count: int) -> None:
+        """Say how many samples the run will answer, for whoever reads the file of a run that did not end."""
+        if self.expected != count:
+            self.expected = count
+            self._rewrite(self.done.values())
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Add the predictions of one batch; they are on the disk when this returns."""
@@ -103,7 +158,9 @@ class PredictionFile:
         return ordered
 
     def _rewrite(self, predictions: Iterable[Prediction]) -> None:
-        header = {"pave_predictions": FORMAT_VERSION, "settings": self.settings}
+        header = {"pave_predictions": FORMAT_VERSION, "settings": self.settings, "expected": self.expected}
+        if self.shard is not None:
+            header["shard"] = dict(self.shard)
         atomic_write_text(self.path, "".join([_line(header), *(_line(p.to_dict()) for p in predictions)]))
 
 
@@ -113,6 +170,61 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list
     Raises:
         ValueError: naming the file and line that cannot be read.
     """
+    header, values = _read_lines(path)
+    predictions = [
+        read_strict(Prediction, value, f"{os.fspath(path)}, line {number}") for number, value in enumerate(values, start=2)
+    ]
+    return header["settings"], predictions
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The first line of a predictions file: its settings, how many samples its run expected (null where it did not say), and which
+    shard it is if it is one.
+
+    Raises:
+        ValueError: naming the file and line that cannot be read.
+    """
+    return _read_lines(path)[0]
+
+
+def read_all_predictions(
+    path: str | os.PathLike[str], samples: Sequence[Sample] | None = None
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """The settings of a file and a prediction for every sample that its run was asked for.
+
+    Args:
+        path: of the file.
+        samples: that the run was asked for; those without a line count as failed. Without them the file has to be complete.
+
+    Raises:
+        ValueError: if the run has not ended, or has answers to samples that are not in ``samples`` or were changed since.
+    """
+    settings, predictions = read_predictions(path)
+    if samples is None:
+        predictions = list({p.id: p for p in predictions}.values())  # a sample that failed may have been tried again
+        expected = read_header(path).get("expected")
+        if isinstance(expected, int) and len(predictions) < expected:
+            raise ValueError(
+                f"{os.fspath(path)}: the run has answered {len(predictions):,} of {expected:,} samples; let it end (give pave eval the "
+                "same command again), or give its samples, so that the others count as wrong (--samples)"
+            )
+        return settings, predictions
+    found = {p.id: p for p in predictions}
+    wanted = [as_prediction(sample) for sample in samples]
+    foreign = sorted(set(found).difference(want.id for want in wanted))
+    if foreign:
+        raise ValueError(
+            f"{os.fspath(path)} holds answers to {len(foreign)} samples that are not in the file of samples, such as {foreign[0]!r}"
+        )
+    for want in wanted:
+        if want.id in found:  # its paths may be written from another folder by now
+            before = found[want.id]
+            check_same_sample(before, replace(want, video=before.video, context=before.context), Path(path))
+    return settings, [found.get(want.id, replace(want, error="the run has no answer to it")) for want in wanted]
+
+
+def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
+    """The header and the other lines of a file."""
     lines = Path(path).read_bytes().split(b"\n")
     values: list[Any] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is incomplete
@@ -123,10 +235,7 @@ def read_predictions(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list
     header = values[0] if values and isinstance(values[0], dict) else {}
     if header.get("pave_predictions") != FORMAT_VERSION or not isinstance(header.get("settings"), dict):
         raise ValueError(f"{os.fspath(path)}: not a predictions file of this library (its first line does not say so)")
-    predictions = [
-        read_strict(Prediction, value, f"{os.fspath(path)}, line {number}") for number, value in enumerate(values[1:], start=2)
-    ]
-    return header["settings"], predictions
+    return header, values[1:]
 
 
 def _line(value: Any) -> str:
@@ -149,7 +258,7 @@ def check_same_sample(before: Prediction, now: Prediction, path: Path) -> None:
         ValueError: naming the file, the sample and the field.
     """
     old, new = asdict(before), asdict(now)
-    for key in ("type", "video", "question", "references", "choices", "context"):
+    for key in ("type", "video", "question", "references", "choices", "context", "meta"):
         if old[key] != new[key]:
             raise ValueError(
                 f"{path}: sample {now.id!r} has changed since it was answered ({key} was {old[key]!r}, now it is {new[key]!r}); "

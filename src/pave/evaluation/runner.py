@@ -14,8 +14,9 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import Answer, VideoQA
-from pave.evaluation.predictions import Prediction, PredictionFile, check_same_sample
-from pave.evaluation.result import EvalResult, score_predictions
+from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
+from pave.evaluation.result import EvalResult, check_scorable, score_predictions
+from pave.evaluation.shards import Shard
 from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
@@ -34,6 +35,7 @@ def evaluate(
     max_new_tokens: int = 64,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
     progress: bool = True,
 ) -> EvalResult:
     """Answer every sample and score the answers. A sample that cannot be answered counts as wrong and is listed.
@@ -43,7 +45,7 @@ def evaluate(
 
     Args:
         qa: the model.
-        samples: all that are expected; each needs an answer to compare with.
+        samples: all that are expected; each needs an answer to compare with. Samples of a benchmark are scored by its rules.
         predictions: file that answers are written to batch by batch. A run that finds its own unfinished file goes on with it,
             and tries samples again that failed.
         patch: False scores the base alone.
@@ -52,6 +54,7 @@ def evaluate(
         max_new_tokens: most tokens of an answer.
         seed: of the bootstrap that makes the intervals.
         settings: further facts to record with the predictions.
+        shard: recorded too, where ``samples`` are a part of those of an evaluation (``take_shard``).
         progress: show it.
 
     Raises:
@@ -62,11 +65,11 @@ def evaluate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     qa.use_counterfactual(counterfactual, samples)
     wanted = [as_prediction(sample) for sample in samples]
-    score_predictions(wanted, seed=seed)  # raises for what could not be scored
+    check_scorable(wanted)
     file = None
     if predictions is not None:
         facts = {**(settings or {}), **model_facts(qa, patch), "max_new_tokens": max_new_tokens}
-        file = PredictionFile(predictions, facts)
+        file = PredictionFile(predictions, facts, None if shard is None else shard.to_dict())
         foreign = sorted(set(file.done).difference(want.id for want in wanted))
         if foreign:
             raise ValueError(
@@ -76,6 +79,7 @@ def evaluate(
         for want in wanted:
             if want.id in file.done:
                 check_same_sample(file.done[want.id], want, file.path)
+        file.expect(len(wanted))
     done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
     start = time.monotonic()
@@ -88,31 +92,6 @@ def evaluate(
     logger.debug("answered %d batches in %.1f s", len(batches), time.monotonic() - start)
     ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]
     return score_predictions(ordered, file.settings if file else dict(settings or {}), seed=seed)
-
-
-def as_prediction(sample: Sample) -> Prediction:
-    """What is known of a sample before it is answered.
-
-    Raises:
-        ValueError: if it has no answer to compare with.
-    """
-    if not sample.references:
-        raise ValueError(f"sample {sample.id!r}: it has no answer, so it cannot be scored; use pave ask, or add the answer")
-    return Prediction(
-        id=sample.id,
-        type=sample.type or "all",
-        video=str(sample.video),
-        question=sample.turns[-1][0],
-        references=sample.references,
-        choices=sample.choices,
-        context=_context(sample),
-    )
-
-
-def _context(sample: Sample) -> str:
-    """What decides an answer besides the video and the last question, in short."""
-    earlier, own = sample.turns[:-1], dict(sorted(sample.side_channels.items()))
-    return hashlib.sha256(json.dumps([earlier, own]).encode()).hexdigest()[:16] if earlier or own else ""
 
 
 def plan_batches(wanted: Sequence[Prediction], batch_size: int) -> list[list[int]]:

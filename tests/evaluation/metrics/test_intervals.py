@@ -9,7 +9,15 @@ import math
 import numpy as np
 import pytest
 
-from pave.evaluation.metrics import accuracy_interval, difference_interval, score_samples, wilson_interval
+from pave.evaluation.metrics import (
+    Interval,
+    accuracy_interval,
+    difference_interval,
+    intervals,
+    mean_interval,
+    score_samples,
+    wilson_interval,
+)
 
 
 def binomial_quantile(n, p, q):
@@ -139,3 +147,31 @@ def test_a_score_counts_failures_as_wrong():
     with pytest.raises(ValueError, match="cannot be correct"):
         score_samples([True], [False], ["a"])
     assert score_samples([], [], []).accuracy == 0.0
+
+
+def test_many_clusters_have_the_interval_of_few(monkeypatch):
+    """Drawn by kind of cluster or one by one: one distribution."""
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(1, 4, 3000)
+    clusters = np.repeat(np.arange(3000), sizes)
+    right = (generator.random(len(clusters)) < 0.3).astype(float)
+    by_kind = accuracy_interval(right.tolist(), clusters.tolist())
+    monkeypatch.setattr(intervals, "MANY_CLUSTERS", 10_000)
+    one_by_one = accuracy_interval(right.tolist(), clusters.tolist())
+    assert by_kind != one_by_one
+    assert (by_kind.low, by_kind.high) == pytest.approx((one_by_one.low, one_by_one.high), abs=0.001)
+    assert by_kind.high - by_kind.low == pytest.approx(2 * 1.96 * 0.46 / len(right) ** 0.5, rel=0.05)
+
+
+def test_the_mean_of_scores_is_between_its_ends_and_has_no_width_without_spread():
+    values, clusters = [0.2, 1.4, 0.9, 0.1, 2.0, 0.6], ["a", "a", "b", "b", "c", "c"]
+    interval = mean_interval(values, clusters)
+    assert interval.low == pytest.approx(0.5) and interval.high == pytest.approx(1.3) and interval.method == "bootstrap"
+    assert mean_interval([0.5] * 6, clusters) == Interval(0.5, 0.5, "bootstrap")
+
+
+def test_weights_are_those_of_the_mean():
+    """Twice the weight is twice the sample, if both lie in one cluster."""
+    weighted = mean_interval([0.2, 1.4, 0.9], ["a", "b", "c"], weights=[2.0, 1.0, 1.0])
+    assert weighted == mean_interval([0.2, 0.2, 1.4, 0.9], ["a", "a", "b", "c"])
+    assert accuracy_interval([1, 1], ["a", "b"], weights=[0.2, 0.3]) == accuracy_interval([1, 1], ["a", "b"])

@@ -40,3 +40,11 @@ def test_equal_runs_do_not_differ():
     assert (comparison.interval.low, comparison.interval.high) == (0.0, 0.0)
     with pytest.raises(ValueError):
         compare_paired([True], [True, False], [1])
+
+
+def test_scores_are_compared_by_their_means_and_by_how_often_one_is_higher():
+    first, second = [0.1, 0.5, 0.9, 0.3], [0.4, 0.5, 0.8, 1.3]
+    result = compare_paired(first, second, ["a", "b", "c", "d"])
+    assert result.difference == pytest.approx(0.3) and (result.only_first, result.only_second) == (1, 2)
+    assert result.p_value == mcnemar_exact(1, 2) == 1.0
+    assert result.interval.low < 0.3 < result.interval.high

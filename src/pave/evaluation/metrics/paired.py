@@ -14,15 +14,15 @@ class PairedComparison:
     """Two runs on the same samples."""
 
     difference: float
-    """Accuracy of the second run minus accuracy of the first, between -1 and 1."""
+    """Accuracy (or mean score) of the second run minus that of the first."""
     interval: Interval
     """95 % interval of the difference, bootstrap clustered by video."""
     only_first: int
     """Samples that only the first run has right."""
     only_second: int
-    """Samples that only the second run has right."""
+    """Samples that only the second run has right. With scores: on which it has the higher one; only_first likewise."""
     p_value: float
-    """Exact two-sided McNemar test. It takes the samples as independent; trust the interval where many share a video."""
+    """Exact two-sided McNemar test (with scores, that is the sign test). It takes the samples as independent; trust the interval where many share a video."""
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -38,22 +38,31 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def compare_paired(
-    first: Sequence[bool], second: Sequence[bool], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
+    first: Sequence[float],
+    second: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> PairedComparison:
     """Compare two runs sample by sample.
 
     Args:
-        first: per sample, whether the first run has it right.
+        first: per sample, whether the first run has it right (True or 1), or its score.
         second: the same for the second run, in the same order.
         clusters: per sample the id of its video.
+        weights: per sample, of the means; the counts and the test do not know them.
         seed: of the bootstrap.
         resamples: bootstrap draws.
 
     Raises:
         ValueError: if the lengths differ.
     """
-    interval = difference_interval(first, second, clusters, seed=seed, resamples=resamples)
-    only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
-    difference = (only_second - only_first) / len(first) if len(first) else 0.0
+    interval = difference_interval(first, second, clusters, weights=weights, seed=seed, resamples=resamples)
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    only_second = sum(b > a for a, b in zip(first, second, strict=True))
+    weight = [1.0] * len(first) if weights is None else weights
+    total = math.fsum(w * (b - a) for a, b, w in zip(first, second, weight, strict=True))
+    difference = total / math.fsum(weight) if len(first) else 0.0
     return PairedComparison(difference, interval, only_first, only_second, mcnemar_exact(only_first, only_second))

@@ -1,0 +1,107 @@
+"""Ego-Exo4D demonstrator proficiency (Grauman et al., CVPR 2024): how well a person does something, in four classes.
+
+Official models give probabilities for the view of the person and for four further cameras. A language model names the class
+instead; its submission gives the named class all the probability.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pave.data.samples import Sample
+from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.metrics import exact_match
+from pave.evaluation.predictions import Prediction
+from pave.utils.files import atomic_write_json
+
+NAME = "ego_exo4d"
+CLASSES = ("Novice", "Early Expert", "Intermediate Expert", "Late Expert")
+"""In the order of the official class indices."""
+VIEWS = ("exo1", "exo2", "exo3", "exo4")
+CHANNEL = "views"
+"""The side channel that the further cameras are."""
+QUESTION = "How proficient is the person in this video at the task? Answer with one of: Novice, Early Expert, Intermediate Expert, Late Expert."
+
+
+def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Iterator[Sample]:
+    for path in annotations:
+        for item in items_of(path, read_json(path), key="annotations"):
+            yield _sample(item, media, split)
+
+
+def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
+    take, scenario = item.get("take_uid"), item.get("scenario_name")
+    paths = Item(f"{item.where}, 'video_paths'", item.get("video_paths", dict))
+    views = {name: media.find(*_places(paths.get(name))) for name in VIEWS if paths.value.get(name)}
+    known = item.value.get("proficiency_score") is not None
+    label = item.get("proficiency_score") if known else None
+    if known and label not in CLASSES:
+        raise item.error(f"the proficiency_score {label!r} is none of {', '.join(CLASSES)}")
+    return Sample(
+        id=f"{NAME}-{split}-{take}",
+        video=media.find(*_places(paths.get("ego"))),
+        question=QUESTION,
+        answer=label,
+        type=scenario,
+        meta=facts(NAME, split, {"scenario": scenario}, take_uid=take, views=views),
+    )
+
+
+def _places(path: str) -> list[str]:
+    """The paper used the videos that are 448 pixels high, in a folder beside the full ones."""
+    path = path.lstrip("/")
+    small = PurePosixPath(path).parent / "downscaled" / "448" / PurePosixPath(path).name
+    return [path] if "downscaled" in path else [str(small), path]
+
+
+def _prepare(sample: Sample, folder: Path) -> Sample:
+    """A file that names the further cameras, for a side channel of the kind multiview."""
+    official = dict(sample.meta["official"])
+    views = official.pop("views")
+    meta = {**sample.meta, "official": official}
+    if not views:
+        return replace(sample, meta=meta, side_channels={CHANNEL: None})
+    path = folder / f"{official['take_uid']}.json"
+    entries = [
+        {"name": name, "video": os.path.relpath(video, folder) if os.path.exists(video) else None}
+        for name, video in views.items()
+    ]
+    atomic_write_json(path, {"views": entries})
+    return replace(sample, meta=meta, side_channels={CHANNEL: str(path)})
+
+
+def _paper(prediction: Prediction) -> bool:
+    return (prediction.prediction or "").strip().lower() == prediction.references[0].lower()
+
+
+def _strict(prediction: Prediction, text: str) -> bool:
+    return exact_match(text, prediction.references)
+
+
+def _submission(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Both the keys of the official README and those that its script reads. An answer that names no class gives each a quarter."""
+    videos, ego = [], []
+    for p in predictions:
+        found = next((i for i, name in enumerate(CLASSES) if exact_match(p.prediction or "", name)), None)
+        videos.append(p.meta["official"]["take_uid"])
+        ego.append([0.25] * 4 if found is None else [float(i == found) for i in range(4)])
+    exo = [[row] * 4 for row in ego]
+    return {"videos": videos, "predictions": ego, "ego_model_predictions": ego, "exo_model_predictions": exo}
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title="Ego-Exo4D demonstrator proficiency",
+    convert=_convert,
+    prepare=_prepare,
+    scorers=(
+        Scorer(protocol="paper", version="ego_exo4d-paper-1", measures=judged(_paper)),
+        Scorer(protocol="strict", version="ego_exo4d-strict-1", measures=strictly(_strict)),
+    ),
+    submission=_submission,
+)

@@ -1,0 +1,99 @@
+"""MLVU (Zhou et al., CVPR 2025, github.com/JUNJIE99/MLVU): long videos, seven tasks with options in the dev set.
+
+M-Avg, the published number, is the unweighted mean of the tasks' accuracies. The two tasks that ask for free text are judged by
+a language model and are not covered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pave.data.samples import Sample
+from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
+from pave.evaluation.benchmarks.choices import letter_of, mvbench_prompt, names_the_right_option, options_of
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.metrics import choice_letter, parse_choice
+from pave.evaluation.predictions import Prediction
+
+NAME = "mlvu"
+_INLINE = re.compile(r"^\(?[A-F][.)]\s*\S.*$")
+
+
+def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Iterator[Sample]:
+    for path in annotations:
+        for number, item in enumerate(items_of(path, read_json(path))):
+            yield _sample(item, path.stem, number, media, split)
+
+
+def _sample(item: Item, file: str, place: int, media: MediaFolder, split: str) -> Sample:
+    task = item.get("question_type", other=("task_type",))
+    video = item.get("video", other=("video_name",))
+    question, options = _question(item)
+    number = str(item.get("question_id", (str, int))) if "question_id" in item.value else f"{file}-{place}"
+    return Sample(
+        id=f"{NAME}-{split}-{number}",
+        video=media.find(f"{file}/{video}", f"{task}/{video}", video),
+        question=mvbench_prompt(question, options),
+        answer=letter_of(item, options) if item.value.get("answer") is not None else None,
+        type=task,
+        meta=facts(NAME, split, {"task": task}, question_id=number, question_type=task, video=video, options=options),
+    )
+
+
+def _question(item: Item) -> tuple[str, list[str]]:
+    """Question and options; rows of lmms-eval's copy have the options as lines of the question."""
+    question: str = item.get("question")
+    if "candidates" in item.value:
+        return question, options_of(item, "candidates")
+    lines = [line.strip() for line in question.splitlines()]
+    options = [line for line in lines if _INLINE.match(line)]
+    if len(options) < 2:
+        raise item.error(
+            "there are no 'candidates', and the question has no options as lines of its own; leave the files of the tasks out that "
+            "ask for free text, which a language model judges"
+        )
+    rest = [line for line in lines if line and line not in options]
+    return "\n".join(rest), options_of(Item(item.where, {"candidates": options}), "candidates")
+
+
+def _paper(prediction: Prediction) -> bool:
+    """The one character before the first ")", else the whole answer, equal to the right letter, case and all."""
+    text = prediction.prediction or ""
+    end = text.find(")")
+    said = text if end < 0 else text[max(0, end - 1) : end]
+    return said in prediction.references
+
+
+def _submission(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """What the server for the test set reads: a letter for every question, empty where the answer names no option."""
+    entries = []
+    for p in predictions:
+        official = p.meta["official"]
+        found = None if p.prediction is None else parse_choice(p.prediction, official["options"])
+        entries.append(
+            {
+                "question_id": official["question_id"],
+                "question_type": official["question_type"],
+                "option": "" if found is None else choice_letter(found),
+            }
+        )
+    return entries
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title="MLVU",
+    convert=_convert,
+    scorers=(
+        Scorer(protocol="paper", version="mlvu-paper-1", measures=judged(_paper)),
+        Scorer(protocol="strict", version="mlvu-strict-1", measures=strictly(names_the_right_option)),
+    ),
+    totals={"dev": {"": 2174}},
+    default_split="dev",
+    files="[1-7]_*.json",
+    mean_over="task",
+    submission=_submission,
+)

@@ -1,0 +1,131 @@
+"""One evaluation in several processes: each answers a part of the samples, and the parts are put together and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pave.data.samples import Sample
+from pave.evaluation.predictions import PredictionFile, read_all_predictions, read_header
+
+PREDICTIONS = "predictions.jsonl"
+_NAME = re.compile(r"^predictions-(\d+)-of-(\d+)\.jsonl$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A part of an evaluation.
+
+    Raises:
+        ValueError: if ``index`` does not lie between 1 and ``count``.
+    """
+
+    index: int
+    """From 1."""
+    count: int
+    """Parts there are."""
+    samples: str = ""
+    """Hash of the ids of all samples in their order; parts of one evaluation have the same."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise ValueError(f"a shard is numbered from 1 to {self.count}, got {self.index}/{self.count}")
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file of predictions."""
+        return f"predictions-{self.index}-of-{self.count}.jsonl"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/4`` as numbers.
+
+    Raises:
+        ValueError: if it is not of that form.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found is None:
+        raise ValueError(f"a shard is written as NUMBER/COUNT, such as 2/4, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def take_shard(samples: Sequence[Sample], index: int, count: int) -> tuple[Shard, list[Sample]]:
+    """A part of the samples: of ``count`` parts of equal size that follow each other in the file the one numbered ``index`` from 1.
+
+    Raises:
+        ValueError: if there is no such part, or it would be empty.
+    """
+    digest = hashlib.sha256(json.dumps([sample.id for sample in samples]).encode()).hexdigest()[:16]
+    shard = Shard(index=index, count=count, samples=digest)
+    part = list(samples[(index - 1) * len(samples) // count : index * len(samples) // count])
+    if not part:
+        raise ValueError(f"shard {index}/{count} of {len(samples)} samples is empty; use fewer shards")
+    return shard, part
+
+
+def merge_shards(folder: str | os.PathLike[str]) -> Path:
+    """Put the parts in a folder together to the file that one process would have written.
+
+    Returns:
+        The file, ``predictions.jsonl`` in the folder. Without parts it has to be there already.
+
+    Raises:
+        ValueError: if a part is missing or has not ended, or parts were made with other settings or of other samples.
+    """
+    where = Path(folder)
+    parts = [(int(match[1]), int(match[2]), where / match[0]) for match in map(_NAME.match, _names(where)) if match]
+    if not parts:
+        if not (where / PREDICTIONS).is_file():
+            raise ValueError(f"{where}: the folder holds neither {PREDICTIONS} nor shards of it")
+        return where / PREDICTIONS
+    counts = sorted({count for _, count, _ in parts})
+    if len(counts) > 1:
+        raise ValueError(
+            f"{where}: there are shards of evaluations in {' and '.join(map(str, counts))} parts; keep those of one"
+        )
+    found = {number: path for number, _, path in parts}
+    absent = [number for number in range(1, counts[0] + 1) if number not in found]
+    if absent:
+        raise ValueError(
+            f"{where}: shard {absent[0]} of {counts[0]} is missing; run pave eval with --shard {absent[0]}/{counts[0]}"
+        )
+    settings: dict[str, Any] | None = None
+    samples, predictions = None, []
+    for number in sorted(found):
+        path = found[number]
+        header = read_header(path)
+        own, part = read_all_predictions(path)
+        if settings is not None:
+            _refuse_another(path, found[1], (settings, samples), (own, header["shard"]["samples"]))
+        settings, samples = own, header["shard"]["samples"]
+        predictions += part
+    (where / PREDICTIONS).unlink(missing_ok=True)  # of an earlier merge
+    file = PredictionFile(where / PREDICTIONS, settings or {})
+    file.append(predictions)
+    file.expect(len(predictions))
+    return where / PREDICTIONS
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _refuse_another(path: Path, first: Path, before: tuple[Any, Any], now: tuple[Any, Any]) -> None:
+    if before[1] != now[1]:
+        raise ValueError(f"{path}: this shard is of other samples than {first}; run it again with the same file of samples")
+    for key in dict.fromkeys([*before[0], *now[0]]):
+        if before[0].get(key) != now[0].get(key):
+            raise ValueError(
+                f"{path}: this shard was made with another setting than {first}: {key} is {now[0].get(key)!r}, there it is "
+                f"{before[0].get(key)!r}; run it again with the same"
+            )
