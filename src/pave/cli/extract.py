@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import FAILED, PLAYGROUND, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
+from pave.cli.shared import FAILED, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +109,6 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) 
     """What a recipe reads from its store."""
     from pave.data.samples import read_samples
     from pave.data.store import VISION
-    from pave.playground import base_path
     from pave.side_channels import build_encoder
     from pave.training.recipe import read_recipe
     from pave.training.run import base_of, base_vision
@@ -123,8 +122,7 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) 
     samples = [sample for file in files for sample in read_samples(file, data_root=own_root)]
     encoders: dict[str, Encoder] = {name: build_encoder(c.encoder) for name, c in recipe.patch.side_channels.items()}
     if storage is not None or data.vision == "store":
-        where = base_path() if recipe.base.model == PLAYGROUND else base_of(recipe, folder)
-        encoders[VISION] = base_vision(recipe, where, storage)
+        encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)
     if not encoders:
         raise ValueError(f"{source}: there is no side channel and data.vision is not 'store', so there is nothing to extract")
     return samples, encoders, store or folder / str(data.store)
@@ -147,8 +145,8 @@ def _samples_job(
     from pave.data.vision import BaseVision
     from pave.evaluation.inference import default_sampling, trained_sampling
     from pave.patching import read_record, resolve_patch
-    from pave.playground import base_path
     from pave.side_channels import build_encoder
+    from pave.utils.embedded import PLAYGROUND
     from pave.video_llms.loading import load_processor
 
     if store is None or (patch is None and storage is None):
@@ -159,7 +157,7 @@ def _samples_job(
     channels = {} if record is None else record.patch.side_channels
     encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder) for name, channel in channels.items()}
     if storage is not None:
-        where = base_path() if base in (None, PLAYGROUND) else str(base)
+        where = PLAYGROUND if base is None else base
         sampling = FrameSampling(num_frames=frames) if frames else None
         if sampling is None and record is not None:
             sampling = trained_sampling(record.provenance)

@@ -19,6 +19,7 @@ from pave.data.items import PatchItem, VideoVision
 from pave.data.media import FrameSampling, VideoClip, read_frames
 from pave.data.vision_batch import PIXELS
 from pave.side_channels import SideEncoder, build_encoder
+from pave.utils.embedded import model_path
 from pave.video_llms.loading import load_base, load_processor
 from pave.video_llms.vision import check_vision_stored, take_vision
 
@@ -51,7 +52,7 @@ class BaseVision:
     It takes the place of a side encoder where a store is filled. No weights are loaded before they are needed.
 
     Args:
-        model: folder or hub id of the base.
+        model: folder or hub id of the base, or "playground" for the small one inside the package.
         sampling: which frames of a video are taken.
         revision: of the base on the hub.
         dtype: "auto" holds its weights as they are stored; or float32, bfloat16, float16.
@@ -74,7 +75,7 @@ class BaseVision:
         storage: StorageDtype = "exact",
     ) -> None:
         config, _ = load_processor(model, revision=revision)
-        self.model = os.fspath(model)
+        self.model = model_path(model)
         self.sampling = sampling
         self._revision = revision if os.path.exists(self.model) else getattr(config, "_commit_hash", None) or revision
         stored = getattr(config, "dtype", None) or torch.float32
