@@ -17,11 +17,15 @@ import pytest
 import torch
 
 from cases import shake, side_tokens
-from family_cases import FAMILY_CASES, GAP, build_family, make_times, make_video
+from family_cases import FAMILY_CASES, GAP, QUESTIONS, build_family, make_times, make_video
 from pave import SideTokens, attach_patch, detach_patch, load_patch, save_patch
+from pave.data.collator import PatchCollator
+from pave.data.items import PatchItem
+from pave.data.vision import VisionEncoder
 from pave.patching import patch_parameters
 from pave.patching.slot import batch_videos
 from pave.training.loss import answer_loss
+from pave.video_llms.vision import why_vision_is_not_stored
 
 
 @pytest.fixture(params=FAMILY_CASES, scope="module")
@@ -400,6 +404,53 @@ def test_beam_search(family, the_base_fails):
     half = model.generate(**inputs, **given(family, present=[True, False]), **search)
     width = min(half.shape[1], expected.shape[1])
     assert torch.equal(half[2:, :width], expected[2:, :width])
+
+
+@pytest.mark.shows("stored vision features give what pixels give, without the vision tower")
+def test_stored_vision_features_give_what_pixels_give(family, record_property):
+    """With a vision tower full of NaN, so that nothing of it can have run."""
+    reason = why_vision_is_not_stored(family.base)
+    if reason is not None:
+        with pytest.raises(ValueError, match=f"cannot be stored: {re.escape(reason)}; run its vision tower"):
+            VisionEncoder(family.base, family.processor)
+        record_property("limit", reason)
+        pytest.skip(f"not stored: {reason}")
+    encoder = VisionEncoder(family.base, family.processor)
+    videos = [encoder.encode(make_video(n, row), make_times(n)) for row, n in enumerate(family.case.frames)]
+    model = family.patched(family.config(query_source="pre_projector"))
+    for module in family.interface.vision_stand_ins(model.base_model):
+        for parameter in module.parameters():
+            parameter.data.fill_(float("nan"))
+    sighted, greedy = family.patched(family.config(query_source="pre_projector")), {"max_new_tokens": 3, "do_sample": False}
+    for rows in ((0,), (1,), (0, 1)):
+        call = {"side_channels": {"audio": side_tokens().select(rows)}}
+        expected = family.batch(rows=rows)
+        turns = [((QUESTIONS[row], None),) for row in rows]
+        items = [
+            PatchItem("", videos[r].shape_of_frames, make_times(len(videos[r].times_F)), t, vision=videos[r])
+            for r, t in zip(rows, turns, strict=True)
+        ]
+        batch = PatchCollator(family.processor, family.base.config, {}, train=False)(items)
+        del batch["side_channels"]
+        features = batch.pop("vision_features")
+        times = batch.pop("frame_times")
+        assert batch.keys() == {k for k in expected if k != "frame_times" and not k.startswith("pixel_values")}
+        for key, value in batch.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected[key])), key
+        call["frame_times"] = times
+        del expected["frame_times"]
+        got = logits(model, batch, vision_features=features, **call)
+        # a batch of several goes through the tower together, a stored video never does
+        same = {"atol": 0, "rtol": 0} if len(rows) == 1 else {"atol": family.case.tolerance, "rtol": 1e-3}
+        torch.testing.assert_close(got, logits(sighted, expected, **call), **same)
+        assert torch.isfinite(got).all()
+        generated = model.generate(**batch, vision_features=features, **call, **greedy)
+        assert torch.equal(generated, sighted.generate(**expected, **call, **greedy))
+        with model.patch_disabled():
+            base_alone = logits(model, batch, vision_features=features, **call)
+        torch.testing.assert_close(base_alone, logits(family.base, expected), **same)
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert torch.isnan(logits(model, expected, **call)).any()  # with pixels the tower runs again
 
 
 @pytest.mark.shows("saved and loaded, copied and pickled, it computes the same")

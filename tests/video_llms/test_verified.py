@@ -13,7 +13,7 @@ import pave.video_llms as video_llms
 from family_cases import FAMILY_CASES
 from pave.cli import main
 from pave.video_llms import NOT_SUPPORTED, VideoLLMInterface, get_interface, register, supported_types
-from pave.video_llms.verified import RECORD, verified_families
+from pave.video_llms.verified import RECORD, STORED_VISION, verified_families
 
 SUITE = Path(__file__).parents[1] / "conformance" / "test_families.py"
 AGAIN = "run: pytest tests/conformance/test_families.py --write-families src/pave/video_llms/families.json"
@@ -36,11 +36,14 @@ def checks():
 def test_the_record_names_every_type_and_every_check():
     record = json.loads(RECORD.read_text(encoding="utf-8"))["families"]
     assert list(record) == list(FAMILY_CASES) and set(record) == set(supported_types()), AGAIN
-    assert len(checks()) > 15
+    assert len(checks()) > 15 and STORED_VISION in checks()
+    assert sum(family.stores_vision for family in verified_families()) == 23
     for model_type, entry in record.items():
         merged = FAMILY_CASES[model_type].merges > 1
         expected = {check for check in checks() if merged or check != "an odd number of frames in merged steps"}
         assert set(entry["checks"]) == expected, AGAIN
+        vision = entry["checks"].pop(STORED_VISION)
+        assert vision in ("passed", get_interface(config_of(model_type)).vision_not_stored), AGAIN
         limits = {reason for what, (reason, _) in FAMILY_CASES[model_type].limits.items() if what != "prompt"}
         assert {state for state in entry["checks"].values() if state != "passed"} == limits, AGAIN
 

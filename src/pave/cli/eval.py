@@ -15,6 +15,8 @@ from pave.cli.shared import (
     MismatchOption,
     PatchOption,
     Result,
+    VisionOption,
+    storage_dtype,
 )
 
 SCORES = "scores.json"
@@ -33,6 +35,7 @@ def command(
     store: Path | None = typer.Option(
         None, "--store", help="Feature store to read side features from; pave extract fills it. Default: run the encoders."
     ),
+    vision: str | None = VisionOption,
     frames: int | None = typer.Option(
         None,
         "--frames",
@@ -76,7 +79,9 @@ def command(
     file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
     if store is not None:
-        qa.use_store(store, expected)
+        qa.use_store(store, expected, vision=storage_dtype(vision))
+    elif vision is not None:
+        raise ValueError("--vision says what --store holds; give --store as well")
     result = evaluate(
         qa,
         expected,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import FAILED, JsonOption, PatchOption, Result
+from pave.cli.shared import FAILED, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pave.data.samples import Sample
     from pave.data.store import CollectReport, ExtractReport, FeatureStore
-    from pave.side_channels import SideEncoder
+    from pave.data.vision import Encoder, StorageDtype
+
+    Job = tuple[Sequence[Sample], dict[str, Encoder], Path]
+    """Samples, encoders by channel, and the store."""
 
 
 def command(
@@ -26,6 +29,16 @@ def command(
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in .jsonl files start from. Default: each file's own."
     ),
+    vision: str | None = typer.Option(
+        None,
+        "--vision",
+        help="Also the base's frozen vision features, kept exact, or rounded to bfloat16 or float16. Default: as a recipe says.",
+    ),
+    base: str | None = BaseOption,
+    frames: int | None = typer.Option(
+        None, "--frames", min=1, help="For .jsonl files with --vision: frames of a video, as for pave eval."
+    ),
+    dtype: str = DtypeOption,
     processes: int = typer.Option(1, "--processes", min=1, help="Child processes that decode and encode."),
     timeout: float = typer.Option(300.0, "--timeout", min=0.1, help="Seconds that one file may take."),
     batch_size: int = typer.Option(
@@ -45,7 +58,7 @@ def command(
     pave extract recipe.yaml --processes 4
     pave extract test.jsonl --patch my-patch --store features
 
-    Run the frozen side encoders once over all samples and keep what they give, by content: nothing is made twice, and a changed
+    Run the frozen side encoders, and where asked for the base's vision tower, once over all samples and keep what they give, by content: nothing is made twice, and a changed
     file, setting or set of weights is made anew. An interrupted run goes on when it is started again. Files that cannot be read
     are listed, and the exit code is 1. Under torchrun every rank takes its share.
     """
@@ -55,7 +68,15 @@ def command(
     if dry_run and not gc:
         raise ValueError("--dry-run goes with --gc")
     hide_loading_bars()
-    jobs = [_job(source, store, patch, root) for source in sources]
+    storage = storage_dtype(vision)
+    if (base is not None or frames is not None) and any(source.suffix in (".yaml", ".yml") for source in sources):
+        raise ValueError("--base and --frames are for .jsonl files with --vision; a recipe names its own base and frames")
+    jobs = [
+        _recipe_job(source, store, storage)
+        if source.suffix in (".yaml", ".yml")
+        else _samples_job(source, store, patch, root, base, frames, dtype, storage)
+        for source in sources
+    ]
     folders = {str(folder) for _, _, folder in jobs}
     if len(folders) > 1:
         raise ValueError(f"the recipes name different feature stores ({', '.join(sorted(folders))}); give --store")
@@ -84,36 +105,67 @@ def command(
     return Result(_text(report, opened, rank, world_size), data, exit_code=FAILED if report.failures else 0)
 
 
-def _job(
-    source: Path, store: Path | None, patch: str | None, root: Path | None
-) -> tuple[Sequence[Sample], dict[str, SideEncoder[Any]], Path]:
-    """Samples, encoders by channel, and the store of one recipe or file of samples."""
+def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) -> Job:
+    """What a recipe reads from its store."""
     from pave.data.samples import read_samples
+    from pave.data.store import VISION
     from pave.side_channels import build_encoder
+    from pave.training.recipe import read_recipe
+    from pave.training.run import base_of, base_vision
 
-    if source.suffix in (".yaml", ".yml"):
-        from pave.training.recipe import read_recipe
+    recipe = read_recipe(source)
+    data, folder = recipe.data, source.parent
+    if store is None and data.store is None:
+        raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
+    own_root = None if data.root is None else folder / data.root
+    files = [folder / file for file in (data.train, data.eval) if file is not None]
+    samples = [sample for file in files for sample in read_samples(file, data_root=own_root)]
+    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder) for name, c in recipe.patch.side_channels.items()}
+    if storage is not None or data.vision == "store":
+        encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)
+    if not encoders:
+        raise ValueError(f"{source}: there is no side channel and data.vision is not 'store', so there is nothing to extract")
+    return samples, encoders, store or folder / str(data.store)
 
-        recipe = read_recipe(source)
-        data, folder = recipe.data, source.parent
-        if store is None and data.store is None:
-            raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
-        own_root = None if data.root is None else folder / data.root
-        files = [folder / file for file in (data.train, data.eval) if file is not None]
-        samples = [sample for file in files for sample in read_samples(file, data_root=own_root)]
-        channels = recipe.patch.side_channels
-        target = store or folder / str(data.store)
-    else:
-        from pave.patching import read_record, resolve_patch
 
-        if patch is None or store is None:
-            raise ValueError(f"{source}: a file of samples needs --patch, whose encoders are run, and --store")
-        samples = read_samples(source, data_root=root)
-        channels = read_record(resolve_patch(patch)).patch.side_channels
-        target = store
-    if not channels:
-        raise ValueError(f"{source}: there is no side channel, so there is nothing to extract")
-    return samples, {name: build_encoder(channel.encoder) for name, channel in channels.items()}, target
+def _samples_job(
+    source: Path,
+    store: Path | None,
+    patch: str | None,
+    root: Path | None,
+    base: str | None,
+    frames: int | None,
+    dtype: str,
+    storage: StorageDtype | None,
+) -> Job:
+    """What ``pave eval`` reads from a store for a file of samples."""
+    from pave.data.media import FrameSampling
+    from pave.data.samples import read_samples
+    from pave.data.store import VISION
+    from pave.data.vision import BaseVision
+    from pave.evaluation.inference import default_sampling, trained_sampling
+    from pave.patching import read_record, resolve_patch
+    from pave.side_channels import build_encoder
+    from pave.utils.embedded import PLAYGROUND
+    from pave.video_llms.loading import load_processor
+
+    if store is None or (patch is None and storage is None):
+        raise ValueError(
+            f"{source}: a file of samples needs --patch, whose encoders are run, and --store; or --vision and --store"
+        )
+    record = None if patch is None else read_record(resolve_patch(patch))
+    channels = {} if record is None else record.patch.side_channels
+    encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder) for name, channel in channels.items()}
+    if storage is not None:
+        where = PLAYGROUND if base is None else base
+        sampling = FrameSampling(num_frames=frames) if frames else None
+        if sampling is None and record is not None:
+            sampling = trained_sampling(record.provenance)
+        sampling = sampling or default_sampling(load_processor(where)[1])
+        encoders[VISION] = BaseVision(where, sampling, dtype=dtype, storage=storage)
+    if not encoders:
+        raise ValueError(f"{source}: there is no side channel and no --vision, so there is nothing to extract")
+    return read_samples(source, data_root=root), encoders, store
 
 
 def _rank() -> tuple[int, int]:

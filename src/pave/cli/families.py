@@ -38,12 +38,13 @@ def command(
 
 
 def _table(families: list[VerifiedFamily]) -> str:
-    rows = [("type", "class", "frames per step", "passed", "limits of the base")]
+    rows = [("type", "class", "frames per step", "stored vision", "passed", "limits of the base")]
     for family in families:
         count = len(family.passed) + len(family.limits) + len(family.open)
         frames = str(family.facts.get("frames_per_step", ""))
         passed = f"{len(family.passed)} of {count}" if count else "not verified"
-        rows.append((family.model_type, family.model_class, frames, passed, str(len(family.limits) or "")))
+        vision = "yes" if family.stores_vision else ""
+        rows.append((family.model_type, family.model_class, frames, vision, passed, str(len(family.limits) or "")))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -10,12 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
 from pave.utils.console import setup_logging
 from pave.utils.optional import MissingExtraError
+
+if TYPE_CHECKING:
+    from pave.data.vision import StorageDtype
 
 DEBUG_VARIABLE = "PAVE_DEBUG"
 debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
@@ -34,6 +37,18 @@ DtypeOption = typer.Option(
     "auto", "--dtype", help="How the base's weights are held: auto (as stored), float32, bfloat16, float16."
 )
 MismatchOption = typer.Option(False, "--allow-base-mismatch", help="Load the patch although it was trained on another base.")
+VisionOption = typer.Option(
+    None,
+    "--vision",
+    help="The store holds the base's frozen vision features as well, kept exact, or rounded to bfloat16 or float16.",
+)
+
+
+def storage_dtype(value: str | None) -> StorageDtype | None:
+    """The value of ``--vision``."""
+    if value not in (None, "exact", "bfloat16", "float16"):
+        raise ValueError(f"--vision is exact, bfloat16 or float16, got {value!r}")
+    return value  # type: ignore[return-value]
 
 
 class JobFailed(Exception):

@@ -14,6 +14,7 @@ from torch import Tensor
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
+from pave.data.vision_batch import features_for_pixels, processor_of_stored
 from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
@@ -31,6 +32,7 @@ class PatchCollator:
     makes                processor returns for the rendered conversations and the decoded frames
     ``side_channels``    dictionary channel -> SideTokens with one row per video; a video that lacks the channel has a row
                          without a valid step
+    ``vision_features``  in place of pixels, where the items hold stored vision features: ``VisionFeatures``
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
@@ -114,8 +116,12 @@ class PatchCollator:
             raise SampleError(f"sample {item.id!r}: {error}") from None
 
     def _processed(self, items: Sequence[PatchItem], prompts: Sequence[Prompt]) -> dict[str, Any]:
+        stored = [item.vision for item in items if item.vision is not None]
+        if stored and len(stored) != len(items):
+            raise ValueError("a batch holds videos as frames and as stored vision features; give all of them alike")
+        processor = processor_of_stored(self.processor, stored, self._interface) if stored else self.processor
         try:
-            batch = self.processor(
+            batch = processor(
                 text=[prompt.text for prompt in prompts],
                 videos=[item.frames_FHWC for item in items],
                 video_metadata=[video_metadata(item.times_F, item.frames_FHWC.shape[1:3]) for item in items],
@@ -133,7 +139,7 @@ class PatchCollator:
                     "them; use a batch size of 1 or sample as many frames as every video has"
                 ) from error
             raise SampleError(f"samples {list(counts)}: the base's processor refused them: {error}") from error
-        data = dict(batch)
+        data = features_for_pixels(dict(batch), stored) if stored else dict(batch)
         lengths = data["attention_mask"].sum(dim=1).tolist()
         for item, length in zip(items, lengths, strict=True):
             if self.max_length is not None and length > self.max_length:

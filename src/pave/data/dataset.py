@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pave.config import SideChannelConfig
-from pave.data.items import PatchItem, SampleError
+from pave.data.items import PatchItem, SampleError, VideoVision
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
 from pave.data.sources import files_behind, read_source
 from pave.data.store.reading import StoredChannels
+from pave.data.vision import VisionSource
 from pave.side_channels.base import SideEncoder, SideFeatures
 from pave.utils.files import atomic_path
 
@@ -38,11 +39,13 @@ class DecodedVideo:
     frames_FHWC: NDArray[np.uint8]
     times_F: NDArray[np.float64]
     side: Mapping[str, SideFeatures | None]
+    vision: VideoVision | None = None
+    """Where it is there, the frames have a shape only."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the arrays."""
-        count = self.frames_FHWC.nbytes + self.times_F.nbytes
+        count = self.times_F.nbytes + (self.frames_FHWC.nbytes if self.vision is None else self.vision.num_bytes)
         for features in self.side.values():
             if features is not None:
                 count += features.features_KMC.nbytes + features.times_K.nbytes
@@ -80,6 +83,7 @@ class PatchDataset(Dataset[PatchItem]):
         cache: "memory", a folder, or None.
         cache_bytes: most that the cache may hold; for a folder, most that one process adds.
         stored: where features are read from instead of running encoders (``pave.data.store``), of all channels.
+        vision: where the base's frozen vision features come from; then frames are not decoded here. None: frames are decoded.
 
     Raises:
         ValueError: if a channel has no encoder, or one of another width.
@@ -96,6 +100,7 @@ class PatchDataset(Dataset[PatchItem]):
         cache: str | None = None,
         cache_bytes: int = 4 * 2**30,
         stored: StoredChannels | None = None,
+        vision: VisionSource | None = None,
     ) -> None:
         missing = sorted(set(channels) - set(encoders))
         if missing:
@@ -110,6 +115,7 @@ class PatchDataset(Dataset[PatchItem]):
         self.frame_sampling = frame_sampling
         self.encoders = {name: encoders[name] for name in channels}
         self.stored = stored
+        self.vision = vision
         self.cache_bytes = cache_bytes
         self.cache_report = CacheReport()
         self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
@@ -125,7 +131,7 @@ class PatchDataset(Dataset[PatchItem]):
             video = self._video(sample)
         except ValueError as error:
             raise SampleError(f"sample {sample.id!r}: {error}", getattr(error, "code", None)) from error
-        return PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side)
+        return PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side, video.vision)
 
     @property
     def types(self) -> list[str]:
@@ -138,7 +144,7 @@ class PatchDataset(Dataset[PatchItem]):
         if self._memory is None and self._folder is None:
             return self._decode(sample)
         key = self._key(sample)
-        found = self._memory.get(key) if self._memory is not None else self._load(key)
+        found = self._memory.get(key) if self._memory is not None else self._load(key, sample)
         if found is not None:
             self.cache_report.hits += 1
             return found
@@ -148,8 +154,12 @@ class PatchDataset(Dataset[PatchItem]):
         return video
 
     def _decode(self, sample: Sample) -> DecodedVideo:
-        clip = read_frames(sample.video, self.frame_sampling)
+        vision = None if self.vision is None else self.vision.load(sample.video)
+        clip = read_frames(sample.video, self.frame_sampling) if vision is None else None
         side = {name: self.features(name, sample) for name in self.encoders}
+        if vision is not None:
+            return DecodedVideo(vision.shape_of_frames, vision.times_F, side, vision)
+        assert clip is not None
         return DecodedVideo(clip.frames_FHWC, clip.times_F, side)
 
     def features(self, name: str, sample: Sample) -> SideFeatures | None:
@@ -174,7 +184,7 @@ class PatchDataset(Dataset[PatchItem]):
         own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
         named = [files_behind(self.encoders[name], path) for name, path in own.items() if path is not None]
         files = {path: _stamp(path) for path in (sample.video, *itertools.chain(*named))}
-        facts = [os.path.abspath(sample.video), own, files, self._facts]
+        facts = [os.path.abspath(sample.video), own, files, self._facts, *(["no frames"] if self.vision is not None else [])]
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -201,7 +211,9 @@ class PatchDataset(Dataset[PatchItem]):
         return self._folder / key[:2] / f"{key}.safetensors"
 
     def _store(self, key: str, video: DecodedVideo) -> None:
-        tensors = {"frames": torch.from_numpy(video.frames_FHWC), "times": torch.from_numpy(video.times_F)}
+        tensors = {"times": torch.from_numpy(video.times_F)}
+        if video.vision is None:
+            tensors["frames"] = torch.from_numpy(video.frames_FHWC)
         for name, features in video.side.items():
             if features is not None:
                 tensors[f"{name}.features"] = features.features_KMC.contiguous()
@@ -209,7 +221,7 @@ class PatchDataset(Dataset[PatchItem]):
         with atomic_path(self._path(key), durable=False) as work:  # can be made again
             safetensors.torch.save_file(tensors, work)
 
-    def _load(self, key: str) -> DecodedVideo | None:
+    def _load(self, key: str, sample: Sample) -> DecodedVideo | None:
         path = self._path(key)
         if not path.is_file():
             return None
@@ -221,10 +233,13 @@ class PatchDataset(Dataset[PatchItem]):
                 else None
                 for name in self.encoders
             }
-            return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
+            if self.vision is None:
+                return DecodedVideo(tensors["frames"].numpy(), tensors["times"].numpy(), side)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError):
             logger.warning("%s is damaged and is made again", path)
             return None
+        vision = self.vision.load(sample.video)  # kept elsewhere
+        return DecodedVideo(vision.shape_of_frames, vision.times_F, side, vision)
 
 
 def _encoder_facts(encoder: SideEncoder[Any]) -> Any:

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from pave.utils.errors import CodedError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from pave.side_channels.base import SideFeatures
+    from pave.video_llms.vision import Pixels
 
 
 class SampleError(CodedError):
@@ -23,6 +27,34 @@ class SampleError(CodedError):
     def __init__(self, message: str, code: str | None = None) -> None:
         # a DataLoader raises errors of its workers again with the whole traceback as the message
         super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip(), code)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoVision:
+    """What the base makes of one video's frames up to its projector, and what its processor says of them beside pixels."""
+
+    inputs: tuple[Tensor, ...]
+    """What enters each of ``VideoLLMInterface.vision_points``, in the dtype of the storage."""
+    dtype: torch.dtype
+    """That the base computed them in."""
+    outputs: Mapping[str, Tensor]
+    """What the base's video processor made beside pixels (``video_grid_thw`` and the like), for a batch of this video alone."""
+    pixels: Mapping[str, Pixels]
+    """Shape and dtype of the pixels that it made, likewise."""
+    times_F: NDArray[np.float64]
+    """Seconds of the frames on the video's clock."""
+    size: tuple[int, int]
+    """Height and width of the frames."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(x.nbytes for x in (*self.inputs, *self.outputs.values())) + self.times_F.nbytes
+
+    @property
+    def shape_of_frames(self) -> NDArray[np.uint8]:
+        """Frames of the right shape that hold nothing and take no memory, for code that reads their shape."""
+        return np.broadcast_to(np.uint8(0), (len(self.times_F), *self.size, 3))
 
 
 @dataclass(frozen=True)
@@ -39,3 +71,5 @@ class PatchItem:
     """(question, answer) pairs; the last answer may be None where nothing is learnt from it."""
     side: Mapping[str, SideFeatures | None] = field(default_factory=dict)
     """Features by channel; a channel that is None or not there is missing."""
+    vision: VideoVision | None = None
+    """The base's frozen vision features. Where they are there, ``frames_FHWC`` has the right shape only, no pictures."""

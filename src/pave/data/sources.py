@@ -12,11 +12,12 @@ from typing import Any
 
 from pave.data.descriptors import files_named
 from pave.data.footage import Footage
-from pave.data.media import FrameSampling, probe, read_audio
+from pave.data.media import FrameSampling, VideoClip, probe, read_audio, read_frames
 from pave.data.scenes3d import read_scene
 from pave.data.sensor_files import read_sensor
 from pave.data.text_files import read_timed_text
 from pave.data.views import read_views
+from pave.data.vision import BaseVision, Encoder
 from pave.side_channels import OwnEncoder, SideEncoder
 from pave.side_channels.arranged import ArrangedAudioEncoder
 from pave.side_channels.features import StoredFeatures, TimedFile
@@ -26,7 +27,7 @@ from pave.side_channels.scene3d import Scene3DEncoder
 from pave.side_channels.sensor import SensorWindows
 from pave.side_channels.text import TextEncoder
 
-Reader = Callable[[str, str | None, SideEncoder[Any]], Any]
+Reader = Callable[[str, str | None, Any], Any]
 
 
 def _read_sound(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any:
@@ -110,8 +111,14 @@ def _wrong_class(encoder: SideEncoder[Any], expected: type) -> ValueError:
     )
 
 
+def _read_base_frames(video: str, path: str | None, encoder: BaseVision) -> VideoClip:
+    """The frames that the base itself sees."""
+    return read_frames(video, encoder.sampling)
+
+
 READERS: dict[str, Reader] = {
     "audio": _read_sound,
+    "base": _read_base_frames,
     "features": _stored,
     "own": _own,
     "scene3d": _read_scene,
@@ -123,7 +130,7 @@ READERS: dict[str, Reader] = {
 """By ``SideEncoder.source``."""
 
 
-def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
+def read_source(encoder: Encoder, video: str, path: str | None) -> Any:
     """What ``encoder.encode`` takes, or None if the video lacks the channel.
 
     Args:
@@ -141,17 +148,17 @@ def read_source(encoder: SideEncoder[Any], video: str, path: str | None) -> Any:
     return READERS[encoder.source](video, path, encoder)
 
 
-def files_behind(encoder: SideEncoder[Any], path: str) -> list[str]:
+def files_behind(encoder: Encoder, path: str) -> list[str]:
     """The files that decide what a channel's file says: itself, what lies in it if it is a folder, and what it points to."""
     return files_named(path) if encoder.source in ("scene3d", "sensor", "views") else [path]
 
 
-def files_read(encoder: SideEncoder[Any], video: str, path: str | None) -> list[str] | None:
+def files_read(encoder: Encoder, video: str, path: str | None) -> list[str] | None:
     """The files that decide what ``read_source`` gives; None where it gives nothing because no file is named.
 
     An encoder of one's own is taken to read the video and what the sample names.
     """
-    if encoder.source in ("audio", "video"):
+    if encoder.source in ("audio", "base", "video"):
         return [video if path is None else path]
     if encoder.source == "own":
         return [video, *([] if path is None else files_named(path))]

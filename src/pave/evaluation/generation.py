@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pave.patching import is_patched
 from pave.tokens import SideTokens
+from pave.video_llms.vision import vision_played_back
 
 _PATCH_INPUTS = ("side_channels", "frame_times")
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -46,12 +47,16 @@ def generate_ids(
     if not (patch and is_patched(model)):
         for key in _PATCH_INPUTS:
             inputs.pop(key, None)
+    features = inputs.pop("vision_features", None)
+    playback: contextlib.AbstractContextManager[dict[str, Tensor]] = (
+        contextlib.nullcontext({}) if features is None else vision_played_back(model, features)
+    )
     without = model.patch_disabled() if is_patched(model) and not patch else contextlib.nullcontext()
     was_training = model.training
     model.eval()
     try:
-        with without:
-            output = model.generate(**inputs, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
+        with without, playback as pixels:
+            output = model.generate(**inputs, **pixels, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
     finally:
         model.train(was_training)
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]

@@ -16,13 +16,15 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, question_with_choices
-from pave.data.store.reading import StoredChannels
+from pave.data.store.reading import StoredChannels, StoredVision
+from pave.data.vision import BaseVision, StorageDtype
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import SideFeatures, build_encoder
 from pave.video_llms.loading import load_base
+from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
 
@@ -90,21 +92,36 @@ class VideoQA:
         self.stored: StoredChannels | None = None
         self.counterfactual: Counterfactual | None = None
         self._partners: dict[str, Sample] = {}
+        self.vision: StoredVision | None = None
+        self._loaded_from: tuple[str | Path, str | None, str] | None = None
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
 
-    def use_store(self, folder: str | Path, samples: Sequence[Sample]) -> None:
+    def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
         """Read side features from a feature store from now on, instead of running encoders.
 
         Args:
             folder: the store.
             samples: that will be asked about; the store must have their features.
+            vision: read the base's frozen vision features as well, kept exact, bfloat16 or float16, instead of running its
+                vision tower on frames.
 
         Raises:
-            ValueError: if there is no such store, or it lacks something.
+            ValueError: if there is no such store, it lacks something, or ``vision`` is asked of a model whose origin is not
+                known because ``from_pretrained`` has not loaded it.
         """
         stored = StoredChannels(folder, self.encoders)
         stored.check_complete(samples, "pave extract SAMPLES --patch PATCH --store STORE")
-        self.stored = stored
+        found = None
+        if vision is not None:
+            if self._loaded_from is None:
+                raise ValueError(
+                    "stored vision features are named by the base's files: load the model with VideoQA.from_pretrained"
+                )
+            check_vision_stored(self.model)
+            base, revision, dtype = self._loaded_from
+            found = StoredVision(folder, BaseVision(base, self.sampling, revision=revision, dtype=dtype, storage=vision))
+            found.check_complete(samples, f"pave extract SAMPLES --base BASE --store STORE --vision {vision}")
+        self.stored, self.vision = stored, found
 
     def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
         """Change the side streams of these samples from now on (see ``pave.evaluation.counterfactuals``); None stops it.
@@ -162,11 +179,13 @@ class VideoQA:
         target = _device(device)
         folder = None if patch is None else resolve_patch(patch, patch_revision)
         if folder is not None and sampling is None:
-            sampling = _trained_sampling(read_record(folder).provenance)
+            sampling = trained_sampling(read_record(folder).provenance)
         model, processor = load_base(base, revision=revision, dtype=dtype)
         if folder is not None:
             load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
-        return cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
+        qa = cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
+        qa._loaded_from = base, revision, dtype
+        return qa
 
     def ask(
         self,
@@ -245,6 +264,7 @@ class VideoQA:
             channels,
             cache="memory",
             stored=self.stored,
+            vision=self.vision,
         )
         change = self.counterfactual if patch else None
         for number, sample in enumerate(samples):
@@ -301,7 +321,7 @@ def default_sampling(processor: Any) -> FrameSampling:
     return FrameSampling(num_frames=getattr(processor.video_processor, "num_frames", None) or DEFAULT_FRAMES)
 
 
-def _trained_sampling(provenance: Mapping[str, Any]) -> FrameSampling | None:
+def trained_sampling(provenance: Mapping[str, Any]) -> FrameSampling | None:
     """How frames were sampled in training, if the patch says so."""
     frames: Any = provenance
     for key in ("recipe", "data", "frames"):

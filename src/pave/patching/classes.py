@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pave.patching.fuse import patch_call as _patch_call
 from pave.patching.lengthen import at_given_positions
 from pave.patching.slot import SLOTS
 from pave.tokens import SideTokens
+from pave.video_llms.vision import VisionFeatures, vision_played_back
 
 logger = logging.getLogger(__name__)
 
@@ -170,12 +171,17 @@ def _forward_method(base: Any) -> Any:
     signature = inspect.signature(original)
     parameters = list(signature.parameters.values())
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    for name in ("frame_times", "side_channels"):
+    for name in ("vision_features", "frame_times", "side_channels"):
         parameters.insert(at, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
     call_signature = signature
 
     @functools.wraps(original)
-    def forward(self: Any, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, side_channels: Any = None, frame_times: Any = None, vision_features: Any = None, **kwargs: Any
+    ) -> Any:
+        if vision_features is not None:
+            with _played_back(self, vision_features, kwargs) as pixels:
+                return forward(self, *args, side_channels=side_channels, frame_times=frame_times, **pixels)
         running = current_call()
         if side_channels is None and running is not None and running.owner is self:
             return original(self, *args, **kwargs)  # a step of generate, or inside patch_call
@@ -197,6 +203,7 @@ def _forward_method(base: Any) -> Any:
 _ARGUMENTS = """
         side_channels (`dict[str, SideTokens]`, *optional*): tokens of each side channel, one row per video.
         frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
+        vision_features (`VisionFeatures`, *optional*): stored frozen vision features of the videos, in place of their pixels.
 """
 
 
@@ -205,8 +212,17 @@ def _generate_method(base: Any) -> Any:
 
     @functools.wraps(original)
     def generate(
-        self: Any, inputs: Any = None, *args: Any, side_channels: Any = None, frame_times: Any = None, **kwargs: Any
+        self: Any,
+        inputs: Any = None,
+        *args: Any,
+        side_channels: Any = None,
+        frame_times: Any = None,
+        vision_features: Any = None,
+        **kwargs: Any,
     ) -> Any:
+        if vision_features is not None:
+            with _played_back(self, vision_features, kwargs) as pixels:
+                return generate(self, inputs, *args, side_channels=side_channels, frame_times=frame_times, **pixels)
         input_ids = kwargs.get("input_ids", inputs)
         with _patch_call(self, side_channels, frame_times, input_ids, kwargs.get("attention_mask"), None, kwargs) as call:
             plan = lengthen(call, {**kwargs, "input_ids": input_ids})
@@ -219,6 +235,18 @@ def _generate_method(base: Any) -> Any:
             return output
 
     return generate
+
+
+@contextlib.contextmanager
+def _played_back(model: Any, features: Any, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of a call with stored vision features in place of pixels."""
+    if not isinstance(features, VisionFeatures):
+        raise ValueError(f"vision_features: expected VisionFeatures, got {type(features).__name__}")
+    given = [name for name, value in arguments.items() if name.startswith("pixel_values") and value is not None]
+    if given:
+        raise ValueError(f"vision_features stand in place of pixels, but {given[0]} was given as well; pass one of them")
+    with vision_played_back(model, features) as pixels:
+        yield {**arguments, **pixels}
 
 
 def _features_method(base: Any, name: str) -> Any:

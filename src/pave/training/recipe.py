@@ -48,14 +48,25 @@ class DataConfig(Strict):
     """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
     store: str | None = None
     """Folder of the feature store that side features are read from; pave extract fills it. null runs the encoders on the fly."""
+    vision: Literal["tower", "store", "memory"] = "tower"
+    """Where the base's frozen vision features come from. tower: its vision tower runs in every step. store: pave extract has put
+    them into data.store; no frame is decoded. memory: the tower runs once per video and the result is kept in memory."""
+    vision_dtype: Literal["exact", "bfloat16", "float16"] = "exact"
+    """How vision features are kept (store and memory): in the dtype that the tower gives, or rounded to 16 bits."""
     cache_gigabytes: float = 4.0
-    """Most that the cache may hold in each process that decodes (memory) or on disk (folder)."""
+    """Most that the cache may hold in each process that decodes (memory) or on disk (folder); the memory of data.vision likewise."""
     stages: tuple[Stage, ...] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
     def __post_init__(self) -> None:
         if not 0 < self.cache_gigabytes < float("inf"):
             raise ValueError(f"cache_gigabytes must be a positive, finite number, got {self.cache_gigabytes}")
+        if self.vision == "store" and self.store is None:
+            raise ValueError("vision is 'store', but there is no store; set data.store to the folder that pave extract fills")
+        if self.vision == "tower" and self.vision_dtype != "exact":
+            raise ValueError(
+                f"vision_dtype {self.vision_dtype!r} says how features are kept, but vision is 'tower', which keeps none"
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
 

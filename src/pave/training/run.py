@@ -15,7 +15,8 @@ import yaml
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
-from pave.data.store.reading import StoredChannels
+from pave.data.store.reading import StoredChannels, StoredVision
+from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
 from pave.patching import attach_patch, read_record, save_patch
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
@@ -27,6 +28,7 @@ from pave.training.trainer import PatchTrainer, last_checkpoint
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
 from pave.video_llms.loading import load_base
+from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
 
@@ -89,15 +91,16 @@ def run_recipe(
     provenance = _provenance(recipe, train, sampler)
     if checkpoint is not None:
         _check_same_data(checkpoint, provenance["data"])
-    stored = _stored(recipe, [*train, *(held_out or [])], encoders, folder)
-    train_data = _dataset(recipe, train, encoders, folder, stored)
-    held_out_data = _dataset(recipe, held_out, encoders, folder, stored) if held_out else None
     if base is None:
-        base = folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
+        base = base_of(recipe, folder)
+    stored, vision = _stored(recipe, [*train, *(held_out or [])], encoders, folder, base)
+    train_data = _dataset(recipe, train, encoders, folder, stored, vision)
+    held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     attach_patch(model, recipe.patch, seed=recipe.training.seed)
     if checkpoint is None:
         measure_features(model, train_data)
+    _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
     trainer = PatchTrainer(
         model,
         args,
@@ -145,14 +148,60 @@ def _provenance(recipe: Recipe, train: list[Sample], sampler: StagedSampler) -> 
 
 
 def _stored(
-    recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path
-) -> StoredChannels | None:
+    recipe: Recipe, samples: list[Sample], encoders: Mapping[str, SideEncoder[Any]], folder: Path, base: str | Path
+) -> tuple[StoredChannels | None, StoredVision | None]:
     """The feature store of the recipe; refuses one that lacks something before anything slow begins."""
     if recipe.data.store is None:
-        return None
-    stored = StoredChannels(folder / recipe.data.store, encoders)
-    stored.check_complete(samples, "pave extract with this recipe")
-    return stored
+        return None, None
+    store, command = folder / recipe.data.store, "pave extract with this recipe"
+    stored = StoredChannels(store, encoders)
+    stored.check_complete(samples, command)
+    if recipe.data.vision != "store":
+        return stored, None
+    vision = StoredVision(store, base_vision(recipe, base))
+    vision.check_complete(samples, command)
+    return stored, vision
+
+
+def base_of(recipe: Recipe, folder: Path) -> str | Path:
+    """Where a recipe's base is loaded from: a folder beside the recipe, else the hub id."""
+    return folder / recipe.base.model if (folder / recipe.base.model).is_dir() else recipe.base.model
+
+
+def base_vision(recipe: Recipe, base: str | Path, storage: StorageDtype | None = None) -> BaseVision:
+    """What makes the vision features that a recipe with ``data.vision: store`` reads.
+
+    Args:
+        recipe: a recipe.
+        base: folder or hub id that its base is loaded from.
+        storage: how they are kept; default as the recipe says.
+
+    Raises:
+        ValueError: if there is no such base.
+    """
+    storage = storage or recipe.data.vision_dtype
+    return BaseVision(base, recipe.data.frames, revision=recipe.base.revision, dtype=recipe.base.dtype, storage=storage)
+
+
+def _keep_vision(
+    recipe: Recipe, model: Any, processor: Any, args: PatchTrainingArguments, datasets: Sequence[PatchDataset]
+) -> None:
+    """Let the datasets take vision features from the model that is trained, where the recipe keeps them in memory."""
+    if recipe.data.vision == "tower":
+        return
+    check_vision_stored(model, training=True)
+    if recipe.data.vision == "store":
+        return
+    if args.dataloader_num_workers or args.fsdp:
+        what = "training.workers" if args.dataloader_num_workers else "training.trainer.fsdp"
+        raise ValueError(
+            f"data.vision 'memory' runs the vision tower in the process that trains, whole, but {what} is set; leave it out, or "
+            "use data.vision 'store'"
+        )
+    encoder = VisionEncoder(model, processor, recipe.data.vision_dtype)
+    memory = MemoryVision(encoder, recipe.data.frames, int(recipe.data.cache_gigabytes * 2**30))
+    for dataset in datasets:
+        dataset.vision = memory
 
 
 def _dataset(
@@ -161,6 +210,7 @@ def _dataset(
     encoders: Mapping[str, SideEncoder[Any]],
     folder: Path,
     stored: StoredChannels | None,
+    vision: StoredVision | None,
 ) -> PatchDataset:
     cache = recipe.data.cache
     return PatchDataset(
@@ -171,6 +221,7 @@ def _dataset(
         cache=str(folder / cache) if cache not in (None, "memory") else cache,
         cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
         stored=stored,
+        vision=vision,
     )
 
 

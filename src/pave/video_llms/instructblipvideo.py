@@ -13,6 +13,7 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 class InstructBlipVideoInterface(VideoLLMInterface):
     model_types = ("instructblipvideo",)
     projector_path = "language_projection"
+    vision_not_stored = "what enters its projector depends on the question, not on the video alone"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.qformer_config.hidden_size)

@@ -17,6 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pave.video_llms import stand_ins
+from pave.video_llms.stand_ins import StandIn
+
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
@@ -61,6 +64,14 @@ class VideoLLMInterface(ABC):
     """True where fusion by ``concat`` and ``interleave``, which add tokens to the prompt, is described and tested."""
     projector_path: ClassVar[str]
     """Where the module whose input holds the features before the projector is in the inner model."""
+    vision_path: ClassVar[str] = ""
+    """Where the vision tower is in the inner model, for families whose tower can be skipped as a whole; see ``vision_stand_ins``."""
+    vision_axis: ClassVar[int] = 0
+    """Axis of the features before the projector along which the videos of a batch follow each other."""
+    pixels_axis: ClassVar[int] = 0
+    """Axis of the pixels, likewise."""
+    vision_not_stored: ClassVar[str] = "how its vision tower is skipped is not described"
+    """Why stored vision features cannot take the place of pixels, where ``vision_stand_ins`` is empty."""
 
     # --- static facts, from the config alone
 
@@ -148,6 +159,29 @@ class VideoLLMInterface(ABC):
         self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
     ) -> list[Tensor]:
         """Per video (T * S, C): what entered the projector, in frame order and pooled like the video tokens."""
+
+    # --- stored vision features in place of pixels
+
+    def vision_points(self, inner: Any) -> list[nn.Module]:
+        """The modules whose first input is stored: all that the frozen tower hands on. The projector comes last."""
+        return [self.projector(inner)]
+
+    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
+        """What runs in place of which module's forward while stored features are played back; empty if that is not described."""
+        if not self.vision_path:
+            return {}
+        layers = int(getattr(inner.config.vision_config, "num_hidden_layers", 0)) + 1
+        return {inner.get_submodule(self.vision_path): stand_ins.tower(layers)}
+
+    def join_processed(self, name: str, parts: Sequence[Tensor], pixels: Sequence[tuple[int, ...]]) -> Tensor:
+        """What the video processor makes of a batch beside pixels, from what it made of each video alone.
+
+        Args:
+            name: of the output.
+            parts: of every video.
+            pixels: shapes of every video's pixels.
+        """
+        return torch.cat(list(parts))
 
     # --- the newline
 
@@ -240,6 +274,12 @@ class GridInterface(VideoLLMInterface):
             )
             merged = merged[torch.argsort(window_index).to(merged.device)]
         return list(merged.split([layout.num_tokens for layout in layouts]))
+
+    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
+        """The projector is the last part of the tower here, so the layers before it are skipped one by one."""
+        if self.vision_path:
+            return super().vision_stand_ins(inner)
+        return {inner.visual.patch_embed: stand_ins.patches, **stand_ins.layers_of(inner.visual.blocks)}
 
 
 def videos_of_frames(total: int, frame_counts: Sequence[int] | None, what: str) -> list[int]:

@@ -15,6 +15,7 @@ class LlavaOnevisionInterface(VideoLLMInterface):
     model_types = ("llava_onevision",)
     lengthens_prompt = True
     projector_path = "multi_modal_projector"
+    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         layers = config.vision_feature_layer

@@ -16,6 +16,9 @@ class MiniCPMV4_6Interface(VideoLLMInterface):
     model_types = ("minicpmv4_6",)
     needs_frame_counts = True
     projector_path = "merger"
+    vision_path = "vision_tower"
+    vision_axis = 1
+    pixels_axis = 3
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)

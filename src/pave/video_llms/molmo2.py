@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pave.video_llms.interface import VideoLayout, VideoLLMInterface
@@ -13,6 +15,7 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 class Molmo2Interface(VideoLLMInterface):
     model_types = ("molmo2",)
     projector_path = "multi_modal_projector"
+    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size) * len(config.adapter_config.vision_feature_layer)
@@ -34,3 +37,10 @@ class Molmo2Interface(VideoLLMInterface):
         real = (index >= 0)[..., None]
         patches = captured.reshape(-1, captured.shape[-1])[index.clamp(min=0)] * real
         return list((patches.sum(1) / real.sum(1)).split([layout.num_tokens for layout in layouts]))
+
+    def join_processed(self, name: str, parts: Sequence[Tensor], pixels: Sequence[tuple[int, ...]]) -> Tensor:
+        """Patches are numbered through the whole batch."""
+        if name != "video_token_pooling":
+            return super().join_processed(name, parts, pixels)
+        firsts = [0, *accumulate(frames * patches for frames, patches, *_ in pixels)]
+        return torch.cat([torch.where(part >= 0, part + first, part) for part, first in zip(parts, firsts, strict=False)])

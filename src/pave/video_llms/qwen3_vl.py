@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from pave.video_llms.interface import ATTENTION_LINEARS, MLP_LINEARS, GridInterface
 
 GATED_DELTA_LINEARS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
@@ -16,6 +18,10 @@ GATED_DELTA_LINEARS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "ou
 class Qwen3VLInterface(GridInterface):
     model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     frames_per_step = 2
+
+    def vision_points(self, inner: Any) -> list[nn.Module]:
+        """With the mergers of the deepstack features, which take the states of earlier layers."""
+        return [*getattr(inner.visual, "deepstack_merger_list", ()), *super().vision_points(inner)]
 
     def decoder_linears(self, config: Any) -> tuple[str, ...]:
         return {

@@ -16,6 +16,7 @@ class SmolVLMInterface(VideoLLMInterface):
     features_method = "get_image_features"
     needs_frame_counts = True
     projector_path = "connector"
+    vision_not_stored = "it finds the pictures of a video among black ones by looking at their pixels"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)

@@ -14,6 +14,8 @@ from typing import Any
 from pave.video_llms import supported_types
 
 RECORD = Path(__file__).with_name("families.json")
+STORED_VISION = "stored vision features give what pixels give, without the vision tower"
+"""The check of the suite that says whether vision features can be stored."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class VerifiedFamily:
     """Checks that failed or were not run."""
     facts: dict[str, Any]
     """Frames per step, names of linear layers and the like, as the suite saw them."""
+
+    @property
+    def stores_vision(self) -> bool:
+        """Whether stored vision features were seen to take the place of pixels."""
+        return STORED_VISION in self.passed
 
 
 @cache

@@ -85,7 +85,7 @@ def _collect_encoder(
     for group in _packed(kept, limits):
         target = store.encoder_folder(encoder) / f"{shard_name(entry.key for entry in group)}.safetensors"
         if target not in shards:
-            write_shard(target.parent, [(entry.key, entry.file, store.load(encoder, entry.key)) for entry in group])
+            write_shard(target.parent, [(entry.key, entry.file, store.load_parts(encoder, entry.key)) for entry in group])
         stay.add(target)
     for shard in shards:
         if shard not in stay:

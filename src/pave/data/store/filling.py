@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pave.data.items import VideoVision
 from pave.data.sources import read_source
 from pave.data.store.contents import stamp_of
 from pave.data.store.plan import Wanted
-from pave.data.store.shards import FeatureStore, ShardLimits, write_shard
-from pave.side_channels.base import SideEncoder, SideFeatures
+from pave.data.store.shards import FeatureStore, Parts, ShardLimits, side_parts, write_shard
+from pave.data.store.vision import vision_parts
+from pave.data.vision import Encoder
 from pave.side_channels.multiview import View
 
 Report = Callable[[dict[str, Any]], None]
@@ -48,13 +50,13 @@ class _Timed:
 class _Pending:
     """Features on their way into a shard."""
 
-    entries: list[tuple[str, str, SideFeatures | None]] = field(default_factory=list)
+    entries: list[tuple[str, str, Parts | None]] = field(default_factory=list)
     num_bytes: int = 0
 
 
 def fill_chunk(
     store: FeatureStore,
-    encoder: SideEncoder[Any],
+    encoder: Encoder,
     chunk: Sequence[Wanted],
     report: Report,
     *,
@@ -80,7 +82,7 @@ def fill_chunk(
         batch = chunk[start : start + batch_size]
         report({"event": "files", "keys": [want.key for want in batch]})
         made = _encoded(encoder, batch, clock, report)
-        size = sum(f.features_KMC.nbytes + f.times_K.nbytes for _, _, f in made if f is not None)
+        size = sum(parts.num_bytes for _, _, parts in made if parts is not None)
         if pending.entries and pending.num_bytes + size > limits.num_bytes:
             _close(store, chunk[0].encoder, pending, clock, report)
             pending = _Pending()
@@ -98,10 +100,8 @@ def _close(store: FeatureStore, encoder: str, pending: _Pending, clock: _Clock, 
     clock.decode = clock.encode = 0.0
 
 
-def _encoded(
-    encoder: SideEncoder[Any], batch: Sequence[Wanted], clock: _Clock, report: Report
-) -> list[tuple[str, str, SideFeatures | None]]:
-    """(key, file, features) of the batch without those that failed. A batch that fails as a whole is tried one by one."""
+def _encoded(encoder: Encoder, batch: Sequence[Wanted], clock: _Clock, report: Report) -> list[tuple[str, str, Parts | None]]:
+    """(key, file, parts) of the batch without those that failed. A batch that fails as a whole is tried one by one."""
     sources = {}
     for want in batch:
         start = time.monotonic()
@@ -113,10 +113,11 @@ def _encoded(
     read = [want for want in batch if want.key in sources]
     present = [want for want in read if sources[want.key] is not None]
     start = time.monotonic()
-    features: dict[str, SideFeatures] = {}
+    features: dict[str, Parts] = {}
     try:
         made = encoder.encode_batch([sources[want.key] for want in present]) if present else []
-        features = dict(zip([want.key for want in present], made, strict=True))
+        parts = [vision_parts(x) if isinstance(x, VideoVision) else side_parts(x) for x in made]
+        features = dict(zip([want.key for want in present], parts, strict=True))
     except Exception as error:
         if len(batch) > 1:
             return [entry for want in read for entry in _encoded(encoder, [want], clock, report)]

@@ -15,9 +15,12 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.data.sources import files_read
 from pave.data.store.contents import ContentHashes, Stamp, stamp_of
-from pave.side_channels import FEATURES_VERSION, OwnEncoder, SideEncoder
+from pave.data.vision import BaseVision, Encoder
+from pave.side_channels import FEATURES_VERSION, OwnEncoder
 
 KEY_DIGITS, ENCODER_DIGITS = 40, 20
+VISION = "the base's vision"
+"""What stands in the place of a channel's name where the features are the base's own."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Failure:
 class Plan:
     """Features that samples need, each once."""
 
-    encoders: dict[str, SideEncoder[Any]] = field(default_factory=dict)
+    encoders: dict[str, Encoder] = field(default_factory=dict)
     """By ``EncoderIdentity.id``."""
     identities: dict[str, EncoderIdentity] = field(default_factory=dict)
     """By its id."""
@@ -88,7 +91,7 @@ class Plan:
         return Failure(self.wanted[key].file, self.channels[key], tuple(self.users[key]), message)
 
 
-def identify(encoder: SideEncoder[Any], hashes: ContentHashes) -> EncoderIdentity:
+def identify(encoder: Encoder, hashes: ContentHashes) -> EncoderIdentity:
     """Name an encoder by its settings, the content or commit of its weights, and the version of the code that runs it.
 
     Raises:
@@ -96,7 +99,8 @@ def identify(encoder: SideEncoder[Any], hashes: ContentHashes) -> EncoderIdentit
     """
     spec = encoder.spec()
     weights: list[str] = []
-    facts: dict[str, Any] = {"spec": _with_weights(spec.to_dict(), hashes, weights), "pave": FEATURES_VERSION}
+    known = {str(spec.model): encoder.files()} if isinstance(encoder, BaseVision) else {}
+    facts: dict[str, Any] = {"spec": _with_weights(spec.to_dict(), hashes, weights, known), "pave": FEATURES_VERSION}
     if weights:
         facts["transformers"] = importlib.metadata.version("transformers")
     if ":" in spec.name or isinstance(encoder, OwnEncoder):
@@ -105,20 +109,20 @@ def identify(encoder: SideEncoder[Any], hashes: ContentHashes) -> EncoderIdentit
     return EncoderIdentity(_digest(facts)[:ENCODER_DIGITS], facts)
 
 
-def _with_weights(value: Any, hashes: ContentHashes, weights: list[str]) -> Any:
+def _with_weights(value: Any, hashes: ContentHashes, weights: list[str], known: Mapping[str, list[str]]) -> Any:
     """A spec with every ``model`` (also of an encoder inside another one's settings) replaced by what its weights are; the
-    models are added to ``weights``."""
+    models are added to ``weights``. ``known`` has the files that count of some models in folders, else all do."""
     if isinstance(value, (list, tuple)):
-        return [_with_weights(item, hashes, weights) for item in value]
+        return [_with_weights(item, hashes, weights, known) for item in value]
     if not isinstance(value, dict):
         return value
-    plain = {key: _with_weights(item, hashes, weights) for key, item in value.items()}
+    plain = {key: _with_weights(item, hashes, weights, known) for key, item in value.items()}
     model = value.get("model")
     if not isinstance(model, str):
         return plain
     weights.append(model)
     if os.path.exists(model):
-        return {**plain, "model": {"files": _folder_hash(model, hashes)}, "revision": None}
+        return {**plain, "model": {"files": _folder_hash(model, hashes, known.get(model))}, "revision": None}
     if not value.get("revision"):
         raise ValueError(
             f"the encoder {value.get('name')!r}: nothing says which commit of {model!r} was loaded, so its features cannot be named; "
@@ -127,8 +131,10 @@ def _with_weights(value: Any, hashes: ContentHashes, weights: list[str]) -> Any:
     return {**plain, "model": {"hub": model, "commit": value["revision"]}}
 
 
-def _folder_hash(model: str, hashes: ContentHashes) -> str:
-    files = [model] if os.path.isfile(model) else sorted(os.path.join(r, n) for r, _, names in os.walk(model) for n in names)
+def _folder_hash(model: str, hashes: ContentHashes, files: list[str] | None) -> str:
+    if files is None:
+        inside = (os.path.join(root, name) for root, _, names in os.walk(model) for name in names)
+        files = [model] if os.path.isfile(model) else sorted(inside)
     found = _checked(hashes.of_all(files))
     return _digest([[os.path.relpath(file, model), found[file]] for file in files])
 
@@ -145,7 +151,7 @@ def _code_hash(cls: type, hashes: ContentHashes) -> str:
 
 
 def plan_features(
-    samples: Sequence[Sample], encoders: Mapping[str, SideEncoder[Any]], hashes: ContentHashes, plan: Plan | None = None
+    samples: Sequence[Sample], encoders: Mapping[str, Encoder], hashes: ContentHashes, plan: Plan | None = None
 ) -> Plan:
     """Every feature that the samples need. Files are hashed where their hash is not known yet.
 
@@ -187,7 +193,7 @@ def plan_features(
     return plan
 
 
-def wanted_key(encoder: SideEncoder[Any], identity: str, video: str, path: str | None, hashes: ContentHashes) -> str | None:
+def wanted_key(encoder: Encoder, identity: str, video: str, path: str | None, hashes: ContentHashes) -> str | None:
     """The key of one stream; None if the sample lacks the channel.
 
     Raises:
@@ -199,7 +205,7 @@ def wanted_key(encoder: SideEncoder[Any], identity: str, video: str, path: str |
     return _wanted(encoder, identity, video, path, {file: hashes.of(file) for file in files}).key
 
 
-def _wanted(encoder: SideEncoder[Any], identity: str, video: str, path: str | None, contents: Mapping[str, str]) -> Wanted:
+def _wanted(encoder: Encoder, identity: str, video: str, path: str | None, contents: Mapping[str, str]) -> Wanted:
     named = sorted([_name_of(encoder, file, video, path), content] for file, content in contents.items())
     own = [os.path.abspath(p) if p is not None else None for p in (video, path)] if encoder.source == "own" else None
     key = _digest([identity, named, own])[:KEY_DIGITS]
@@ -212,7 +218,7 @@ def _wanted(encoder: SideEncoder[Any], identity: str, video: str, path: str | No
     return Wanted(key, identity, video, path, tuple(stamps))
 
 
-def _name_of(encoder: SideEncoder[Any], file: str, video: str, path: str | None) -> str:
+def _name_of(encoder: Encoder, file: str, video: str, path: str | None) -> str:
     """What of a file's name its reader goes by: its ending; a camera's file is called after it; inside a folder, or beside a
     description, the place counts too."""
     if path is None or (file == video and file != path):

@@ -1,4 +1,4 @@
-"""Reading the features of samples from a store, in place of running their encoders."""
+"""Reading the features of samples from a store, in place of running their encoders and the base's vision tower."""
 
 from __future__ import annotations
 
@@ -6,14 +6,59 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pave.data.items import VideoVision
 from pave.data.samples import Sample
-from pave.data.store.plan import identify, plan_features, wanted_key
+from pave.data.store.plan import VISION, identify, plan_features, wanted_key
 from pave.data.store.shards import FeatureStore
+from pave.data.store.vision import vision_of_parts
+from pave.data.vision import BaseVision, Encoder
 from pave.side_channels.base import SideEncoder, SideFeatures
 
 
-class StoredChannels:
-    """The features of some channels, out of a store. It works in the worker processes of a DataLoader.
+class _Reader:
+    """What both kinds of features have in common. It works in the worker processes of a DataLoader."""
+
+    def __init__(self, store: str | os.PathLike[str], encoders: Mapping[str, Encoder]) -> None:
+        self.store = FeatureStore(store)
+        self.encoders = dict(encoders)
+        self._hashes = self.store.hashes()
+        self._ids = {name: identify(encoder, self._hashes).id for name, encoder in encoders.items()}
+
+    def _key(self, channel: str, video: str, path: str | None) -> str | None:
+        return wanted_key(self.encoders[channel], self._ids[channel], video, path, self._hashes)
+
+    def _lacking(self, channel: str, file: str) -> ValueError:
+        return ValueError(
+            f"{file}: the feature store {self.store.folder} has no features of {named(channel)} for its present content and encoder; "
+            "run pave extract"
+        )
+
+    def check_complete(self, samples: Sequence[Sample], command: str) -> None:
+        """Refuse to begin if features are missing. Files are hashed where that was not done before.
+
+        Args:
+            samples: that will be read.
+            command: that makes what is missing, for the message.
+
+        Raises:
+            ValueError: saying how much is missing and naming the first file.
+        """
+        plan = plan_features(samples, self.encoders, self._hashes)
+        if plan.failures:
+            first = plan.failures[0]
+            raise ValueError(f"{named(first.channel)} of sample {first.samples[0]!r}: {first.message}")
+        for encoder in plan.encoders:
+            self.store.index(encoder, fresh=True)
+        missing = [want for want in plan.wanted.values() if want.key not in self.store.index(want.encoder)]
+        if missing:
+            raise ValueError(
+                f"the feature store {self.store.folder} lacks {len(missing)} of {len(plan.wanted)} features, the first is "
+                f"{named(plan.channels[missing[0].key])} of {missing[0].file}; run: {command}"
+            )
+
+
+class StoredChannels(_Reader):
+    """The features of some channels, out of a store.
 
     Args:
         store: the folder.
@@ -24,10 +69,7 @@ class StoredChannels:
     """
 
     def __init__(self, store: str | os.PathLike[str], encoders: Mapping[str, SideEncoder[Any]]) -> None:
-        self.store = FeatureStore(store)
-        self._hashes = self.store.hashes()
-        self._encoders = dict(encoders)
-        self._ids = {name: identify(encoder, self._hashes).id for name, encoder in encoders.items()}
+        super().__init__(store, encoders)
 
     def load(self, channel: str, video: str, path: str | None) -> SideFeatures | None:
         """The features of a channel; None if the video lacks it.
@@ -40,37 +82,45 @@ class StoredChannels:
         Raises:
             ValueError: naming the file, if the store does not have its features, or it cannot be read.
         """
-        key = wanted_key(self._encoders[channel], self._ids[channel], video, path, self._hashes)
+        key = self._key(channel, video, path)
         if key is None:
             return None
         try:
             return self.store.load(self._ids[channel], key)
         except KeyError:
-            raise ValueError(
-                f"{video if path is None else path}: the feature store {self.store.folder} has no features of side channel {channel!r} "
-                "for its present content and encoder; run pave extract"
-            ) from None
+            raise self._lacking(channel, video if path is None else path) from None
 
-    def check_complete(self, samples: Sequence[Sample], command: str) -> None:
-        """Refuse to begin if features are missing. Files are hashed where that was not done before.
 
-        Args:
-            samples: that will be read.
-            command: that makes what is missing, for the message.
+class StoredVision(_Reader):
+    """The base's frozen vision features, out of a store.
+
+    Args:
+        store: the folder.
+        base: whose features; no weights are loaded.
+
+    Raises:
+        ValueError: if the folder is no store, or nothing says which weights the base has.
+    """
+
+    def __init__(self, store: str | os.PathLike[str], base: BaseVision) -> None:
+        super().__init__(store, {VISION: base})
+
+    def load(self, video: str) -> VideoVision:
+        """The features of a video file.
 
         Raises:
-            ValueError: saying how much is missing and naming the first file.
+            ValueError: naming it, if the store does not have them, or it cannot be read.
         """
-        plan = plan_features(samples, self._encoders, self._hashes)
-        if plan.failures:
-            first = plan.failures[0]
-            raise ValueError(f"side channel {first.channel!r} of sample {first.samples[0]!r}: {first.message}")
-        for encoder in plan.encoders:
-            self.store.index(encoder, fresh=True)
-        missing = [want for want in plan.wanted.values() if want.key not in self.store.index(want.encoder)]
-        if missing:
-            first_channel = plan.channels[missing[0].key]
-            raise ValueError(
-                f"the feature store {self.store.folder} lacks {len(missing)} of {len(plan.wanted)} features, the first is side channel "
-                f"{first_channel!r} of {missing[0].file}; run: {command}"
-            )
+        key = self._key(VISION, video, None)
+        assert key is not None
+        try:
+            parts = self.store.load_parts(self._ids[VISION], key)
+        except KeyError:
+            raise self._lacking(VISION, video) from None
+        assert parts is not None
+        return vision_of_parts(parts)
+
+
+def named(channel: str) -> str:
+    """A channel in a message."""
+    return channel if channel == VISION else f"side channel {channel!r}"

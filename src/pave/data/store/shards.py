@@ -21,7 +21,7 @@ import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,23 @@ class Entry:
     """0 where the file turned out not to have the channel."""
     checksum: int | None
     """CRC-32 of features and times; None where the channel is missing."""
+    parts: tuple[str, ...] = ("features", "times")
+    """Names of its tensors."""
+    about: Mapping[str, Any] | None = None
+    """What is stored beside the tensors, for entries that are no side features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Named tensors that are stored together, and what JSON says of them. Side features are ``features`` and ``times``."""
+
+    tensors: Mapping[str, torch.Tensor]
+    about: Mapping[str, Any] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -220,6 +237,16 @@ class FeatureStore:
             KeyError: if the store does not have them.
             ValueError: naming the shard, if it is damaged.
         """
+        parts = self.load_parts(encoder, key)
+        return None if parts is None else SideFeatures(parts.tensors["features"], parts.tensors["times"])
+
+    def load_parts(self, encoder: str, key: str) -> Parts | None:
+        """The tensors of a key, whatever was stored under it.
+
+        Raises:
+            KeyError: if the store does not have them.
+            ValueError: naming the shard, if it is damaged.
+        """
         if key not in self.index(encoder):
             self.index(encoder, fresh=True)
         try:
@@ -227,18 +254,17 @@ class FeatureStore:
         except FileNotFoundError:  # compacted by another process since the index was read
             return self._load(self.index(encoder, fresh=True)[key])
 
-    def _load(self, entry: Entry) -> SideFeatures | None:
+    def _load(self, entry: Entry) -> Parts | None:
         if entry.checksum is None:
             return None
         try:
             handle = self._open(entry.shard)
-            features = handle.get_tensor(f"{entry.key}.features").clone()  # memory of its own
-            times = handle.get_tensor(f"{entry.key}.times").clone()
+            tensors = {part: handle.get_tensor(f"{entry.key}.{part}").clone() for part in entry.parts}  # memory of its own
         except safetensors.SafetensorError as error:
             raise _damaged(entry.shard, error) from None
-        if checksum(features, times) != entry.checksum:
+        if checksum(*tensors.values()) != entry.checksum:
             raise _damaged(entry.shard, f"the checksum of {entry.key} is wrong")
-        return SideFeatures(features, times)
+        return Parts(tensors, entry.about)
 
     def _open(self, shard: Path) -> Any:
         if os.getpid() != self._process:
@@ -262,31 +288,37 @@ def read_header(shard: Path) -> list[Entry]:
         with safetensors.safe_open(shard, framework="pt") as file:
             rows = json.loads((file.metadata() or {})[_HEADER])
             names = set(file.keys())
-        entries = [Entry(shard, row["key"], row["file"], row["bytes"], row["crc"]) for row in rows]
+        entries = [_entry(shard, row) for row in rows]
     except FileNotFoundError:
         raise
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(shard, error) from None
-    expected = {f"{e.key}.{part}" for e in entries if e.checksum is not None for part in ("features", "times")}
+    expected = {f"{e.key}.{part}" for e in entries if e.checksum is not None for part in e.parts}
     if names != expected:
         raise _damaged(shard, "its header and its tensors disagree")
     return entries
 
 
-def write_shard(folder: Path, entries: Sequence[tuple[str, str, SideFeatures | None]]) -> Path:
-    """Write (key, file, features) entries as one shard, whole or not at all. Its bytes are a function of the entries alone.
+def _entry(shard: Path, row: Mapping[str, Any]) -> Entry:
+    entry = Entry(shard, row["key"], row["file"], row["bytes"], row["crc"])
+    return replace(entry, parts=tuple(map(str, row["parts"])), about=dict(row["about"])) if "parts" in row else entry
+
+
+def write_shard(folder: Path, entries: Sequence[tuple[str, str, Parts | None]]) -> Path:
+    """Write (key, file, parts) entries as one shard, whole or not at all. Its bytes are a function of the entries alone.
 
     Its name is a hash of its keys.
     """
     tensors: dict[str, torch.Tensor] = {}
     rows = []
-    for key, file, features in sorted(entries, key=lambda entry: entry[0]):
+    for key, file, parts in sorted(entries, key=lambda entry: entry[0]):
         row: dict[str, Any] = {"key": key, "file": os.path.basename(file), "bytes": 0, "crc": None}
-        if features is not None:
-            values = features.features_KMC.detach().cpu().contiguous()
-            times = features.times_K.detach().cpu().contiguous()
-            tensors |= {f"{key}.features": values, f"{key}.times": times}
-            row |= {"bytes": values.nbytes + times.nbytes, "crc": checksum(values, times)}
+        if parts is not None:
+            own = {part: tensor.detach().cpu().contiguous() for part, tensor in parts.tensors.items()}
+            tensors |= {f"{key}.{part}": tensor for part, tensor in own.items()}
+            row |= {"bytes": parts.num_bytes, "crc": checksum(*own.values())}
+            if parts.about is not None:
+                row |= {"parts": list(own), "about": dict(parts.about)}
         rows.append(row)
     target = folder / f"{shard_name(row['key'] for row in rows)}.safetensors"
     with atomic_path(target) as work:
@@ -300,10 +332,15 @@ def shard_name(keys: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:32]
 
 
-def checksum(features_KMC: torch.Tensor, times_K: torch.Tensor) -> int:
-    """CRC-32 of the bytes of both."""
+def side_parts(features: SideFeatures) -> Parts:
+    """Side features as they are stored."""
+    return Parts({"features": features.features_KMC, "times": features.times_K})
+
+
+def checksum(*tensors: torch.Tensor) -> int:
+    """CRC-32 of the bytes of all, one after the other."""
     crc = 0
-    for tensor in (features_KMC, times_K):
+    for tensor in tensors:
         crc = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
 

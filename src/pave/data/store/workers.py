@@ -16,7 +16,7 @@ from pave.config import EncoderConfig
 from pave.data.store.filling import Report, fill_chunk
 from pave.data.store.plan import Wanted
 from pave.data.store.shards import FeatureStore, ShardLimits
-from pave.side_channels import build_encoder
+from pave.data.vision import build
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _serve(connection: Connection, settings: WorkerSettings) -> None:
             name = chunk[0].encoder
             try:
                 if name not in encoders:
-                    encoders[name] = build_encoder(EncoderConfig.from_dict(settings.specs[name])).to(settings.device)
+                    encoders[name] = build(EncoderConfig.from_dict(settings.specs[name])).to(settings.device)
             except Exception as error:
                 report({"event": "refused", "message": " ".join(str(error).split())})
                 continue
