@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 DEBUG_VARIABLE = "PAVE_DEBUG"
 debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
-"""What a recipe writes as ``base.model``, and ``--base`` takes, for the small base inside the package."""
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

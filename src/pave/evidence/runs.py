@@ -99,6 +99,7 @@ def recipe_of(run: Run, data: Path, output: Path) -> Recipe:
             train=str(data / "train.jsonl"),
             frames=FrameSampling(num_frames=8),
             cache="memory",
+            vision="memory",
             stages=(Stage(steps=run.steps, weights=run.weights or mixture(run.world)),),
         ),
         training=TrainingConfig(**{**settings, **run.training}),
@@ -207,7 +208,7 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
         known = waiting.get(folder)
         asked = tuple(dict.fromkeys([*(known.counterfactuals if known else ()), *run.counterfactuals]))
         waiting[folder] = Run(**{**{f: getattr(run, f) for f in run.__dataclass_fields__}, "counterfactuals": asked})
-    missing = [run for run in waiting.values() if not _finished(run, root)]
+    missing = sorted((run for run in waiting.values() if not _finished(run, root)), key=lambda run: run.seed)
     if not missing:
         return
     logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
