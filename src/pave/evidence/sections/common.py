@@ -1,0 +1,61 @@
+"""What all sections share: how large a reproduction is, and runs of that size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pave.config import PatchConfig
+from pave.demo.plan import LORA
+from pave.evidence.runs import Run
+from pave.evidence.worlds import WORLDS
+
+BASE, VIDEO_ONLY, PATCH = "base alone", "LoRA on video only", "patch"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a reproduction is."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    train_clips: int = 1200
+    test_clips: int = 300
+    steps: int | None = None
+    """Optimizer steps of every run; None: what each world needs."""
+
+    def steps_of(self, world: str) -> int:
+        """Optimizer steps on a world."""
+        return self.steps or max(WORLDS[name].steps for name in world.split("+"))
+
+
+FULL = Plan()
+ONE_SEED = Plan(seeds=(0,))
+SHORT = Plan(seeds=(0,), train_clips=40, test_clips=10, steps=4)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question with its answer."""
+
+    title: str
+    runs: Callable[[Plan], list[Run]]
+    write: Callable[[Plan, Path], str]
+    """The Markdown under the title, from the runs in a folder."""
+
+
+def run(world: str, variant: str, patch: PatchConfig | None, plan: Plan, seed: int, **changes: Any) -> Run:
+    """A run of the plan's size."""
+    values: dict[str, Any] = {"steps": 0 if patch is None else plan.steps_of(world), "clips": plan.train_clips, **changes}
+    return Run(world=world, variant=variant, patch=patch, seed=seed, **values)
+
+
+def seeds(world: str, variant: str, patch: PatchConfig | None, plan: Plan, **changes: Any) -> list[Run]:
+    """The same for every seed; the base alone has no seed."""
+    return [run(world, variant, patch, plan, seed, **changes) for seed in (plan.seeds if patch is not None else (0,))]
+
+
+def video_only() -> PatchConfig:
+    """The comparison of all sections: the same LoRA, the same questions, no side channel."""
+    return PatchConfig(side_channels={}, lora=LORA)

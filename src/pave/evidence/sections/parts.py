@@ -1,0 +1,126 @@
+"""What matters: one thing about the audio patch is changed at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pave.config import PatchConfig
+from pave.demo.plan import SILENT
+from pave.evidence.runs import Run, accuracy, difference, facts_of
+from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, video_only
+from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.worlds import WORLDS
+
+REFERENCE = "the demo's patch"
+_AUDIO = WORLDS["audio"]
+_TEXT_TOKENS, _SIDE_STEPS = 20, 32
+_CURVE = (50, 100, 200, 350)
+"""Steps at which the training loss is shown, the mean of the five entries of the log up to there."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A patch with what is changed in how it is trained."""
+
+    patch: PatchConfig
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def variants() -> dict[str, dict[str, Variant]]:
+    """By group, the variants by name. The reference stands in front of each group when the tables are written."""
+    changed = _AUDIO.patch
+    return {
+        "alignment": {
+            "by index": Variant(changed(alignment="index")),
+            "none, every frame attends to the whole sound": Variant(changed(neighbourhood_seconds=1000.0)),
+        },
+        "fusion": {
+            "1 layer instead of 2": Variant(changed(num_layers=1)),
+            "3 layers": Variant(changed(num_layers=3)),
+            "rotary positions": Variant(changed(rope=True)),
+            "queries from before the projector": Variant(changed(query_source="pre_projector")),
+            "learnt queries": Variant(changed(query_source="learnable", num_frames=8, tokens_per_frame=9)),
+            "keys also make the values (released code)": Variant(changed(share_key_value_projection=True)),
+            "no gate": Variant(changed(gate=False)),
+        },
+        "opening": {
+            "the final norm learns at the rate of the rest (published)": Variant(changed(), {"output_norm_multiplier": 1.0}),
+            "at 10 times the rate": Variant(changed(), {"output_norm_multiplier": 10.0}),
+            "no final norm, the last linear starts at zero": Variant(changed(output_norm=False)),
+        },
+        "trained parts": {
+            "fusion only": Variant(replace(changed(), lora=None)),
+            f"LoRA only ({VIDEO_ONLY})": Variant(video_only()),
+        },
+        "sound as further tokens of the prompt": {
+            "concat": Variant(changed(kind="concat", gate=False)),
+            "interleave": Variant(changed(kind="interleave", gate=False)),
+        },
+    }
+
+
+def _of(name: str, variant: Variant, plan: Plan) -> list[Run]:
+    return seeds("audio", name, variant.patch, plan, training=variant.training)
+
+
+def _runs(plan: Plan) -> list[Run]:
+    named = {REFERENCE: Variant(_AUDIO.patch())} | {k: v for group in variants().values() for k, v in group.items()}
+    return [run for name, variant in named.items() for run in _of(name, variant, plan)]
+
+
+def llm_tokens(patch: PatchConfig) -> int:
+    """Tokens of the language model for a playground prompt with this patch; steps of sound that become tokens count."""
+    from transformers import AutoConfig
+
+    from pave.patching.cost import patch_cost
+    from pave.utils.embedded import PLAYGROUND, model_path
+
+    config = AutoConfig.from_pretrained(model_path(PLAYGROUND))
+    cost = patch_cost(config, video_only(), num_frames=8, text_tokens=_TEXT_TOKENS)
+    longer = sum(_SIDE_STEPS for channel in patch.side_channels.values() if channel.fusion.adds_llm_tokens)
+    return cost.llm_tokens + longer
+
+
+def _losses(runs: list[Run], root: Path) -> list[str]:
+    cells = []
+    for step in _CURVE:
+        values = []
+        for run in runs:
+            curve = [loss for at, loss in facts_of(run, root)["curve"] if at <= step][-5:]
+            values += curve
+        cells.append(f"{sum(values) / len(values):.2f}" if values else "")
+    return cells
+
+
+def _write(plan: Plan, root: Path) -> str:
+    out = [
+        "The audio patch of the demo with one thing changed at a time, the same questions and steps for all; accuracy in percent, and the "
+        f"difference to {REFERENCE} in points. *Loss* is the mean training loss up to that step. *Tokens* is the length of the prompt that "
+        f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound). {len(plan.seeds)} seeds."
+    ]
+    reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
+    header = [
+        "",
+        "sound",
+        "sound_vision",
+        "silent",
+        "sound against it",
+        "silent against it",
+        *(f"loss at {s}" for s in _CURVE),
+        "tokens",
+    ]
+    for group, members in variants().items():
+        rows = []
+        for name, variant in {REFERENCE: Variant(_AUDIO.patch()), **members}.items():
+            runs = _of(name, variant, plan)
+            scores = [cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), SILENT)]
+            against = [gain(*difference(reference, runs, root, kinds)) for kinds in (_AUDIO.own, SILENT)]
+            against = ["", ""] if name == REFERENCE else against
+            rows.append([name, *scores, *against, *_losses(runs, root), str(llm_tokens(variant.patch))])
+        out += [f"### {group[0].upper()}{group[1:]}", markdown_table(header, rows)]
+    return "\n\n".join(out)
+
+
+SECTION = Section("What matters", _runs, _write)

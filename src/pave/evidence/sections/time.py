@@ -1,0 +1,63 @@
+"""Alignment by timestamps, by index, and none, where the stream does not spread evenly over the video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pave.config import PatchConfig
+from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference
+from pave.evidence.sections.common import Plan, Section, seeds
+from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.worlds import WORLDS
+
+CHANGES = {
+    "early=3": "the recorder was started 3 s early",
+    "rerated=3": "its second half at 3 times the rate",
+    "gap=0.2": "a gap of 20 %, clear of the event",
+}
+"""Streams with true times that no longer fit an even spread over the video."""
+
+
+def _time_variants(world: str) -> dict[str, PatchConfig]:
+    whole = {"alignment": "timestamps", "neighbourhood_seconds": 1000.0}
+    return {
+        "by timestamps": WORLDS[world].patch(),
+        "by index": WORLDS[world].patch(alignment="index"),
+        "none (every frame sees all)": WORLDS[world].patch(**whole),
+    }
+
+
+_TIMED = ("audio", "sensor")
+
+
+def _time_runs(plan: Plan) -> list[Run]:
+    return [
+        run
+        for world in _TIMED
+        for variant, patch in _time_variants(world).items()
+        for run in seeds(world, variant, patch, plan, counterfactuals=tuple(CHANGES))
+    ]
+
+
+def _write_time(plan: Plan, root: Path) -> str:
+    parts = [
+        "Each patch is trained on streams as they are. Then the stream of every test clip is changed so that its steps keep their true "
+        "times but no longer spread evenly over the video. Accuracy on the questions that need a frame and the channel at the same "
+        "moment, in percent; below it the difference to the same patch on the stream as it is."
+    ]
+    rows = []
+    for world in _TIMED:
+        kind = WORLDS[world].aligned
+        assert kind is not None
+        for variant, patch in _time_variants(world).items():
+            runs = seeds(world, variant, patch, plan)
+            cells = [cell(accuracy(runs, root, (kind,)))]
+            for change in CHANGES:
+                by = difference(runs, runs, root, (kind,), (AS_IT_IS, change))
+                cells.append(f"{cell(accuracy(runs, root, (kind,), change))}<br>{gain(*by)}")
+            rows.append([f"{world}, {kind.replace('_', ' ')}", variant, *cells])
+    header = ["questions", "alignment", AS_IT_IS, *CHANGES.values()]
+    return "\n\n".join([*parts, markdown_table(header, rows)])
+
+
+SECTION = Section("True times hold where an even spread does not", _time_runs, _write_time)
