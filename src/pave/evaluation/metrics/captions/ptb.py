@@ -12,7 +12,7 @@ feed or other line break inside a caption shifts every later caption by one. Her
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pave.evaluation.metrics.captions.ptb_rules import rules
 
@@ -32,6 +32,11 @@ _QUOTES = {
 _LINE_BREAKS = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
 _PLAIN = re.compile(r"(?!(?:cannot|gonna|gotta|lemme|gimme|wanna)\b)[a-z]+(?= )")
 _BLANKS = re.compile(r"[ \t\xa0\u2000-\u200a\u3000]+")
+
+
+def caption_tokens(texts: Iterable[str]) -> list[str]:
+    """``ptb_tokenize`` of every text."""
+    return [ptb_tokenize(text) for text in texts]
 
 
 def ptb_tokenize(text: str) -> str:
