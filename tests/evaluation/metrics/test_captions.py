@@ -80,7 +80,7 @@ def test_cider_needs_two_samples_and_weighs_by_the_corpus():
     assert equal == pytest.approx([10 * 3 / 4, 10 * 2 / 4])  # three words have no 4-gram, two no 3-gram
     longer = cider(["a red dog", "x"], [["a red dog dog"], ["y"]])[0]
     log2 = math.log(2)
-    ones = (3 * log2**2) / (math.sqrt(3) * log2 * math.sqrt(1 + 1 + 4) * log2)
+    ones = (1 + 1 + 2) * log2**2 / (math.sqrt(3) * log2 * math.sqrt(1 + 1 + 4) * log2)  # min(1, 2) * 2 for the dog
     twos = 2 / (math.sqrt(2) * math.sqrt(3))
     threes = 1 / math.sqrt(2)
     assert longer == pytest.approx(10 * (ones + twos + threes) / 4 * math.exp(-1 / 72))
