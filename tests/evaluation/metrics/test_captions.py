@@ -100,7 +100,12 @@ def test_bleu_and_rouge_by_hand():
 
 @pytest.mark.parametrize(
     ("hypotheses", "references", "message"),
-    [([], [], "no caption"), (["a"], [], "1 hypotheses but references for 0"), (["a"], ["a"], "list of references"), (["a"], [[]], "list")],
+    [
+        ([], [], "no caption"),
+        (["a"], [], "1 hypotheses but references for 0"),
+        (["a"], ["a"], "list of references"),
+        (["a"], [[]], "list"),
+    ],
 )
 def test_what_cannot_be_scored_is_refused(hypotheses, references, message):
     for score in (bleu, rouge_l, cider):

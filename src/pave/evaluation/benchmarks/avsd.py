@@ -69,9 +69,7 @@ def _turns(item: Item, turns: Sequence[Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _sample(
-    item: Item, media: MediaFolder, split: str, video: str, turns: Sequence[tuple[str, str]], part: str = ""
-) -> Sample:
+def _sample(item: Item, media: MediaFolder, split: str, video: str, turns: Sequence[tuple[str, str]], part: str = "") -> Sample:
     messages = []
     for question, answer in turns:
         messages.append(Message(role="user", content=question))

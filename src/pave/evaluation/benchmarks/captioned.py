@@ -38,9 +38,7 @@ def caption_measures(
     return measures
 
 
-def tokenised(
-    predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner
-) -> tuple[list[str], list[list[str]]]:
+def tokenised(predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner) -> tuple[list[str], list[list[str]]]:
     """Answers and references as the caption scores take them."""
     hypotheses = caption_tokens(clean(p.prediction or "") for p in predictions)
     references = [caption_tokens(clean_reference(text) for text in references_of(p)) for p in predictions]

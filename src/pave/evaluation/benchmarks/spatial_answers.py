@@ -18,10 +18,12 @@ _REPAIRS = {
     "letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rght": "right", "behine": "behind", "tv": "TV", "chai": "chair",
     "wasing": "washing", "waslked": "walked", "oclock": "o'clock",
 }  # fmt: skip
+# fmt: off
 _NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-    "twenty"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)
+# fmt: on
 _WRITTEN = {"none": "zero", "23": "twenty-three", **{str(value): word for value, word in enumerate(_NUMBERS)}}
 _DROPPED = re.compile(r"[^a-zA-Z0-9,'\s:-]+")
 _GLUED_DIGIT = re.compile(r"\b([a-zA-Z]+)[0-9]\b")

@@ -75,8 +75,12 @@ BENCHMARK = Benchmark(
     convert=_convert,
     prepare=make_video,
     scorers=(
-        Scorer(protocol="paper", version="sqa3d-paper-1", measures=lambda predictions: match_measures(predictions, strict=False)),
-        Scorer(protocol="strict", version="sqa3d-strict-1", measures=lambda predictions: match_measures(predictions, strict=True)),
+        Scorer(
+            protocol="paper", version="sqa3d-paper-1", measures=lambda predictions: match_measures(predictions, strict=False)
+        ),
+        Scorer(
+            protocol="strict", version="sqa3d-strict-1", measures=lambda predictions: match_measures(predictions, strict=True)
+        ),
     ),
     totals={"train": {"": 26623}, "val": {"": 3261}, "test": {"": 3519}},
     files="v1_balanced_*.json",

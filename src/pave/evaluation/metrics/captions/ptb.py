@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 
 from pave.evaluation.metrics.captions.ptb_rules import rules
 
-PUNCTUATION = frozenset({"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
+PUNCTUATION = frozenset(
+    {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+)
 """What the official scripts drop. They look for it after lower-casing, so that brackets stay, as ``-lrb-``."""
 # fmt: off
 _NAMED = {
@@ -91,6 +93,6 @@ def _written(kind: str, token: str) -> Iterator[str]:
         yield re.sub("’|\x92|&apos;", "'", token)
     elif kind != "none":
         token = re.sub("[ \t]", "\xa0", token) if kind == "spaced" else token.replace("&amp;", "&") if kind == "word" else token
-        token = _NAMED.get(token) if token in _NAMED else token.replace("(", "-LRB-").replace(")", "-RRB-")
+        token = _NAMED[token] if token in _NAMED else token.replace("(", "-LRB-").replace(")", "-RRB-")
         if token:
             yield token

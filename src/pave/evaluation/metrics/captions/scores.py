@@ -145,7 +145,9 @@ def _common(first: Sequence[str], second: Sequence[str]) -> int:
 
 def _check(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if len(hypotheses) != len(references):
-        raise ValueError(f"caption scores: {len(hypotheses)} hypotheses but references for {len(references)}; give one list for each")
+        raise ValueError(
+            f"caption scores: {len(hypotheses)} hypotheses but references for {len(references)}; give one list for each"
+        )
     if not hypotheses:
         raise ValueError("caption scores: there is no caption to score")
     for number, accepted in enumerate(references):
