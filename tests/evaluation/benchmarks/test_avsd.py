@@ -1,10 +1,17 @@
 """AVSD: three shapes of files, histories, answers that are kept back, and caption scores on one reference."""
 
+import importlib.util
+import json
+import shutil
+import sys
+
 import pytest
 
 from benchmark_files import answered, converted, result_of, touch, write_json
+from pave.cli import main
 from pave.evaluation.benchmarks import get_benchmark
-from pave.evaluation.metrics.captions import bleu, caption_tokens, cider, rouge_l
+from pave.evaluation.metrics.captions import bleu, caption_tokens, cider, meteor, rouge_l
+from pave.evaluation.predictions import PredictionFile
 
 QA = [("Is there a dog ?", "no, just a man"), ("What does he do?", "he doesn't move, he sits.")]
 OTHER = [("Where is she?", "in the kitchen"), ("Is it 1,000 degrees?", "yes it is 1,000 degrees")]
@@ -114,3 +121,34 @@ def test_a_sample_that_failed_says_nothing_and_counts(tmp_path, media):
         assert 0 < one.value < 1 and two.value == pytest.approx(0.5)
     empty = result_of(samples, ["", "..."])
     assert empty.table("strict", "EM").row("overall").value == 0 and empty.table("paper").row("overall").value == 0
+
+
+def write_run(tmp_path, samples, answers):
+    file = PredictionFile(tmp_path / "predictions.jsonl", {"base": "b"})
+    file.append(answered(samples, answers))
+    file.finish([sample.id for sample in samples])
+    return str(file.path)
+
+
+def test_meteor_is_made_on_request_and_says_at_once_what_it_lacks(tmp_path, media, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert main(["score", str(tmp_path / "there is no such file"), "--meteor"]) == 2
+    assert "METEOR needs the package 'pycocoevalcap'" in capsys.readouterr().err
+    _, samples = samples_of(tmp_path, media, SHAPES["dialogs"])
+    run = write_run(tmp_path, samples, ["he sits", "yes it is"])
+    assert main(["score", run]) == 0
+    assert "METEOR" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None, reason="needs pycocoevalcap and Java"
+)
+def test_meteor_of_a_run(tmp_path, media, capsys):
+    _, samples = samples_of(tmp_path, media, SHAPES["dialogs"])
+    run = write_run(tmp_path, samples, ["he sits", "yes it is 1,000 degrees"])
+    assert main(["score", run, "--meteor", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["benchmark"]["tables"]
+    found = {table["protocol"]: table["rows"][0]["value"] for table in tables if table["measure"] == "METEOR"}
+    wanted = [caption_tokens([QA[1][1]]), caption_tokens([OTHER[1][1]])]
+    assert found["strict"] == pytest.approx(meteor(["he sits", "yes it is 1,000 degrees"], wanted)[0])
+    assert found["paper"] == pytest.approx(meteor(["he sits", "yes it is 1000 degrees"], wanted)[0]) != found["strict"]

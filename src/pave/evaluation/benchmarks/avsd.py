@@ -13,7 +13,7 @@ from typing import Any
 
 from pave.data.samples import Message, Sample
 from pave.evaluation.benchmarks.base import Benchmark, Measure, Scorer, facts
-from pave.evaluation.benchmarks.captioned import caption_measures, tokenised
+from pave.evaluation.benchmarks.captioned import caption_measures, meteor_measure, tokenised
 from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
 from pave.evaluation.predictions import Prediction
 
@@ -110,8 +110,18 @@ BENCHMARK = Benchmark(
     title="AVSD (one reference)",
     convert=_convert,
     scorers=(
-        Scorer(protocol="paper", version="avsd-paper-1", measures=_paper),
-        Scorer(protocol="strict", version="avsd-strict-1", measures=_strict),
+        Scorer(
+            protocol="paper",
+            version="avsd-paper-1",
+            measures=_paper,
+            meteor=lambda predictions: meteor_measure(predictions, _official_clean, _as_it_is),
+        ),
+        Scorer(
+            protocol="strict",
+            version="avsd-strict-1",
+            measures=_strict,
+            meteor=lambda predictions: meteor_measure(predictions, _as_it_is, _as_it_is),
+        ),
     ),
     totals={"train": {"": 2 * 7659}, "valid": {"": 1787}, "test": {"": 1710}},
     submission=lambda predictions: [

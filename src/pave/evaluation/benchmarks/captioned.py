@@ -16,9 +16,7 @@ def references_of(prediction: Prediction) -> list[str]:
     return list(prediction.meta["official"].get("answers") or prediction.references)
 
 
-def caption_measures(
-    predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner, *, with_meteor: bool = False
-) -> list[Measure]:
+def caption_measures(predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner) -> list[Measure]:
     """CIDEr, BLEU-1 to BLEU-4 and ROUGE-L of cleaned, tokenised texts; a sample that failed said nothing. The references of
     these predictions are the corpus of CIDEr.
 
@@ -26,16 +24,18 @@ def caption_measures(
         predictions: all of a split.
         clean: what is done to an answer before it is tokenised.
         clean_reference: the same for a reference.
-        with_meteor: METEOR too, which needs Java.
     """
     hypotheses, references = tokenised(predictions, clean, clean_reference)
     ratios = bleu(hypotheses, references)
     measures = [Measure(name="CIDEr", values=tuple(cider(hypotheses, references)), yes_or_no=False)]
     measures += [Measure(name=f"BLEU-{order}", total=value, yes_or_no=False) for order, value in enumerate(ratios, start=1)]
     measures.append(Measure(name="ROUGE-L", values=tuple(rouge_l(hypotheses, references)), yes_or_no=False))
-    if with_meteor:
-        measures.append(Measure(name="METEOR", total=meteor(hypotheses, references)[0], yes_or_no=False))
     return measures
+
+
+def meteor_measure(predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner) -> Measure:
+    """METEOR of the same texts."""
+    return Measure(name="METEOR", total=meteor(*tokenised(predictions, clean, clean_reference))[0], yes_or_no=False)
 
 
 def tokenised(predictions: Sequence[Prediction], clean: Cleaner, clean_reference: Cleaner) -> tuple[list[str], list[list[str]]]:

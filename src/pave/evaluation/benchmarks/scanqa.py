@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Measure, Scorer, facts
-from pave.evaluation.benchmarks.captioned import caption_measures
+from pave.evaluation.benchmarks.captioned import caption_measures, meteor_measure
 from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
 from pave.evaluation.benchmarks.scenes import make_video, place_scene
 from pave.evaluation.benchmarks.spatial_answers import clean_answer, match_measures
@@ -61,14 +61,28 @@ def _measures(predictions: Sequence[Prediction], strict: bool) -> list[Measure]:
     return [captions[0], *match_measures(predictions, strict=strict), *captions[1:]]
 
 
+def _meteor(predictions: Sequence[Prediction]) -> Measure:
+    return meteor_measure(predictions, clean_answer, clean_answer)
+
+
 BENCHMARK = Benchmark(
     name=NAME,
     title="ScanQA",
     convert=_convert,
     prepare=make_video,
     scorers=(
-        Scorer(protocol="paper", version="scanqa-paper-1", measures=lambda predictions: _measures(predictions, False)),
-        Scorer(protocol="strict", version="scanqa-strict-1", measures=lambda predictions: _measures(predictions, True)),
+        Scorer(
+            protocol="paper",
+            version="scanqa-paper-1",
+            measures=lambda predictions: _measures(predictions, False),
+            meteor=_meteor,
+        ),
+        Scorer(
+            protocol="strict",
+            version="scanqa-strict-1",
+            measures=lambda predictions: _measures(predictions, True),
+            meteor=_meteor,
+        ),
     ),
     totals={"train": {"": 25563}, "val": {"": 4675}, "test": {"test_w_obj": 4976, "test_wo_obj": 6149}},
     files="ScanQA_*.json",
