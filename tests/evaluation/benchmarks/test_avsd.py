@@ -120,6 +120,8 @@ def test_a_sample_that_failed_says_nothing_and_counts(tmp_path, media):
         one, two = result.table(protocol, "BLEU-1").row("overall"), result.table(protocol, "ROUGE-L").row("overall")
         assert 0 < one.value < 1 and two.value == pytest.approx(0.5)
     empty = result_of(samples, ["", "..."])
+    _, unsaid = samples_of(tmp_path, media, {"dialogs": [lower("ABC12", [("Why?", "...")]), lower("XYZ99", OTHER)]})
+    assert result_of(unsaid, ["", "yes it is 1,000 degrees"]).table("strict", "EM").row("overall").value == 0.5
     assert empty.table("strict", "EM").row("overall").value == 0 and empty.table("paper").row("overall").value == 0
 
 

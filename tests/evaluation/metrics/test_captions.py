@@ -93,6 +93,7 @@ def test_bleu_and_rouge_by_hand():
     assert values[0] == pytest.approx(penalty * 2 / 3) and values[1] == pytest.approx(penalty * math.sqrt(2 / 3 / 2))
     assert bleu(["a a a"], [["a b c"]])[0] == pytest.approx(1 / 3)  # matches are clipped
     assert bleu(["a b"], [["a b c", "a"]])[0] == pytest.approx(1)  # a tie of lengths takes the shorter: no penalty
+    assert bleu(["a b c"], [["a b c d", "a"]])[0] == pytest.approx(penalty)  # the closest length, not the shortest
     p, r = 2 / 3, 2 / 4
     assert rouge_l(["the red dog"], [["the big red cat"]]) == pytest.approx([(1 + 1.44) * p * r / (r + 1.44 * p)])
     assert rouge_l(["", "x"], [["a"], ["y"]]) == [0.0, 0.0]
