@@ -99,7 +99,9 @@ def test_exact_and_refined_matches():
     assert exact("Two.", ["2"]) and exact("the tv", ["TV"]) and not exact("two chairs", ["2"])
     assert refined("two chairs", ["2"]) and refined("2", ["two chairs"])  # either contains the other
     assert refined("bedroom", ["left of the bed room"]) and not refined("kitchen", ["bed room"])
-    assert refined("bed room", ["bedroom"]) and refined("the bed room is big", ["bedroom"])  # white space counts on neither side
+    assert refined("bed room", ["bedroom"]) and refined(
+        "the bed room is big", ["bedroom"]
+    )  # white space counts on neither side
     assert refined(".", ["anything"])  # the hole
 
 

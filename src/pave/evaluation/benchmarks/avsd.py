@@ -107,7 +107,7 @@ def _strict(predictions: Sequence[Prediction]) -> list[Measure]:
 
 BENCHMARK = Benchmark(
     name=NAME,
-    title="AVSD (one reference)",
+    title="AVSD",
     convert=_convert,
     scorers=(
         Scorer(
