@@ -60,7 +60,7 @@ def _words(letter: str, both: str) -> Iterable[tuple[str, str]]:
     part = f"(?:[dDoOlL]{_APOSTROPHE}(?={both}))?{both}+"
     thing = f"{part}(?:_{part})*"
     plain = f"{both}+(?:_{both}+)*"
-    joined = f"{thing}(?:{_HYPHEN}{thing})+|[A-Za-z0-9][A-Za-z0-9.,]*(?:{_HYPHEN}{both}+)+"
+    joined = f"{thing}(?:{_HYPHEN}{thing})+|[A-Za-z0-9][A-Za-z0-9.,]*(?:{_HYPHEN}[A-Za-z0-9]+)+"
     dotted = f"{letter}{both}*(?:[.!?]{letter}{both}*)+"
     # d'Arc, O'Neill and ma'am are one token
     inner = f"[A-HJ-XZdlno]{_APOSTROPHE}{letter}{{2,}}|{letter}+[aeiouyAEIOUY](?:{_APOSTROPHE}|`)[aeiouA-Z]{letter}*"
@@ -74,7 +74,7 @@ def _words(letter: str, both: str) -> Iterable[tuple[str, str]]:
     yield "word", f"({dotted})"
     yield "word", f"({inner})"
     yield "word", f"((?:{plain}|{joined}|{dotted}|{inner})\\.)[,;:]"
-    yield "word", f"([A-Za-z](?:\\.[A-Za-z])*\\.(?:{_HYPHEN}{thing})*)"
+    yield "word", f"([A-Za-z](?:\\.[A-Za-z])*\\.(?:{_HYPHEN}[A-Za-z0-9]+)*)"
     slashed = f"[A-Za-z0-9]+(?:{_HYPHEN}[A-Za-z]+)?"
     yield "word", f"({slashed}(?:\\\\?/{slashed}){{1,2}})"
 
@@ -102,7 +102,7 @@ def _abbreviations(letter: str, digit: str) -> Iterable[tuple[str, str]]:
     not_upper = "|".join(form for word in _PERIOD_NOT_UPPER.split() for form in (word, word.capitalize()))
     any_case = "|".join(re.escape(word) for word in sorted(_PERIOD.split(), key=len, reverse=True))
     yield "word", rf"((?:(?i:{any_case})|{capitalised}|{not_upper})\.)"
-    yield "word", rf"((?i:{'|'.join(sorted(_PERIOD_BEFORE_NUMBER.split(), key=len, reverse=True))})\.){_SPACE}*{digit}"
+    yield "word", rf"((?i:{'|'.join(sorted(_PERIOD_BEFORE_NUMBER.split(), key=len, reverse=True))})\.){_SPACE}?{digit}"
     starters = "|".join(form for word in _SENTENCE_STARTERS.split() for form in dict.fromkeys((word, word.upper())))
     yield "word", rf"({letter})\.{_SPACE}+(?:{starters}){_SPACE}"  # plan A. The: no initial
 
@@ -122,9 +122,9 @@ def _web(letter: str, both: str) -> Iterable[tuple[str, str]]:
 def _signs(both: str) -> Iterable[tuple[str, str]]:
     yield "entity", r"(&(?:amp|lt|gt|quot|apos|nbsp);)"
     yield "word", r"(&#\d+;)"
-    yield "word", f"([<>]?[:;=][-'o]?[()DdPpO@\\[\\]{{}}|\\\\])(?!{both})"  # faces
+    yield "word", f"([<>]?[:;=][-'o]?[()DdPpO@\\[\\]{{|\\\\])(?!{both})"  # faces
     yield "word", r"([-'^x=~<>]_[-'^x=~<>]|\([-'^x=~<>][-_.]?[-'^x=~<>]\))"
-    yield "word", r"([A-Z]+(?:&(?:amp;)?[A-Z]+)+|[A-Z]{1,2}\$|USA\$|[cC]\+\+|[cCfF]#)"
+    yield "word", r"([A-Z]+(?:&(?:amp;)?[A-Z]+)+|[A-Z]+\$|[cC]\+\+|[cCfF]#)"
     yield "quotes", "([\u2018-\u201f‹›«»\x91-\x94]{1,2}|``|''|\")"
     yield "dashes", r"(--+|[\u2013-\u2015\x96\x97])"
     yield "dots", r"(\.{3,5}|\.(?: \.){2,}|[…\x85])"
