@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,18 +55,18 @@ def test_meteor_is_that_of_the_official_evaluation(name):
 
 
 def test_what_meteor_lacks_is_said_at_once(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "pycocoevalcap", None)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(MissingExtraError, match=r"METEOR needs the package 'pycocoevalcap'.*pave-video\[captions\]"):
         check_meteor()
     (tmp_path / "pycocoevalcap").mkdir()
     (tmp_path / "pycocoevalcap" / "__init__.py").touch()
-    monkeypatch.delitem(__import__("sys").modules, "pycocoevalcap")
+    monkeypatch.delitem(sys.modules, "pycocoevalcap")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="no 'java' on the PATH; install a Java runtime"):
         meteor(["a"], [["a"]])
     monkeypatch.undo()
-    __import__("sys").modules.pop("pycocoevalcap", None)
+    sys.modules.pop("pycocoevalcap", None)
 
 
 def test_line_breaks_inside_of_a_text_are_blanks():

@@ -1,8 +1,6 @@
 """Caption scores: what the COCO caption evaluation gives, without Java except for METEOR.
 
->>> texts = caption_tokens(["The dog isn't here."])
->>> texts
-["the dog is n't here"]
+Texts go through ``caption_tokens`` first: "The dog isn't here." becomes "the dog is n't here".
 """
 
 from __future__ import annotations
