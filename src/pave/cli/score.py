@@ -25,6 +25,7 @@ def command(
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in --samples start from. Default: the file's own."
     ),
+    meteor: bool = typer.Option(False, "--meteor", help="METEOR too, for captions. Needs Java and pave-video[captions]."),
     submission: Path | None = typer.Option(None, "--submission", help="Write the benchmark's own format of results here."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
     json_output: bool = JsonOption,
@@ -36,15 +37,25 @@ def command(
     second file, compare the two runs sample by sample.
     """
     from pave.cli.tables import comparison_text, print_failures, result_text
+    from pave.evaluation.metrics.captions import check_meteor
     from pave.evaluation.result import compare_results, rescore
     from pave.evaluation.shards import merge_shards
 
     protocols = _protocols(protocol)
+    if meteor:
+        check_meteor()
     if other is not None and submission is not None:
         raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
     files = [predictions] if other is None else [predictions, other]
     results = [
-        rescore(merge_shards(path) if path.is_dir() else path, samples=samples, data_root=root, protocols=protocols, seed=seed)
+        rescore(
+            merge_shards(path) if path.is_dir() else path,
+            samples=samples,
+            data_root=root,
+            protocols=protocols,
+            seed=seed,
+            meteor=meteor,
+        )
         for path in files
     ]
     texts, data = [], []

@@ -58,6 +58,7 @@ def score_predictions(
     *,
     protocols: Sequence[Protocol] = PROTOCOLS,
     seed: int = 0,
+    meteor: bool = False,
 ) -> EvalResult:
     """Score predictions, with intervals clustered by video.
 
@@ -66,9 +67,10 @@ def score_predictions(
         settings: carried along.
         protocols: which scorers of a benchmark.
         seed: of the bootstrap.
+        meteor: METEOR too, which needs Java.
 
     Raises:
-        ValueError: if an id comes twice, or a sample's truth cannot be scored.
+        ValueError: if an id comes twice, a sample's truth cannot be scored, or METEOR is asked for and is no measure of the samples.
     """
     benchmark = check_scorable(predictions)
     right = _verdicts(predictions, benchmark)
@@ -77,7 +79,11 @@ def score_predictions(
         groups.setdefault(prediction.type, []).append(number)
     scores = {kind: _score(predictions, right, members, seed) for kind, members in groups.items()}
     overall = _score(predictions, right, range(len(predictions)), seed)
-    tables = None if benchmark is None else score_benchmark(benchmark, predictions, protocols=protocols, seed=seed)
+    if benchmark is None and meteor:
+        raise ValueError("METEOR is a measure of benchmarks only, and the samples are of none")
+    tables = (
+        None if benchmark is None else score_benchmark(benchmark, predictions, protocols=protocols, seed=seed, meteor=meteor)
+    )
     return EvalResult(overall, scores, list(predictions), settings or {}, tables)
 
 
@@ -120,6 +126,7 @@ def rescore(
     data_root: str | os.PathLike[str] | None = None,
     protocols: Sequence[Protocol] = PROTOCOLS,
     seed: int = 0,
+    meteor: bool = False,
 ) -> EvalResult:
     """Score a predictions file again, without a model.
 
@@ -129,13 +136,14 @@ def rescore(
         data_root: folder that paths in ``samples`` start from; default the file's own.
         protocols: which scorers of a benchmark.
         seed: of the bootstrap.
+        meteor: METEOR too, which needs Java.
 
     Raises:
         ValueError: if the run did not end and ``samples`` are not given, or a file cannot be read.
     """
     wanted = None if samples is None else read_samples(samples, data_root)
     settings, predictions = read_all_predictions(path, wanted)
-    return score_predictions(predictions, settings, protocols=protocols, seed=seed)
+    return score_predictions(predictions, settings, protocols=protocols, seed=seed, meteor=meteor)
 
 
 def paired_predictions(first: EvalResult, second: EvalResult) -> list[tuple[Prediction, Prediction]]:

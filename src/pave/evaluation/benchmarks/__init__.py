@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from pave.evaluation.benchmarks import avqa, ego_exo4d, mlvu, music_avqa, mvbench, video_mme
+from pave.evaluation.benchmarks import avqa, avsd, ego_exo4d, mlvu, music_avqa, mvbench, scanqa, sqa3d, video_mme
 from pave.evaluation.benchmarks.base import PROTOCOLS, Benchmark, Measure, Protocol, Scorer
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -12,6 +12,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     for benchmark in (
         music_avqa.BENCHMARK,
         avqa.BENCHMARK,
+        avsd.BENCHMARK,
+        scanqa.BENCHMARK,
+        sqa3d.BENCHMARK,
         video_mme.BENCHMARK,
         mvbench.BENCHMARK,
         mlvu.BENCHMARK,

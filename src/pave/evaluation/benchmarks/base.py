@@ -49,6 +49,8 @@ class Scorer:
     """Such as ``music_avqa-paper-1``; recorded with every result."""
     measures: Callable[[Sequence[Prediction]], list[Measure]]
     """Of samples whose answer is known. The first measure is the benchmark's own."""
+    meteor: Callable[[Sequence[Prediction]], Measure] | None = None
+    """METEOR, where the benchmark's papers give it. It is made on request only, because it needs Java."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,12 @@ def benchmark_of(predictions: Sequence[Prediction]) -> Benchmark | None:
 
 
 def score_benchmark(
-    benchmark: Benchmark, predictions: Sequence[Prediction], *, protocols: Sequence[Protocol] = PROTOCOLS, seed: int = 0
+    benchmark: Benchmark,
+    predictions: Sequence[Prediction],
+    *,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    seed: int = 0,
+    meteor: bool = False,
 ) -> BenchmarkResult:
     """Score the predictions of a run.
 
@@ -126,12 +131,21 @@ def score_benchmark(
         predictions: one for every expected sample, failed ones included.
         protocols: which scorers.
         seed: of the bootstrap.
+        meteor: METEOR too, which needs Java (``pave.evaluation.metrics.captions.check_meteor``).
+
+    Raises:
+        ValueError: if METEOR is asked for and is no measure of the benchmark.
     """
     known = [p for p in predictions if p.references]
     splits = list(dict.fromkeys(str(p.meta.get("split")) for p in predictions))
     tables = []
     for scorer in [benchmark.scorer(protocol) for protocol in protocols] if known else []:
-        for measure in scorer.measures(known):
+        measures = scorer.measures(known)
+        if meteor:
+            if scorer.meteor is None:
+                raise ValueError(f"METEOR is no measure of {benchmark.title}: its answers are not compared as sentences")
+            measures = [*measures, scorer.meteor(known)]
+        for measure in measures:
             rows = _rows(benchmark, known, measure, seed)
             tables.append(Table(protocol=scorer.protocol, version=scorer.version, measure=measure.name, rows=rows))
     official = [benchmark.totals.get(split, {}) for split in splits]
