@@ -172,6 +172,7 @@ class TrainingConfig(Strict):
             "eval_strategy": "steps" if self.eval_every else "no",
             "eval_steps": self.eval_every,
             "prediction_loss_only": True,
+            "logging_nan_inf_filter": False,  # it would hold up every forward pass; NonFiniteGuard looks once a step
             "ddp_find_unused_parameters": False,  # a patched model uses all of them in every call, even without the channel
             "report_to": list(self.report_to),
         }
