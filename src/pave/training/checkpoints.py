@@ -64,19 +64,19 @@ def checkpoint_path(output_dir: str | Path, step: int) -> Path:
 
 
 def staging_path(target: Path) -> Path:
-    """The hidden folder that a checkpoint is written into."""
-    return target.parent / f".{target.name}.writing"
+    """The folder that a checkpoint is written into, inside a hidden one, where whatever is written beside it is hidden too."""
+    return target.parent / f".{target.name}.writing" / target.name
 
 
 def make_way(staging: Path) -> None:
     """Nothing stands where a checkpoint is about to be written, but the folder above does."""
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
+    abandon(staging)
+    staging.parent.mkdir(parents=True)
 
 
 def abandon(staging: Path) -> None:
     """Delete what was written of a checkpoint that failed."""
-    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging.parent, ignore_errors=True)
 
 
 def reason(error: Exception) -> str:
@@ -103,6 +103,7 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> None:
     older = _hide(target)
     os.replace(staging, target)
     flush_folder(target.parent, inside=False)
+    abandon(staging)
     if older is not None:
         shutil.rmtree(older, ignore_errors=True)
 
