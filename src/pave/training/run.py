@@ -26,7 +26,8 @@ from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
 from pave.training.measure import measure_features
 from pave.training.recipe import Recipe
-from pave.training.sampler import Stage, StagedSampler
+from pave.training.lengths import token_lengths
+from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
@@ -127,10 +128,20 @@ def _run(
     if checkpoint is None:
         measure_features(model, train_data)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
+    collator = PatchCollator(
+        processor,
+        model.config,
+        recipe.patch.side_channels,
+        max_length=recipe.data.max_length,
+        broken_features=recipe.data.broken_features,
+    )
+    if recipe.training.length_grouping is not None:
+        lengths = token_lengths(train_data, collator)
+        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps)
     trainer = PatchTrainer(
         model,
         args,
-        data_collator=PatchCollator(processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length),
+        data_collator=collator,
         train_sampler=sampler,
         train_dataset=train_data,
         eval_dataset=held_out_data,
