@@ -8,19 +8,18 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from pave.data.collator import IGNORE, PatchCollator
+from pave.data.collator import PatchCollator
 from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import NonFiniteError, NonFiniteGuard, listed
@@ -38,7 +37,7 @@ from pave.training.checkpoints import (
     rotate,
     staging_path,
 )
-from pave.training.loss import answer_loss, plain_loss
+from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.together import problems_of_all, raise_together
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class PatchTrainer(transformers.Trainer):
         if model.training:
             self._guard.note_loss(loss, sample_ids)
         else:
-            self._held_out.add(float(loss.detach()), int((inputs["labels"][:, 1:] != IGNORE).sum()), sample_ids)
+            self._held_out.add(row_losses(outputs.logits, inputs["labels"]), sample_ids)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes what was already divided by all items
         return (loss, outputs) if return_outputs else loss
@@ -144,7 +143,7 @@ class PatchTrainer(transformers.Trainer):
         self._held_out = HeldOut()
         kwargs["metric_key_prefix"] = metric_key_prefix
         output: Any = super().evaluation_loop(*args, **kwargs)
-        mean = self._held_out.mean(self.accelerator)
+        mean = self._held_out.mean(self.accelerator, output.num_samples)
         if mean is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = mean  # the Trainer's is the mean of the batches' means
         return output
@@ -295,33 +294,36 @@ class PatchTrainer(transformers.Trainer):
             vars(self.model).pop(name, None)
 
 
-@dataclass
 class HeldOut:
     """The loss over the answer tokens of an evaluation."""
 
-    total: float = 0.0
-    count: int = 0
-    bad: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._rows: list[tuple[str | None, float, int]] = []
 
-    def add(self, loss: float, count: int, sample_ids: Sequence[str]) -> None:
-        """One batch: its mean loss, its number of answer tokens."""
-        self.total += loss * count
-        self.count += count
-        if not math.isfinite(loss):
-            self.bad.append(f"the loss on held-out samples is {loss} for the samples {listed(sample_ids)}")
+    def add(self, rows: Sequence[tuple[float, int]], sample_ids: Sequence[str]) -> None:
+        """One batch: summed loss and number of answer tokens of every row."""
+        ids = sample_ids or [None] * len(rows)
+        self._rows += [(name, total, count) for name, (total, count) in zip(ids, rows, strict=True)]
 
-    def mean(self, accelerator: Any) -> float | None:
+    def mean(self, accelerator: Any, samples: int) -> float | None:
         """Over all tokens of all processes; None where there is none.
+
+        Args:
+            samples: how many were evaluated. Processes get equally many batches, for which some samples are handed out twice.
 
         Raises:
             NonFiniteError: naming the samples, if it is not finite.
         """
-        problems = problems_of_all(accelerator, "; ".join(self.bad) or None)
-        if problems:
-            raise NonFiniteError("; ".join(problems))
-        own = torch.tensor([self.total, self.count], device=accelerator.device)
-        total, count = accelerator.gather(own).view(-1, 2).sum(dim=0).tolist()
-        return total / count if count else None
+        rows = self._rows if accelerator.num_processes == 1 else gather_object(self._rows)
+        if len(rows) > samples and all(name is not None for name, _, _ in rows):
+            rows = list({name: (name, total, count) for name, total, count in rows}.values())
+            if len(rows) < samples:
+                raise ValueError(f"{samples} held-out samples have only {len(rows)} different ids; give each its own")
+        bad = [str(name) for name, total, _ in rows if not math.isfinite(total)]
+        if bad:
+            raise NonFiniteError(f"the loss on held-out samples is not finite for {listed(bad)}; look at their features and answers")
+        count = sum(count for _, _, count in rows)
+        return math.fsum(total for _, total, _ in rows) / count if count else None
 
 
 def _check_sharding(args: PatchTrainingArguments, accelerator: Any) -> None:
