@@ -84,5 +84,5 @@ def row_losses(logits: Tensor, labels_BL: Tensor) -> list[tuple[float, int]]:
     next_BL = F.pad(labels_BL, (0, 1), value=IGNORE)[:, 1:]
     keep_BL = next_BL != IGNORE
     kept = logits if logits.ndim == 2 else logits[keep_BL.to(logits.device)]
-    losses = F.cross_entropy(kept.float(), next_BL[keep_BL].to(logits.device), reduction="none").cpu().split(keep_BL.sum(dim=1).tolist())
-    return [(float(row.double().sum()), len(row)) for row in losses]
+    losses = F.cross_entropy(kept.detach().float(), next_BL[keep_BL].to(logits.device), reduction="none").cpu()
+    return [(float(row.double().sum()), len(row)) for row in losses.split(keep_BL.sum(dim=1).tolist())]
