@@ -95,14 +95,18 @@ def nan_loss(kind: str, folder: Path) -> None:
 
     def compute_loss(*args, **kwargs):
         calls.append(1)
-        loss = compute(*args, **kwargs)
-        if len(calls) == 3 and dist.get_rank() == 1:
+        poisoned = len(calls) == 3 and dist.get_rank() == 1
+        if poisoned:
             good.extend(weights_here(made))
+        loss = compute(*args, **kwargs)
+        if poisoned:
             made._guard._losses[-1] = (torch.tensor(float("nan")), made._guard._losses[-1][1])
         return loss
 
     made.compute_loss = compute_loss
-    fails(made, NonFiniteError, r"step 2: process 1: the loss is nan for the samples sample-\d+, sample-\d+;", folder / "nan", 1)
+    fails(
+        made, NonFiniteError, r"step 2: process 1: the loss is nan for the samples sample-\d+, sample-\d+;", folder / "nan", 1
+    )
     assert all(torch.equal(a, b) for a, b in zip(good, weights_here(made), strict=False))
 
 
@@ -122,7 +126,9 @@ def nan_feature(kind: str, folder: Path) -> None:
     made.train_dataset.items[10].side["audio"].features_KMC[2, 0, 1] = float("nan")
     own = dist.get_rank() == 1
     error, pattern = (SampleError, "") if own else (OtherProcessError, r"the run stops because of process 1: SampleError: ")
-    pattern += r"sample 'sample-10': the features of side channel 'audio' hold NaN or infinity in 1 of 6 steps, the first is step 2"
+    pattern += (
+        r"sample 'sample-10': the features of side channel 'audio' hold NaN or infinity in 1 of 6 steps, the first is step 2"
+    )
     fails(made, error, pattern, folder / "feature", 1)
 
 
@@ -142,6 +148,16 @@ def full_disk(kind: str, folder: Path) -> None:
     dist.barrier()  # the first process has cleaned up
     assert [path.name for path in (folder / "full").iterdir()] == ["checkpoint-1"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def refused(kind: str, folder: Path) -> None:
+    """Sharding that accelerate would leave out without a word."""
+    try:
+        build(folder / "refused", trainer=FSDP)
+    except ValueError as error:
+        assert "fsdp was asked for, but accelerate runs 2 process(es) on cpu as MULTI_CPU: it shards over" in str(error)
+    else:
+        raise AssertionError("it was accepted")
 
 
 def weights_here(made):

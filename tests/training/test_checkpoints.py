@@ -110,7 +110,7 @@ def test_every_random_state_goes_on(tmp_path):
 
 def two_channels(order):
     channel = patch_config().side_channels["audio"]
-    return PatchConfig(side_channels={name: channel for name in order}, lora=None)
+    return PatchConfig(side_channels=dict.fromkeys(order, channel), lora=None)
 
 
 class TwoChannels(Items):
@@ -149,7 +149,11 @@ def test_a_folder_is_held_by_one(tmp_path, monkeypatch):
     from pave.training import checkpoints as module
 
     monkeypatch.setattr(module, "PATIENCE", 0.1)
-    with held(tmp_path / "out"), pytest.raises(ValueError, match="another run is writing into this folder"), held(tmp_path / "out"):
+    with (
+        held(tmp_path / "out"),
+        pytest.raises(ValueError, match="another run is writing into this folder"),
+        held(tmp_path / "out"),
+    ):
         pass
     with held(tmp_path / "out"):  # let go again, after an error too
         pass
@@ -161,7 +165,13 @@ def test_a_resumed_recipe_may_change_what_no_weight_depends_on(tmp_path):
     whole = run_recipe(plan(world, tmp_path / "run", *changes, "training.save_every=1"), folder=world, progress=False)
     (tmp_path / "moved").mkdir()
     (tmp_path / "run" / "checkpoint-1").rename(tmp_path / "moved" / "checkpoint-1")
-    free = ["training.workers=1", "training.save_every=2", "training.log_every=2", "data.cache=null", "training.keep_checkpoints=1"]
+    free = [
+        "training.workers=1",
+        "training.save_every=2",
+        "training.log_every=2",
+        "data.cache=null",
+        "training.keep_checkpoints=1",
+    ]
     again = run_recipe(plan(world, tmp_path / "moved", *changes, *free), folder=world, resume=True, progress=False)
     assert again.steps == 3
     assert_same(whole.patch, again.patch)

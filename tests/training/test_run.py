@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from pave.config import EncoderConfig
 from pave.data.media import read_audio
@@ -19,6 +20,7 @@ from pave.side_channels import build_encoder
 from pave.training import run_recipe
 from tiny_models import tiny_llava_onevision
 from tiny_training import RATE, make_world, plan, tensors
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

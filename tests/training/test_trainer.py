@@ -18,6 +18,7 @@ from pave.training.trainer import PatchTrainer, parameter_groups
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 from tiny_trainers import Items, base, build, patch_config, weights
 
+
 def test_groups_are_complete_disjoint_and_at_their_own_rates():
     model, _ = tiny_llava_onevision()
     attach_patch(model, patch_config(gate=True))

@@ -255,7 +255,7 @@ def own_randomness() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(0)
         np.random.seed(0)
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         try:
             yield
         finally:

@@ -24,9 +24,9 @@ from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
+from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.recipe import Recipe
-from pave.training.lengths import token_lengths
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
@@ -334,8 +334,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         return {} if not prefix else {prefix: _plain(value)}
     return {path: item for key, inner in value.items() for path, item in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
-
-
 
 
 def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:

@@ -245,7 +245,7 @@ class PatchTrainer(transformers.Trainer):
 
         plugin = self.accelerator.state.fsdp_plugin  # the Trainer would write the whole base beside the optimizer
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
-        if self.args.should_save:
+        if self.args.should_save and self.lr_scheduler is not None:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_states(self, staging: Path) -> None:
@@ -259,7 +259,8 @@ class PatchTrainer(transformers.Trainer):
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 stateful.setdefault(type(callback).__name__, []).append(callback.state())
-        self.state.stateful_callbacks = {name: states if len(states) > 1 else states[0] for name, states in stateful.items()}
+        states: Any = {name: several if len(several) > 1 else several[0] for name, several in stateful.items()}
+        self.state.stateful_callbacks = states
         self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
         publish(staging, target, self._manifest())
 
@@ -302,7 +303,7 @@ class HeldOut:
 
     def add(self, rows: Sequence[tuple[float, int]], sample_ids: Sequence[str]) -> None:
         """One batch: summed loss and number of answer tokens of every row."""
-        ids = sample_ids or [None] * len(rows)
+        ids: Sequence[str | None] = sample_ids or [None] * len(rows)
         self._rows += [(name, total, count) for name, (total, count) in zip(ids, rows, strict=True)]
 
     def mean(self, accelerator: Any, samples: int) -> float | None:
@@ -321,7 +322,9 @@ class HeldOut:
                 raise ValueError(f"{samples} held-out samples have only {len(rows)} different ids; give each its own")
         bad = [str(name) for name, total, _ in rows if not math.isfinite(total)]
         if bad:
-            raise NonFiniteError(f"the loss on held-out samples is not finite for {listed(bad)}; look at their features and answers")
+            raise NonFiniteError(
+                f"the loss on held-out samples is not finite for {listed(bad)}; look at their features and answers"
+            )
         count = sum(count for _, _, count in rows)
         return math.fsum(total for _, total, _ in rows) / count if count else None
 
