@@ -12,7 +12,7 @@ import torch
 
 from pave.config import PatchConfig
 from pave.training import last_checkpoint, run_recipe
-from pave.training.checkpoints import checkpoints, discard, held, read_manifest, rotate, sweep
+from pave.training.checkpoints import checkpoints, discard, held, publish, read_manifest, rotate, sweep
 from tiny_trainers import Items, build, patch_config, weights
 from tiny_training import assert_same, make_world, plan
 
@@ -43,6 +43,21 @@ def test_a_checkpoint_that_was_copied_in_part_is_passed_over(run):
     with pytest.raises(ValueError, match=r"optimizer.pt has \d+ bytes instead of \d+"):
         build(run, steps=3).train(resume_from_checkpoint=str(run / "checkpoint-2"))
     assert last_checkpoint(run) == run / "checkpoint-1"
+
+
+def test_a_file_that_torch_cut_short_is_not_published(run):
+    """The file system took only a part and torch did not notice."""
+    staging = run / ".checkpoint-4.writing" / "checkpoint-4"
+    staging.parent.mkdir()
+    (run / "checkpoint-3").rename(staging)
+    whole = (staging / "optimizer.pt").read_bytes()
+    (staging / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="optimizer.pt was not written to its end"):
+        publish(staging, run / "checkpoint-4", read_manifest(run / "checkpoint-2"))
+    assert list(checkpoints(run)) == [1, 2]
+    (staging / "optimizer.pt").write_bytes(whole)
+    publish(staging, run / "checkpoint-4", read_manifest(run / "checkpoint-2"))
+    assert last_checkpoint(run) == run / "checkpoint-4" and not list(run.glob(".*"))
 
 
 def test_rotation_keeps_the_newest_whole_one_and_the_best_one(run):
