@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 import sys
@@ -20,6 +21,7 @@ from pave.data.items import SampleError
 from pave.patching import patch_parameters
 from pave.training import CheckpointError, NonFiniteError, last_checkpoint
 from pave.training.together import OtherProcessError
+from tiny_models import tiny_llava_onevision
 from tiny_trainers import Items, build, patch_config
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}}
@@ -75,6 +77,20 @@ def resume(kind: str, folder: Path) -> None:
     assert again.state.global_step == 4
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
     assert last_checkpoint(folder / "whole").name == "checkpoint-4"
+
+
+def half(kind: str, folder: Path) -> None:
+    """A base in bfloat16 under a patch in float32."""
+
+    def base_in_half():
+        model, processor = tiny_llava_onevision()
+        return model.bfloat16(), processor
+
+    made = trainer(kind, folder / "half", family=base_in_half, save_every=4)
+    made.train()
+    assert {p.dtype for p in weights(made)} == {torch.float32}
+    assert all(math.isfinite(entry["loss"]) for entry in made.state.log_history if "loss" in entry)
+    assert last_checkpoint(folder / "half").name == "checkpoint-4"
 
 
 def fails(made, kind_of_error, pattern, folder, step):

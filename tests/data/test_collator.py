@@ -262,7 +262,9 @@ def test_broken_features_stop_training_and_count_as_missing_in_inference(family)
         broken = features(4, 6)
         broken.features_KMC[2, 0, 3] = bad
         items = [item("fine", side={"audio": features(4, 6)}), item("b", side={"audio": broken})]
-        with pytest.raises(ValueError, match=r"sample 'b': the features of side channel 'audio' hold NaN or infinity in 1 of 4 steps.*2;"):
+        with pytest.raises(
+            ValueError, match=r"sample 'b': the features of side channel 'audio' hold NaN or infinity in 1 of 4 steps.*2;"
+        ):
             collator(family)(items)
         for lenient in (collator(family, train=False), collator(family, broken_features="missing")):
             tokens = lenient(items)["side_channels"]["audio"].without_nonfinite()

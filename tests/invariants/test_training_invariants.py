@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -19,6 +20,7 @@ from pave.training import run_recipe
 from pave.training.lengths import token_lengths
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
+from tiny_runs import write_clip
 from tiny_trainers import Items, base, build, patch_config, weights
 from tiny_training import assert_same, make_world, plan
 
@@ -153,7 +155,9 @@ def test_a_grouped_run_resumes_bit_for_bit_and_pads_less(world, tmp_path):
     (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "again" / "checkpoint-3")  # inside a window
     run_recipe(plan(world, tmp_path / "again", *changes), folder=world, resume=True, progress=False)
     assert_same(whole.patch, tmp_path / "again" / "patch")
+    longer = write_clip(tmp_path / "longer.mp4", seed=3)  # 2 s, the others 1 s
     samples = read_samples(world / "train.jsonl")
+    samples.append(dataclasses.replace(samples[0], id="longer", video=str(longer)))
     channels = plan(world, tmp_path).patch.side_channels
     encoders = {name: build_encoder(channel.encoder) for name, channel in channels.items()}
     collator = PatchCollator(whole.processor, whole.model.config, channels)

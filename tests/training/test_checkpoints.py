@@ -12,7 +12,7 @@ import torch
 
 from pave.config import PatchConfig
 from pave.training import last_checkpoint, run_recipe
-from pave.training.checkpoints import checkpoints, discard, held, publish, read_manifest, rotate, sweep
+from pave.training.checkpoints import MANIFEST, checkpoints, discard, held, publish, read_manifest, rotate, sweep
 from tiny_trainers import Items, build, patch_config, weights
 from tiny_training import assert_same, make_world, plan
 
@@ -50,6 +50,7 @@ def test_a_file_that_torch_cut_short_is_not_published(run):
     staging = run / ".checkpoint-4.writing" / "checkpoint-4"
     staging.parent.mkdir()
     (run / "checkpoint-3").rename(staging)
+    (staging / MANIFEST).unlink()
     whole = (staging / "optimizer.pt").read_bytes()
     (staging / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(OSError, match="optimizer.pt was not written to its end"):

@@ -8,6 +8,7 @@ each file is, so that a copy that was cut short is told apart as well.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -82,7 +83,7 @@ def abandon(staging: Path) -> None:
 def reason(error: Exception) -> str:
     """Why writing failed, in one line: the operating system's words where there are some."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+        return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -258,11 +259,13 @@ def held(output_dir: str | Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise ValueError(f"{folder}: another run is writing into this folder; wait for it, or choose another output") from None
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:
+        number = getattr(error, "errno", errno.ENOSYS)
+        if number not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise ValueError(
+                f"{folder}: the output folder cannot be written to ({reason(error)}); choose another output"
+            ) from None
         logger.warning("%s: this file system has no locks; see to it that no other run writes into the folder", folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"{folder}: the output folder cannot be written to ({reason}); choose another output") from None
     try:
         yield
     finally:
