@@ -74,6 +74,19 @@ def test_train_runs_what_init_wrote(started, base, tmp_path, capsys):
     assert "patch saved to" in out and "2 steps" in out
 
 
+def test_train_says_in_one_sentence_why_a_run_stopped(started, base, tmp_path, capsys, monkeypatch):
+    from pave.training import NonFiniteError, trainer
+
+    def no_loss(*args, **kwargs):
+        raise NonFiniteError("step 1: the loss is nan for the samples a")
+
+    monkeypatch.setattr(trainer.PatchTrainer, "training_step", no_loss)
+    arguments = [f"output={tmp_path}", f"base.model={base}", "data.stages=[{steps: 1}]", "data.cache=null"]
+    assert main(["train", str(started / "recipe.yaml"), *arguments]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == "pave: step 1: the loss is nan for the samples a"
+
+
 def test_train_names_what_is_wrong(started, tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml")]) == 2
     assert "no.yaml: cannot be read" in capsys.readouterr().err

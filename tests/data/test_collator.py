@@ -257,6 +257,20 @@ def test_too_long_rows_and_wrong_widths_are_errors(family):
         collator(family)([item("a", side={"audio": features(2, 7)})])
 
 
+def test_broken_features_stop_training_and_count_as_missing_in_inference(family):
+    for bad in (float("nan"), float("inf")):
+        broken = features(4, 6)
+        broken.features_KMC[2, 0, 3] = bad
+        items = [item("fine", side={"audio": features(4, 6)}), item("b", side={"audio": broken})]
+        with pytest.raises(
+            ValueError, match=r"sample 'b': the features of side channel 'audio' hold NaN or infinity in 1 of 4 steps.*2;"
+        ):
+            collator(family)(items)
+        for lenient in (collator(family, train=False), collator(family, broken_features="missing")):
+            tokens = lenient(items)["side_channels"]["audio"].without_nonfinite()
+            assert tokens.valid_BK.tolist() == [[True] * 4, [True, True, False, True]]
+
+
 def test_answers_are_found_in_any_text(family):
     """Repeated words, digits, line breaks, other scripts: the labels always decode to the answer."""
     for answer in ("a", "what sound is heard?", "1 2 3\n4", "нет, 犬", "user\nassistant"):

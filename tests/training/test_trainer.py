@@ -3,92 +3,20 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
 
-from pave.config import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
-from pave.data.collator import PatchCollator
-from pave.data.items import PatchItem
 from pave.patching import attach_patch, load_patch, patch_parameter_groups, patch_parameters
 from pave.tokens import QuestionTokens
 from pave.training.arguments import TrainingConfig
 from pave.training.callbacks import NonFiniteError
-from pave.training.sampler import Stage, StagedSampler
-from pave.training.trainer import PatchTrainer, last_checkpoint, parameter_groups
-from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
-
-WIDTH = 6
-
-
-class Items(Dataset):
-    """Samples with one video and one question, whose answer is decided by the side features alone."""
-
-    def __init__(self, count=16, swapped=False):
-        rng = np.random.default_rng(0)
-        frames = rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
-        self.items = []
-        for i in range(count):
-            loud = i % 2
-            values = (rng.standard_normal((6, 1, WIDTH)) * 0.1 + loud).astype(np.float32)
-            side = None if i == 5 else SimpleNamespace(features_KMC=values, times_K=0.1 + 0.3 * np.arange(6))
-            answer = "a bell" if loud != swapped else "a dog barks"  # of different lengths, so that batches are ragged
-            turns = (("what sound is heard?", answer),)
-            self.items.append(PatchItem(f"sample-{i}", frames, 0.5 * np.arange(4), turns, {"audio": side}))
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-    @property
-    def types(self):
-        return ["loud" if i % 2 else "quiet" for i in range(len(self))]
-
-
-def patch_config(dropout=0.0, gate=False, kind="cross_attention", **lora):
-    fusion = FusionConfig(kind=kind, width=16, embed_width=16, num_heads=2, num_layers=1, dropout=dropout, gate=gate)
-    return PatchConfig(
-        side_channels={"audio": SideChannelConfig(width=WIDTH, fusion=fusion)},
-        lora=LoraSettings(rank=2, dropout=dropout, **lora),
-    )
-
-
-def base(family=tiny_llava_onevision):
-    model, processor = family()
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)  # fresh weights give nearly equal logits whatever the patch does
-    return model, processor
-
-
-def build(
-    tmp_path, family=tiny_llava_onevision, config=None, dataset=None, steps=6, stages=None, eval_dataset=None, **training
-):
-    model, processor = base(family)
-    attach_patch(model, config or patch_config())
-    settings = TrainingConfig(**{"batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "warmup": 0.2, **training})
-    args = settings.arguments(str(tmp_path), steps)
-    args.disable_tqdm = True
-    dataset = dataset or Items()
-    sampler = None
-    if stages:
-        sampler = StagedSampler(dataset.types, stages, settings.batch_size * settings.accumulation, settings.seed)
-    return PatchTrainer(
-        model,
-        args,
-        data_collator=PatchCollator(processor, model.config, model.patch_config.side_channels),
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        train_sampler=sampler,
-    )
-
-
-def weights(model):
-    return [p.detach().clone() for p in patch_parameters(model)]
+from pave.training.checkpoints import last_checkpoint
+from pave.training.sampler import Stage
+from pave.training.trainer import PatchTrainer, parameter_groups
+from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
+from tiny_trainers import Items, base, build, patch_config, weights
 
 
 def test_groups_are_complete_disjoint_and_at_their_own_rates():
@@ -318,7 +246,7 @@ def test_infinite_gradient_stops_before_the_step(tmp_path):
     trainer = build(tmp_path, steps=4)
     good = weights(trainer.model)
     patch_parameters(trainer.model)[0].register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(NonFiniteError, match=r"gradient is not finite at step 1, samples sample-"):
+    with pytest.raises(NonFiniteError, match=r"step 1: a gradient is not finite, samples sample-"):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(good, weights(trainer.model), strict=True))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import JobFailed, JsonOption, Result
 
 
 def command(
@@ -27,10 +27,16 @@ def command(
 
     plan = read_recipe(recipe, overrides or [])
     from pave.cli.models import hide_loading_bars
+    from pave.training.callbacks import NonFiniteError
+    from pave.training.checkpoints import CheckpointError
     from pave.training.run import run_recipe
+    from pave.training.together import OtherProcessError
 
     hide_loading_bars()
-    result = run_recipe(plan, folder=recipe.parent, resume=resume)
+    try:
+        result = run_recipe(plan, folder=recipe.parent, resume=resume)
+    except (CheckpointError, NonFiniteError, OtherProcessError) as error:
+        raise JobFailed(" ".join(str(error).split())) from error
     data = {
         "patch": str(result.patch),
         "steps": result.steps,

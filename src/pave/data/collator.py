@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class PatchCollator:
         train: True makes labels and pads on the right. False ends every conversation with the generation prompt in place of
             its last answer and pads on the left.
         with_ids: add ``sample_ids``.
+        broken_features: "stop" makes a NaN or an infinity in the features an error, "missing" leaves it to the patch, which counts
+            such steps as missing. Default: "stop" where ``train``.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
@@ -66,6 +68,7 @@ class PatchCollator:
         max_length: int | None = None,
         train: bool = True,
         with_ids: bool = False,
+        broken_features: Literal["stop", "missing"] | None = None,
     ) -> None:
         self.processor = processor
         self.base_config = base_config
@@ -73,6 +76,7 @@ class PatchCollator:
         self.max_length = max_length
         self.train = train
         self.with_ids = with_ids
+        self.broken_features = broken_features or ("stop" if train else "missing")
         self._interface = get_interface(base_config)
         added = processor.tokenizer.added_tokens_decoder
         self._special_ids = {i for i, token in added.items() if token.special} | set(processor.tokenizer.all_special_ids)
@@ -208,8 +212,21 @@ class PatchCollator:
                     "features-width",
                 )
             embeds.append(None if features is None else torch.as_tensor(features.features_KMC).float())
+            if self.broken_features == "stop" and embeds[-1] is not None:
+                _check_finite(embeds[-1], item.id, name)
             times.append(None if features is None else torch.as_tensor(features.times_K).double())
         return SideTokens.from_videos(embeds, times, width=width)
+
+
+def _check_finite(features_KMC: Tensor, sample_id: str, name: str) -> None:
+    bad_K = ~torch.isfinite(features_KMC).flatten(1).all(dim=1)
+    if bool(bad_K.any()):
+        raise SampleError(
+            f"sample {sample_id!r}: the features of side channel {name!r} hold NaN or infinity in {int(bad_K.sum())} of "
+            f"{len(bad_K)} steps, the first is step {int(bad_K.int().argmax())}; extract them anew, or set data.broken_features to "
+            "missing to leave such steps out",
+            "features-not-finite",
+        )
 
 
 def video_metadata(times_F: NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:

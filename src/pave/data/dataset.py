@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,10 @@ class PatchDataset(Dataset[PatchItem]):
         Raises:
             ValueError: if a file is missing or damaged or does not suit the encoder.
         """
+        with own_randomness():  # an encoder gives the same features whenever and in whatever process it is asked
+            return self._features(name, sample)
+
+    def _features(self, name: str, sample: Sample) -> SideFeatures | None:
         encoder = self.encoders[name]
         path = sample.side_channels.get(name)
         if path is None and name in sample.side_channels:
@@ -240,6 +246,21 @@ class PatchDataset(Dataset[PatchItem]):
             return None
         vision = self.vision.load(sample.video)  # kept elsewhere
         return DecodedVideo(vision.shape_of_frames, vision.times_F, side, vision)
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Random numbers on the CPU that start from one seed, and leave those of the program around alone."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(0)
+        np.random.seed(0)
+        torch.default_generator.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _encoder_facts(encoder: SideEncoder[Any]) -> Any:

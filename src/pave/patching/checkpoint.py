@@ -70,8 +70,12 @@ def save_patch(
     processor: Any = None,
     provenance: Mapping[str, Any] | None = None,
     storage_dtype: str | None = None,
+    base: BaseFingerprint | None = None,
+    write: bool = True,
 ) -> Path:
     """Write the attached patch to a folder, atomically: an older patch there is replaced whole or not at all.
+
+    Where FSDP2 shards the model, every process must call it, and one of them with ``write``.
 
     Args:
         model: a patched model.
@@ -79,6 +83,8 @@ def save_patch(
         processor: the base's processor, so that its tokenizer and chat template enter the fingerprint.
         provenance: JSON values to record.
         storage_dtype: overrides the config's (training checkpoints use "float32", to resume exactly).
+        base: the base's fingerprint, if it was taken earlier; the weights of a sharded base cannot be read.
+        write: False only gathers the tensors of a sharded model for the process that writes.
 
     Returns:
         The folder.
@@ -93,12 +99,12 @@ def save_patch(
         pave_version=pave.__version__,
         name=name,
         patch=slot.config,
-        base=fingerprint(model, processor),
+        base=base or fingerprint(model, processor),
         provenance=dict(provenance or {}),
     )
     fusion = to_storage(slot.fusions.state_dict(), dtype)
     adapter = to_storage(lora.state_dict(model, name), dtype) if slot.config.lora is not None else None
-    return write_patch(folder, record, model, fusion, adapter)
+    return write_patch(folder, record, model, fusion, adapter) if write else Path(folder)
 
 
 def write_patch(
@@ -121,12 +127,18 @@ def write_patch(
     return target
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 sharded, gathered from all processes; any other as it is."""
+    sharded: Any = tensor
+    return sharded.full_tensor() if hasattr(sharded, "full_tensor") else tensor
+
+
 def to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors as they are stored; one that is not finite is refused by name. Measured means and deviations of features stay
     in float32: a mean far from zero would not survive 16 bits."""
     stored = {}
     for key, value in tensors.items():
-        cast = value.detach().to("cpu", torch.float32 if ".standardize." in key else dtype).contiguous()
+        cast = whole(value.detach()).to("cpu", torch.float32 if ".standardize." in key else dtype).contiguous()
         if not bool(torch.isfinite(cast).all()):
             raise ValueError(f"refusing to save the patch: {key} holds NaN or infinity in {str(dtype).removeprefix('torch.')}")
         stored[key] = cast
@@ -267,7 +279,7 @@ def _copy_into(model: nn.Module, folder: Path, tensors: _Tensors) -> None:
         lora.load_state_dict(model, patch_name(model), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(tensors.fusion[key])
+            value.copy_(lora.like(value, tensors.fusion[key]))
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -250,7 +250,17 @@ def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where:
     check_same_tensors(own, tensors, where)
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(tensors[key])
+            value.copy_(like(value, tensors[key]))
+
+
+def like(own: Tensor, given: Tensor) -> Tensor:
+    """A whole tensor cut as ``own`` is, where FSDP2 shards that; every process must call it with the whole one."""
+    sharded: Any = own
+    if not hasattr(sharded, "full_tensor"):
+        return given
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(given.to(own.device), sharded.device_mesh, sharded.placements)
 
 
 def check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pave.training.arguments import PatchTrainingArguments, TrainingConfig
 from pave.training.callbacks import NonFiniteError
+from pave.training.checkpoints import CheckpointError, last_checkpoint
 from pave.training.loss import answer_loss
 from pave.training.measure import measure_features
 from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
 from pave.training.run import RunResult, run_recipe
 from pave.training.sampler import Stage, StagedSampler
-from pave.training.trainer import PatchTrainer, last_checkpoint, parameter_groups
+from pave.training.trainer import PatchTrainer, parameter_groups
 
 __all__ = [
     "BaseConfig",
+    "CheckpointError",
     "DataConfig",
     "NonFiniteError",
     "PatchTrainer",

@@ -66,6 +66,9 @@ class TrainingConfig(Strict):
     """Videos per device in one forward pass."""
     accumulation: int = 1
     """Forward passes per optimizer step."""
+    length_grouping: int | None = None
+    """Steps among whose samples forward passes of similar length are formed, so that less is padded. 1 sorts inside a step only: every
+    step then learns from the same samples as without. null: the order as drawn."""
     learning_rate: float = 1e-4
     """Peak rate of the fusion."""
     output_norm_multiplier: float = 20.0
@@ -109,7 +112,7 @@ class TrainingConfig(Strict):
         for name in ("batch_size", "accumulation", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "save_every", "eval_every", "keep_checkpoints"):
+        for name in ("steps", "save_every", "eval_every", "keep_checkpoints", "length_grouping"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
         if not 0 <= self.warmup <= 1:
@@ -172,6 +175,7 @@ class TrainingConfig(Strict):
             "eval_strategy": "steps" if self.eval_every else "no",
             "eval_steps": self.eval_every,
             "prediction_loss_only": True,
+            "logging_nan_inf_filter": False,  # it would hold up every forward pass; NonFiniteGuard looks once a step
             "ddp_find_unused_parameters": False,  # a patched model uses all of them in every call, even without the channel
             "report_to": list(self.report_to),
         }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+
+from pave.training.together import problems_of_all
 
 logger = logging.getLogger(__name__)
 
@@ -19,29 +22,50 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFiniteGuard(transformers.TrainerCallback):
-    """Stop at the first NaN or infinity and name the samples it came from."""
+    """Stop at the first NaN or infinity, in every process at once, and name the samples it came from.
 
-    def __init__(self) -> None:
-        self._ids: list[str] = []
+    Losses stay on their device until the step is due, so that forward passes are not held up one by one.
 
-    def check_loss(self, loss: Tensor, sample_ids: Sequence[str]) -> None:
+    Args:
+        accelerator: what the processes talk through.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self._losses: list[tuple[Tensor, list[str]]] = []
+
+    def note_loss(self, loss: Tensor, sample_ids: Sequence[str]) -> None:
         """Called with the loss of every forward pass in training."""
-        self._ids += sample_ids
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(
-                f"the loss is {loss.item()} for the samples {_listed(sample_ids)}; look at their features and answers"
-            )
+        self._losses.append((loss.detach(), list(sample_ids)))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ids, self._ids = self._ids, []
-        if args.fp16:
-            return  # the gradient scaler meets infinities in the normal course of things and skips such steps itself
-        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if gradients and not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
-            raise NonFiniteError(f"a gradient is not finite at step {state.global_step + 1}, samples {_listed(ids)}")
+        losses, self._losses = self._losses, []
+        numbers = [loss.double() for loss, _ in losses]
+        if not args.fp16:  # its gradient scaler meets infinities in the normal course of things and skips such steps itself
+            numbers.append(_gradient_norm(kwargs["model"]).double())
+        bad = [not math.isfinite(x) for x in torch.stack([x.to(args.device) for x in numbers]).tolist()]
+        found = [
+            f"the loss is {loss.item()} for the samples {listed(ids)}"
+            for (loss, ids), is_bad in zip(losses, bad, strict=False)
+            if is_bad
+        ]
+        if any(bad) and not found:
+            found = [f"a gradient is not finite, samples {listed([i for _, ids in losses for i in ids])}"]
+        problems = problems_of_all(self._accelerator, "; ".join(found) or None)
+        if problems:
+            raise NonFiniteError(
+                f"step {state.global_step + 1}: {'; '.join(problems)}; look at their features and answers, or lower the rates"
+            )
 
 
-def _listed(ids: Sequence[str]) -> str:
+def _gradient_norm(model: nn.Module) -> Tensor:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm: Any = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded
+
+
+def listed(ids: Sequence[str]) -> str:
+    """Ids of samples for a message, the first 20."""
     return ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "") if ids else "(ids not in the batch)"
 
 

@@ -72,3 +72,17 @@ def plain_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | 
     items = {} if num_items is None else {"num_items_in_batch": num_items}
     outputs = model(**inputs, use_cache=False, **items)
     return (outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]), outputs
+
+
+def row_losses(logits: Tensor, labels_BL: Tensor) -> list[tuple[float, int]]:
+    """Summed loss and number of answer tokens of every row, from the logits of either loss.
+
+    Args:
+        logits: (B, L, vocabulary), or those of the labelled positions alone, (tokens, vocabulary).
+        labels_BL: (B, L), -100 where nothing is learnt.
+    """
+    next_BL = F.pad(labels_BL, (0, 1), value=IGNORE)[:, 1:]
+    keep_BL = next_BL != IGNORE
+    kept = logits if logits.ndim == 2 else logits[keep_BL.to(logits.device)]
+    losses = F.cross_entropy(kept.detach().float(), next_BL[keep_BL].to(logits.device), reduction="none").cpu()
+    return [(float(row.double().sum()), len(row)) for row in losses.split(keep_BL.sum(dim=1).tolist())]

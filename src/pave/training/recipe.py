@@ -55,6 +55,9 @@ class DataConfig(Strict):
     """How vision features are kept (store and memory): in the dtype that the tower gives, or rounded to 16 bits."""
     cache_gigabytes: float = 4.0
     """Most that the cache may hold in each process that decodes (memory) or on disk (folder); the memory of data.vision likewise."""
+    broken_features: Literal["stop", "missing"] = "stop"
+    """What a NaN or an infinity in the side features of a training sample does: stop the run and name the sample, or count the step as
+    missing, as inference does."""
     stages: tuple[Stage, ...] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 

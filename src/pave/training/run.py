@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +19,16 @@ from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample, manifest_hash, read_samples
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
-from pave.patching import attach_patch, read_record, save_patch
+from pave.patching import attach_patch, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
+from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
+from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.recipe import Recipe
-from pave.training.sampler import Stage, StagedSampler
-from pave.training.trainer import PatchTrainer, last_checkpoint
+from pave.training.sampler import LengthGrouping, Stage, StagedSampler
+from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
 from pave.video_llms.loading import load_base
@@ -34,6 +38,17 @@ logger = logging.getLogger(__name__)
 
 PATCH_FOLDER = "patch"
 RECIPE_FILE = "recipe.yaml"
+MAY_CHANGE = (
+    "output",
+    "data.cache",
+    "data.cache_gigabytes",
+    "training.workers",
+    "training.log_every",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.report_to",
+)
+"""Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,19 @@ def run_recipe(
             resume from.
     """
     start = time.monotonic()
-    folder, output = Path(folder), Path(recipe.output)
+    with held(recipe.output) if _is_first_process() else contextlib.nullcontext():
+        return _run(recipe, Path(folder), base, resume, [*callbacks, *([RunProgress()] if progress else [])], start)
+
+
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    base: str | Path | None,
+    resume: bool,
+    callbacks: Sequence[transformers.TrainerCallback],
+    start: float,
+) -> RunResult:
+    output = Path(recipe.output)
     checkpoint = _checkpoint(recipe, output, resume)
     if "tensorboard" in recipe.training.report_to:
         require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
@@ -101,28 +128,38 @@ def run_recipe(
     if checkpoint is None:
         measure_features(model, train_data)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
+    collator = PatchCollator(
+        processor,
+        model.config,
+        recipe.patch.side_channels,
+        max_length=recipe.data.max_length,
+        broken_features=recipe.data.broken_features,
+    )
+    if recipe.training.length_grouping is not None:
+        lengths = token_lengths(train_data, collator)
+        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps)
     trainer = PatchTrainer(
         model,
         args,
-        data_collator=PatchCollator(processor, model.config, recipe.patch.side_channels, max_length=recipe.data.max_length),
+        data_collator=collator,
         train_sampler=sampler,
         train_dataset=train_data,
         eval_dataset=held_out_data,
         provenance=provenance,
         processor=processor,
-        callbacks=[*callbacks, *([RunProgress()] if progress else [])],
+        callbacks=list(callbacks),
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
         trainer.remove_callback(printer)
     if args.should_save:
+        sweep(output)
+        check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
         atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
     train_loss, eval_loss = _train(trainer, checkpoint, train_data.cache_report, held_out is not None)
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    if args.should_save:
-        outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
-        save_patch(model, patch, processor=processor, provenance={**provenance, **outcome})
-        logger.info("saved the patch to %s", patch)
+    trainer.finish(patch, {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss})
+    logger.info("saved the patch to %s", patch)
     return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
 
 
@@ -265,6 +302,11 @@ def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, 
     return args, sampler
 
 
+def _is_first_process() -> bool:
+    """Known before the processes have met: torchrun and its like say it in the environment."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
     """The checkpoint to resume from, if any; refuses to mix two runs in one folder."""
     checkpoint = last_checkpoint(output)
@@ -276,13 +318,22 @@ def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
         return None
     if checkpoint is None:
         raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
-    record = output / RECIPE_FILE
-    before = yaml.safe_load(record.read_text(encoding="utf-8")) if record.is_file() else None
-    now = yaml.safe_load(_as_yaml(recipe))
-    if before is not None and before != now:
-        changed = next(key for key in now if before.get(key) != now[key])
-        raise ValueError(f"{output}: the checkpoints there come from another recipe, {changed!r} differs; resume with {record}")
+    before, now = _flat(read_record(checkpoint).provenance.get("recipe")), _flat(recipe.to_dict())
+    changed = [key for key in [*now, *before] if before.get(key) != now.get(key) and key not in MAY_CHANGE]
+    if before and changed:
+        key = changed[0]
+        raise ValueError(
+            f"{output}: the checkpoints there come from another recipe, {key!r} was {before.get(key)!r} and is {now.get(key)!r}; "
+            f"resume with {output / RECIPE_FILE}"
+        )
     return checkpoint
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted paths to the values of a recipe."""
+    if not isinstance(value, dict) or not value:
+        return {} if not prefix else {prefix: _plain(value)}
+    return {path: item for key, inner in value.items() for path, item in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:

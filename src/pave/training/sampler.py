@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -38,15 +39,24 @@ class StagedSampler(Sampler[int]):
         stages: what to draw, in order.
         samples_per_step: samples in one optimizer step, over accumulation and all processes.
         seed: of the order.
+        grouping: forward passes of similar length; None: in the order drawn.
 
     Raises:
         ValueError: if a stage names a type that no sample has.
     """
 
-    def __init__(self, types: Sequence[str], stages: Sequence[Stage], samples_per_step: int, seed: int) -> None:
+    def __init__(
+        self,
+        types: Sequence[str],
+        stages: Sequence[Stage],
+        samples_per_step: int,
+        seed: int,
+        grouping: LengthGrouping | None = None,
+    ) -> None:
         self.stages = tuple(stages)
         self.samples_per_step = samples_per_step
         self.seed = seed
+        self.grouping = grouping
         self._members: dict[str, list[int]] = {}
         for index, kind in enumerate(types):
             self._members.setdefault(kind, []).append(index)
@@ -66,18 +76,55 @@ class StagedSampler(Sampler[int]):
         return self.num_steps * self.samples_per_step
 
     def __iter__(self) -> Iterator[int]:
+        shuffling = torch.Generator().manual_seed(self.seed)
+        for drawn in self._drawn_by_stage():
+            if self.grouping is None:
+                yield from drawn
+            else:
+                yield from self.grouping.arranged(drawn, self.samples_per_step, shuffling)
+
+    def _drawn_by_stage(self) -> Iterator[Iterator[int]]:
         generator = torch.Generator().manual_seed(self.seed)
         everything = sorted(index for members in self._members.values() for index in members)
         all_passes = _passes(everything, generator)
         passes = {kind: _passes(members, generator) for kind, members in self._members.items()}
         for stage in self.stages:
-            kinds = list(stage.weights)
-            weights = torch.tensor([stage.weights[kind] for kind in kinds], dtype=torch.float64)
-            for _ in range(stage.steps * self.samples_per_step):
-                if kinds:
-                    yield next(passes[kinds[int(torch.multinomial(weights, 1, generator=generator))]])
-                else:
-                    yield next(all_passes)
+            yield self._drawn(stage, passes, all_passes, generator)
+
+    def _drawn(
+        self, stage: Stage, passes: dict[str, Iterator[int]], all_passes: Iterator[int], generator: torch.Generator
+    ) -> Iterator[int]:
+        kinds = list(stage.weights)
+        weights = torch.tensor([stage.weights[kind] for kind in kinds], dtype=torch.float64)
+        for _ in range(stage.steps * self.samples_per_step):
+            if kinds:
+                yield next(passes[kinds[int(torch.multinomial(weights, 1, generator=generator))]])
+            else:
+                yield next(all_passes)
+
+
+@dataclass(frozen=True)
+class LengthGrouping:
+    """Puts samples of similar length into one forward pass, so that less is padded.
+
+    The samples of a window of steps are sorted by length and cut into forward passes, whose order is shuffled. The samples that
+    are drawn stay the same; with a window of one step, those of every step do.
+    """
+
+    lengths: Sequence[int]
+    """Of every sample."""
+    window: int
+    """Optimizer steps."""
+    passes: int
+    """Forward passes in a step: the accumulation."""
+
+    def arranged(self, drawn: Iterator[int], samples_per_step: int, generator: torch.Generator) -> Iterator[int]:
+        """The drawn samples, window by window."""
+        size = samples_per_step // self.passes  # those of all processes, which wait for each other
+        while window := list(itertools.islice(drawn, self.window * samples_per_step)):
+            ordered = sorted(window, key=lambda index: self.lengths[index])
+            for place in torch.randperm(len(ordered) // size, generator=generator).tolist():
+                yield from ordered[place * size : (place + 1) * size]
 
 
 def _passes(members: list[int], generator: torch.Generator) -> Iterator[int]:

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
+import itertools
 import logging
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
-from pave.data.collator import IGNORE, PatchCollator
-from pave.patching import load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
+from pave.data.collator import PatchCollator
+from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
 from pave.training.arguments import PatchTrainingArguments
-from pave.training.callbacks import NonFiniteGuard
-from pave.training.loss import answer_loss, plain_loss
+from pave.training.callbacks import NonFiniteError, NonFiniteGuard, listed
+from pave.training.checkpoints import (
+    CheckpointError,
+    Manifest,
+    abandon,
+    check_same_run,
+    checkpoint_path,
+    last_checkpoint,
+    make_way,
+    publish,
+    read_manifest,
+    reason,
+    rotate,
+    staging_path,
+)
+from pave.training.loss import answer_loss, plain_loss, row_losses
+from pave.training.together import problems_of_all, raise_together
 
 logger = logging.getLogger(__name__)
-
-_STATE_FILE = "trainer_state.json"
 
 
 class PatchTrainer(transformers.Trainer):
@@ -75,14 +90,15 @@ class PatchTrainer(transformers.Trainer):
         self._slot = patch_slot(model)
         self._train_sampler = train_sampler
         self._provenance = dict(provenance or {})
-        self._processor = processor
-        self._guard = NonFiniteGuard()
-        self._held_out = [0.0, 0.0]  # summed loss and number of the answer tokens of the evaluation that goes on
+        self._base = fingerprint(model, processor)  # the weights of a sharded model cannot be read any more
+        self._held_out = HeldOut()
         if isinstance(data_collator, PatchCollator):
             data_collator = copy.copy(data_collator)
             data_collator.with_ids = True
         with _unchanged_config(model):
             super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        _check_sharding(args, self.accelerator)
+        self._guard = NonFiniteGuard(self.accelerator)
         self.add_callback(self._guard)
         # The batch is counted over and scaled by the whole optimizer step, as for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = True
@@ -116,41 +132,158 @@ class PatchTrainer(transformers.Trainer):
         else:
             loss, outputs = answer_loss(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
         if model.training:
-            self._guard.check_loss(loss.detach(), sample_ids)
+            self._guard.note_loss(loss, sample_ids)
         else:
-            count = int((inputs["labels"][:, 1:] != IGNORE).sum())
-            self._held_out = [self._held_out[0] + float(loss.detach()) * count, self._held_out[1] + count]
+            self._held_out.add(row_losses(outputs.logits, inputs["labels"]), sample_ids)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes what was already divided by all items
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._held_out = [0.0, 0.0]
+        self._held_out = HeldOut()
         kwargs["metric_key_prefix"] = metric_key_prefix
         output: Any = super().evaluation_loop(*args, **kwargs)
-        own = torch.tensor(self._held_out, device=self.accelerator.device)
-        total, count = self.accelerator.gather(own).view(-1, 2).sum(dim=0).tolist()
-        if count:
-            output.metrics[f"{metric_key_prefix}_loss"] = total / count  # the Trainer's is the mean of the batches' means
+        mean = self._held_out.mean(self.accelerator, output.num_samples)
+        if mean is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = mean  # the Trainer's is the mean of the batches' means
         return output
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        batches, error = [], None
+        try:
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        except Exception as caught:
+            error = caught
+        raise_together(self.accelerator, error)  # a process that stopped alone would leave the others waiting
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     # --- saving and resuming
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the patch. Every process must call it where the model is sharded."""
+        self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
         progress = {"step": self.state.global_step, "seed": self.args.seed}
+        self.write_patch(output_dir or str(self.args.output_dir), progress, storage_dtype="float32")
+
+    def write_patch(self, folder: str | Path, facts: Mapping[str, Any], storage_dtype: str | None = None) -> None:
+        """Save the patch with its provenance and further facts; every process must call it where the model is sharded.
+
+        Raises:
+            ValueError: if a tensor of the patch is not finite.
+        """
         save_patch(
             self.model,
             folder,
-            processor=self._processor,
-            provenance={**self._provenance, **progress},
-            storage_dtype="float32",
+            provenance={**self._provenance, **facts},
+            storage_dtype=storage_dtype,
+            base=self._base,
+            write=self.args.should_save,
+        )
+
+    def finish(self, folder: Path, outcome: Mapping[str, Any]) -> None:
+        """Save the trained patch, in step over all processes.
+
+        Raises:
+            CheckpointError: if it cannot be written. What the last checkpoint holds can still be resumed from.
+        """
+        self._in_step(lambda: self.write_patch(folder, outcome), folder, "the trained patch could not be written")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer's, but whole or not at all, in step over all processes, and without the base."""
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        target = checkpoint_path(self._get_output_dir(trial=trial), self.state.global_step)
+        staging = staging_path(target)
+        self._note_best(target)
+        parts: list[Callable[[], None]] = [lambda: self._leader(make_way, staging), lambda: self._save(str(staging))]
+        if not self.args.save_only_model:
+            parts.append(lambda: self._save_optimizer_and_scheduler(str(staging)))
+            parts.append(lambda: self._save_states(staging))
+        parts.append(lambda: self._leader(self._publish, staging, target))
+        try:
+            for part in parts:
+                self._in_step(part, target, "the checkpoint could not be written")
+        except CheckpointError:
+            self._leader(abandon, staging)
+            raise
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+        self._leader(rotate, target.parent, self.args.save_total_limit, [self.state.best_model_checkpoint])
+
+    def _leader(self, work: Callable[..., None], *args: Any) -> None:
+        if self.args.should_save:
+            work(*args)
+
+    def _in_step(self, part: Callable[[], None], target: Path, complaint: str) -> None:
+        """Write something on every process. If it fails on one, all give up and the earlier checkpoints stay."""
+        error: Exception | None = None
+        try:
+            part()
+        except Exception as caught:  # torch and safetensors have errors of their own for a full disk
+            error = caught
+        problems = problems_of_all(self.accelerator, None if error is None else reason(error))
+        if problems:
+            last = last_checkpoint(target.parent)
+            kept = "there is no checkpoint" if last is None else f"{last.name} is whole, and the run can be resumed from it"
+            raise CheckpointError(f"{target}: {complaint} ({'; '.join(problems)}); {kept}") from error
+
+    def _note_best(self, target: Path) -> None:
+        if self.state.best_global_step:
+            best = checkpoint_path(target.parent, self.state.best_global_step)
+            if best == target or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        from accelerate.utils import save_fsdp_optimizer
+
+        plugin = self.accelerator.state.fsdp_plugin  # the Trainer would write the whole base beside the optimizer
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _save_states(self, staging: Path) -> None:
+        if not staging.is_dir():
+            raise OSError(f"{staging.parent} is not on a file system that all processes share")
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+
+    def _publish(self, staging: Path, target: Path) -> None:
+        stateful: dict[str, list[dict[str, Any]]] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                stateful.setdefault(type(callback).__name__, []).append(callback.state())
+        states: Any = {name: several if len(several) > 1 else several[0] for name, several in stateful.items()}
+        self.state.stateful_callbacks = states
+        self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+        publish(staging, target, self._manifest())
+
+    def _manifest(self) -> Manifest:
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        groups = [[names[id(p)] for p in group["params"]] for group in parameter_groups(self.model, self.args)]
+        return Manifest(
+            step=self.state.global_step,
+            steps=self.state.max_steps,
+            processes=self.args.world_size,
+            samples_per_step=per_step,
+            parameters=groups,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        read_manifest(resume_from_checkpoint)
         load_tensors(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            check_same_run(checkpoint, self._manifest())
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         logger.info("loading the best patch, %s", self.state.best_model_checkpoint)
@@ -160,6 +293,49 @@ class PatchTrainer(transformers.Trainer):
         """Take the wrapper that mixed precision puts around ``forward`` off the model again. Call it when all is done."""
         for name in ("forward", "_original_forward"):
             vars(self.model).pop(name, None)
+
+
+class HeldOut:
+    """The loss over the answer tokens of an evaluation."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str | None, float, int]] = []
+
+    def add(self, rows: Sequence[tuple[float, int]], sample_ids: Sequence[str]) -> None:
+        """One batch: summed loss and number of answer tokens of every row."""
+        ids: Sequence[str | None] = sample_ids or [None] * len(rows)
+        self._rows += [(name, total, count) for name, (total, count) in zip(ids, rows, strict=True)]
+
+    def mean(self, accelerator: Any, samples: int) -> float | None:
+        """Over all tokens of all processes; None where there is none.
+
+        Args:
+            samples: how many were evaluated. Processes get equally many batches, for which some samples are handed out twice.
+
+        Raises:
+            NonFiniteError: naming the samples, if it is not finite.
+        """
+        rows = self._rows if accelerator.num_processes == 1 else gather_object(self._rows)
+        if len(rows) > samples and all(name is not None for name, _, _ in rows):
+            rows = list({name: (name, total, count) for name, total, count in rows}.values())
+            if len(rows) < samples:
+                raise ValueError(f"{samples} held-out samples have only {len(rows)} different ids; give each its own")
+        bad = [str(name) for name, total, _ in rows if not math.isfinite(total)]
+        if bad:
+            raise NonFiniteError(
+                f"the loss on held-out samples is not finite for {listed(bad)}; look at their features and answers"
+            )
+        count = sum(count for _, _, count in rows)
+        return math.fsum(total for _, total, _ in rows) / count if count else None
+
+
+def _check_sharding(args: PatchTrainingArguments, accelerator: Any) -> None:
+    """accelerate ignores what it cannot do, and would replicate the model on every device instead."""
+    if args.fsdp and accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            f"fsdp was asked for, but accelerate runs {accelerator.num_processes} process(es) on {accelerator.device.type} as "
+            f"{accelerator.distributed_type.value}: it shards over several GPUs only, started with torchrun"
+        )
 
 
 def parameter_groups(model: nn.Module, args: PatchTrainingArguments) -> list[dict[str, Any]]:
@@ -178,23 +354,6 @@ def parameter_groups(model: nn.Module, args: PatchTrainingArguments) -> list[dic
                 decay = args.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "lr": rates[role], "weight_decay": decay, "role": role})
     return groups
-
-
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint in a folder that was written to its end, or None.
-
-    The Trainer writes its state file last, so a checkpoint whose writing was cut short has none, or an unreadable one.
-    """
-    pattern = re.compile(re.escape(PREFIX_CHECKPOINT_DIR) + r"-(\d+)$")
-    found = {int(m[1]): path for path in Path(output_dir).glob("*") if (m := pattern.match(path.name)) and path.is_dir()}
-    for _, path in sorted(found.items(), reverse=True):
-        try:
-            json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("%s is incomplete and is passed over", path)
-            continue
-        return path
-    return None
 
 
 @contextlib.contextmanager

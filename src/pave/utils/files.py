@@ -88,9 +88,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                _flush(file)
+        flush_folder(temporary)
         _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -109,6 +107,28 @@ def _swap(new: Path, target: Path) -> None:
         os.replace(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_folder(folder: Path, *, inside: bool = True) -> None:
+    """Put a folder's entries on the disk, and the bytes of every file inside too."""
+    for path in folder.rglob("*") if inside else ():
+        if path.is_file() and not path.is_symlink():
+            _flush(path)
+        elif path.is_dir():
+            _flush_entries(path)
+    _flush_entries(folder)
+
+
+def _flush_entries(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse; the files themselves are on the disk
+        pass
+    finally:
+        os.close(handle)
 
 
 def _flush(path: Path) -> None:

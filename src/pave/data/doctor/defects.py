@@ -72,7 +72,11 @@ DEFECTS: dict[str, Defect] = {
     "views-unreadable": _readable("further cameras"),
     "scene3d-counts": Defect("error", "pictures, depth maps and poses differ in number", "complete or remove the odd ones"),
     "features-width": Defect("error", "features have another width than the patch", "extract them anew, or change the width"),
-    "features-not-finite": Defect("warning", "features hold NaN or infinity", "extract them anew; such steps count as missing"),
+    "features-not-finite": Defect(
+        "warning",
+        "features hold NaN or infinity",
+        "extract them anew; training stops there, inference counts such steps as missing",
+    ),
     "features-constant": Defect("warning", "all steps of the channel are the same", "check that the stream is not dead"),
     # the prompt, with a base
     "text-special": Defect("error", "a text holds a special token of the base", "remove it from the text"),

@@ -27,7 +27,7 @@ class PromptCheck:
     def __init__(self, setup: Setup) -> None:
         assert setup.base is not None
         config, processor = load_processor(setup.base, revision=setup.revision)
-        self._collator = PatchCollator(processor, config, setup.channels)
+        self._collator = PatchCollator(processor, config, setup.channels, broken_features="missing")
         self._most_of_answer = setup.max_answer_tokens
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
         self._limits = {"max_length": setup.max_length, "the base's context": context}

@@ -1,0 +1,87 @@
+"""A PatchTrainer on a tiny base and made-up items, whose answers the side features alone decide."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pave.config import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
+from pave.data.collator import PatchCollator
+from pave.data.items import PatchItem
+from pave.patching import attach_patch, patch_parameters
+from pave.training.arguments import TrainingConfig
+from pave.training.sampler import StagedSampler
+from pave.training.trainer import PatchTrainer
+from tiny_models import SIDE, tiny_llava_onevision
+
+WIDTH = 6
+
+
+class Items(Dataset):
+    """Samples with one video and one question, whose answer is decided by the side features alone."""
+
+    def __init__(self, count=16, swapped=False, missing=(5,)):
+        rng = np.random.default_rng(0)
+        frames = rng.integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
+        self.items = []
+        for i in range(count):
+            loud = i % 2
+            values = (rng.standard_normal((6, 1, WIDTH)) * 0.1 + loud).astype(np.float32)
+            side = None if i in missing else SimpleNamespace(features_KMC=values, times_K=0.1 + 0.3 * np.arange(6))
+            answer = "a bell" if loud != swapped else "a dog barks"  # of different lengths, so that batches are ragged
+            turns = (("what sound is heard?", answer),)
+            self.items.append(PatchItem(f"sample-{i}", frames, 0.5 * np.arange(4), turns, {"audio": side}))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    @property
+    def types(self):
+        return ["loud" if i % 2 else "quiet" for i in range(len(self))]
+
+
+def patch_config(dropout=0.0, gate=False, kind="cross_attention", **lora):
+    fusion = FusionConfig(kind=kind, width=16, embed_width=16, num_heads=2, num_layers=1, dropout=dropout, gate=gate)
+    return PatchConfig(
+        side_channels={"audio": SideChannelConfig(width=WIDTH, fusion=fusion)},
+        lora=LoraSettings(rank=2, dropout=dropout, **lora),
+    )
+
+
+def base(family=tiny_llava_onevision):
+    model, processor = family()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)  # fresh weights give nearly equal logits whatever the patch does
+    return model, processor
+
+
+def build(
+    tmp_path, family=tiny_llava_onevision, config=None, dataset=None, steps=6, stages=None, eval_dataset=None, **training
+):
+    model, processor = base(family)
+    attach_patch(model, config or patch_config())
+    settings = TrainingConfig(**{"batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "warmup": 0.2, **training})
+    args = settings.arguments(str(tmp_path), steps)
+    args.disable_tqdm = True
+    dataset = dataset or Items()
+    sampler = None
+    if stages:
+        sampler = StagedSampler(dataset.types, stages, settings.batch_size * settings.accumulation, settings.seed)
+    return PatchTrainer(
+        model,
+        args,
+        data_collator=PatchCollator(processor, model.config, model.patch_config.side_channels),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        train_sampler=sampler,
+    )
+
+
+def weights(model):
+    return [p.detach().clone() for p in patch_parameters(model)]

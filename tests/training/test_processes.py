@@ -1,0 +1,84 @@
+"""Two processes train what one does, replicated or sharded; what stops one stops both; each resumes with its own random state."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pave.patching import load_patch, read_record
+from pave.training import last_checkpoint, run_recipe
+from tiny_trainers import Items, base, build, weights
+from tiny_training import make_world, plan
+
+WORKER = Path(__file__).parents[1] / "training_worker.py"
+
+
+def launch(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([str(a) for a in command], capture_output=True, text=True, timeout=900, env=environment)
+
+
+def scenes(kind, folder, *names):
+    done = launch(WORKER, kind, folder, *names)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    for name in names:
+        assert all(f"process {rank}: {kind} {name} done" in done.stdout for rank in (0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_the_patch_of_one(tmp_path, kind):
+    scenes(kind, tmp_path, "train", "resume", *(["half"] if kind == "fsdp2" else []))
+    one = build(
+        tmp_path / "one", dataset=Items(16, missing=(2, 3)), eval_dataset=Items(6), batch_size=4, steps=4,
+        trainer={"train_sampling_strategy": "sequential"},
+    )  # fmt: skip
+    one.train()
+    losses = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
+    expected = [*losses, one.evaluate()["eval_loss"]]
+    np.testing.assert_allclose(json.loads((tmp_path / "losses.json").read_text()), expected, rtol=1e-4)
+    model, _ = base()
+    load_patch(model, tmp_path / "run" / "checkpoint-4")  # an ordinary patch folder, whatever the model was wrapped in
+    for two, own in zip(weights(model), weights(one.model), strict=True):
+        torch.testing.assert_close(two, own, rtol=1e-3, atol=2e-5)
+    record = read_record(tmp_path / "patch")
+    assert record.base.weights is not None  # taken before the base was sharded
+    names = {path.name for path in (tmp_path / "run" / "checkpoint-4").rglob("*")}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "patch.safetensors"} <= names
+    assert not names & {"pytorch_model_fsdp.bin", "model.safetensors"}
+    assert sum(p.stat().st_size for p in (tmp_path / "run" / "checkpoint-4").rglob("*") if p.is_file()) < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_what_stops_one_process_stops_both_and_keeps_the_last_checkpoint(tmp_path, kind):
+    last = ["refused"] if kind == "ddp" else []  # accelerate shards on accelerators only and would replicate without a word
+    scenes(kind, tmp_path, "nan_loss", "nan_gradient", "nan_feature", "full_disk", *last)
+
+
+@pytest.mark.slow
+def test_a_recipe_over_two_processes_goes_on_in_two_processes_only(tmp_path):
+    world = make_world(tmp_path)
+    train = [
+        "-m",
+        "pave.cli",
+        "train",
+        world / "recipe.yaml",
+        f"output={tmp_path / 'run'}",
+        "training.batch_size=1",
+        "data.eval=null",
+    ]
+    done = launch(*train)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-5"
+    changes = ["training.batch_size=1", "data.eval=null"]
+    with pytest.raises(ValueError, match=r"another number of processes \(samples_per_step was 4, now it is 2\)"):
+        run_recipe(plan(world, tmp_path / "run", *changes), folder=world, resume=True)
