@@ -64,6 +64,12 @@ def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(
     run = Run("audio", "x", WORLDS["audio"].patch())
     same = Run("audio", "another name", WORLDS["audio"].patch(), counterfactuals=("removed",))
     assert run.folder(tmp_path) == same.folder(tmp_path)
+    assert "dropout" not in json.dumps(run.trained)  # at its default: a new setting does not make it another run
+    asked = Run("audio", "x", WORLDS["audio"].patch(), asked_with={"empty_frames": "nearest"})
+    assert asked.folder(tmp_path) == run.folder(tmp_path)
+    leave(run, tmp_path, {"sound": [1]})
+    leave(asked, tmp_path, {"sound": [0]}, "as it is-empty_frames=nearest")
+    assert (accuracy([run], tmp_path, ["sound"]).mean, accuracy([asked], tmp_path, ["sound"]).mean) == (1, 0)
     for other in (
         Run("audio", "x", WORLDS["audio"].patch(alignment="index")),
         Run("audio", "x", WORLDS["audio"].patch(), seed=1),

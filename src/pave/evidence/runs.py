@@ -7,9 +7,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pave.data.samples import Sample, read_samples
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
+from pave.patching import patch_slot
 from pave.training.arguments import TrainingConfig
 from pave.training.recipe import BaseConfig, DataConfig, Recipe
 from pave.training.sampler import Stage
@@ -53,6 +54,8 @@ class Run:
     """Changes to the training settings."""
     counterfactuals: tuple[str, ...] = ()
     """Changes to the streams under which the questions of the world's own types are asked again."""
+    asked_with: dict[str, Any] = field(default_factory=dict)
+    """Settings of the fusion that change nothing in training here, and are set when the questions are asked: ``empty_frames``."""
     base: str = PLAYGROUND
     clips: int = 0
     """Clips that the data has for training; part of what the run is."""
@@ -63,13 +66,30 @@ class Run:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What decides the weights: everything but its name and what is asked afterwards."""
-        return {k: v for k, v in self.to_dict().items() if k not in ("variant", "counterfactuals")}
+        """What decides the weights: everything but its name and what is asked afterwards. Settings at their default are left out, so that
+        a run stays the same run when the library gets a new one."""
+        values = _changed(self)
+        return {k: v for k, v in values.items() if k not in ("variant", "counterfactuals", "asked_with")}
 
     def folder(self, root: Path) -> Path:
         """Where its files are: the same for runs of any name that have the same weights."""
         key = hashlib.sha256(json.dumps(self.trained, sort_keys=True).encode()).hexdigest()[:12]
         return root / "runs" / self.world.replace("+", "_") / f"seed{self.seed}-{key}"
+
+
+def _changed(config: Any) -> Any:
+    """A dataclass as a dictionary of the fields that are not at their default, all the way down."""
+    if isinstance(config, Mapping):
+        return {key: _changed(value) for key, value in config.items()}
+    if not is_dataclass(config):
+        return config
+    out = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if default is MISSING or value != default:
+            out[item.name] = _changed(value)
+    return out
 
 
 def mixture(world: str) -> dict[str, float]:
@@ -132,10 +152,16 @@ def execute(run: Run, data: Path, root: Path) -> Path:
         facts |= json.loads((folder / "trained.json").read_text())
     samples = list(read_samples(data / "test.jsonl"))
     for name in (AS_IT_IS, *run.counterfactuals):
-        _ask(run, name, patch, samples, folder)
+        _ask(run, name, patch, samples, root)
     if not result.exists():
         atomic_write_json(result, facts)
     return folder
+
+
+def execute_alike(runs: Sequence[Run], data: Path, root: Path) -> None:
+    """``execute`` for runs with the same weights, one after the other."""
+    for run in runs:
+        execute(run, data, root)
 
 
 def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
@@ -155,26 +181,33 @@ def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "train_loss": done.train_loss, "curve": curve}
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.jsonl"
+def _file(run: Run, root: Path, name: str) -> Path:
+    words = "-".join([name, *(f"{key}={value}" for key, value in sorted(run.asked_with.items()))])
+    return run.folder(root) / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in words)}.jsonl"
 
 
-def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], folder: Path) -> None:
+def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
     from pave.evaluation.counterfactuals import Counterfactual
     from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
 
-    done = _file(folder, name).with_suffix(".done")
+    predictions = _file(run, root, name)
+    done = predictions.with_suffix(".done")
     if done.exists():
         return
     change = None if name == AS_IT_IS else Counterfactual.parse(name)
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
     asked = samples if change is None else [s for s in samples if s.type in own]
     qa = VideoQA.from_pretrained(run.base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
+    if patch is not None:
+        for fusion in patch_slot(qa.model).fusions.values():
+            for setting, value in run.asked_with.items():
+                setattr(fusion, setting, value)
     evaluate(
         qa,
         asked,
-        predictions=_file(folder, name),
+        predictions=predictions,
+        settings={"asked_with": run.asked_with},
         counterfactual=change,
         batch_size=_BATCH,
         max_new_tokens=_MAX_NEW_TOKENS,
@@ -185,7 +218,7 @@ def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], fol
 
 def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
     """What a finished run answered."""
-    return read_predictions(_file(run.folder(root), name))[1]
+    return read_predictions(_file(run, root, name))[1]
 
 
 def facts_of(run: Run, root: Path) -> dict[str, Any]:
@@ -202,20 +235,18 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
     """
     import multiprocessing
 
-    waiting: dict[Path, Run] = {}
+    waiting: dict[Path, list[Run]] = {}
     for run in runs:
-        folder = run.folder(root)
-        known = waiting.get(folder)
-        asked = tuple(dict.fromkeys([*(known.counterfactuals if known else ()), *run.counterfactuals]))
-        waiting[folder] = Run(**{**{f: getattr(run, f) for f in run.__dataclass_fields__}, "counterfactuals": asked})
-    missing = sorted((run for run in waiting.values() if not _finished(run, root)), key=lambda run: run.seed)
+        waiting.setdefault(run.folder(root), []).append(run)
+    unfinished = [[run for run in alike if not _finished(run, root)] for alike in waiting.values()]
+    missing = sorted((alike for alike in unfinished if alike), key=lambda alike: alike[0].seed)
     if not missing:
         return
     logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
     start = time.monotonic()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(execute, run, data[run.world], root): run for run in missing}
+        futures = {pool.submit(execute_alike, alike, data[alike[0].world], root): alike[0] for alike in missing}
         for number, future in enumerate(as_completed(futures), start=1):
             run = futures[future]
             try:
@@ -242,7 +273,7 @@ def _one_thread() -> None:
 
 def _finished(run: Run, root: Path) -> bool:
     folder = run.folder(root)
-    files = (_file(folder, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
+    files = (_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
     return (folder / RESULT).exists() and all(file.exists() for file in files)
 
 

@@ -18,12 +18,15 @@ CHANGES = {
 """Streams with true times that no longer fit an even spread over the video."""
 
 
-def _time_variants(world: str) -> dict[str, PatchConfig]:
-    whole = {"alignment": "timestamps", "neighbourhood_seconds": 1000.0}
+def _time_variants(world: str) -> dict[str, tuple[PatchConfig, dict[str, str]]]:
+    """Patches, and what is set when they are asked: while every frame has a step in reach, ``empty_frames`` changes nothing, so the
+    first two share their weights."""
+    patch = WORLDS[world].patch
     return {
-        "by timestamps": WORLDS[world].patch(),
-        "by index": WORLDS[world].patch(alignment="index"),
-        "none (every frame sees all)": WORLDS[world].patch(**whole),
+        "by timestamps": (patch(), {}),
+        "by timestamps, empty_frames: nearest": (patch(), {"empty_frames": "nearest"}),
+        "by index": (patch(alignment="index"), {}),
+        "none (every frame sees all)": (patch(neighbourhood_seconds=1000.0), {}),
     }
 
 
@@ -34,8 +37,8 @@ def _time_runs(plan: Plan) -> list[Run]:
     return [
         run
         for world in _TIMED
-        for variant, patch in _time_variants(world).items()
-        for run in seeds(world, variant, patch, plan, counterfactuals=tuple(CHANGES))
+        for variant, (patch, asked) in _time_variants(world).items()
+        for run in seeds(world, variant, patch, plan, counterfactuals=tuple(CHANGES), asked_with=asked)
     ]
 
 
@@ -43,14 +46,16 @@ def _write_time(plan: Plan, root: Path) -> str:
     parts = [
         "Each patch is trained on streams as they are. Then the stream of every test clip is changed so that its steps keep their true "
         "times but no longer spread evenly over the video. Accuracy on the questions that need a frame and the channel at the same "
-        "moment, in percent; below it the difference to the same patch on the stream as it is."
+        "moment, in percent; below it the difference to the same patch on the stream as it is. A gap leaves frames without a step in reach: "
+        "with `empty_frames: skip`, the default, they get no residual at all, which the patch has never met in training; with `nearest` they "
+        "get the nearest step."
     ]
     rows = []
     for world in _TIMED:
         kind = WORLDS[world].aligned
         assert kind is not None
-        for variant, patch in _time_variants(world).items():
-            runs = seeds(world, variant, patch, plan)
+        for variant, (patch, asked) in _time_variants(world).items():
+            runs = seeds(world, variant, patch, plan, asked_with=asked)
             cells = [cell(accuracy(runs, root, (kind,)))]
             for change in CHANGES:
                 by = difference(runs, runs, root, (kind,), (AS_IT_IS, change))
