@@ -12,7 +12,8 @@ from pave.evaluation.metrics import accuracy_interval
 from pave.evaluation.predictions import Prediction, PredictionFile
 from pave.evidence.document import reproduce
 from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture, recipe_of
-from pave.evidence.sections import SECTIONS, SHORT, Plan, video_only
+from pave.evidence.sections import SECTIONS, SHORT, Plan
+from pave.evidence.sections.common import video_only
 from pave.evidence.worlds import WORLDS, merge_worlds, write_world
 from pave.playground.clips import read_scenes
 from pave.training import read_recipe
