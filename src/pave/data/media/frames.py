@@ -27,6 +27,7 @@ from pave.data.media.container import (
     open_media,
     require_video,
 )
+from pave.data.media.fast_decoding import decode_with_torchcodec, wants_torchcodec
 from pave.data.media.sampling import FrameSampling, choose_frames
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,9 @@ class _Reader:
             self._damaged(index.problem)
         if index.trusted:
             chosen, asked = self._choose(index.ticks, index.end_tick, index.tick)
+            fast = self._fast(index, chosen)
+            if fast is not None:
+                return self._clip(fast, index.ticks, index.end_tick, index.tick, chosen, asked)
             plans: list[_Plan] = [_plan(index, chosen), [(None, chosen)]]
             for plan in plans:
                 frames_FHWC = self._by_time(index, plan, len(chosen))
@@ -142,6 +146,16 @@ class _Reader:
             return choose_frames(ticks, end_tick, tick, self.sampling)
         except ValueError as error:
             raise MediaError(f"{self.name}: {error}") from None
+
+    def _fast(self, index: PacketIndex, chosen: list[int]) -> NDArray[np.uint8] | None:
+        """The chosen frames by torchcodec, where that is asked for and gives the same."""
+        if self.keep or not chosen or not wants_torchcodec():
+            return None
+        first_FHWC = self._by_time(index, _plan(index, chosen[:1]), 1)
+        if first_FHWC is None:
+            return None
+        check_memory(self.name, len(chosen), first_FHWC[0])
+        return decode_with_torchcodec(self.name, index, chosen, first_FHWC[0], self.num_threads)
 
     def _by_time(self, index: PacketIndex, plan: _Plan, count: int) -> NDArray[np.uint8] | None:
         """The planned frames; None if the decoder never shows one of them."""
@@ -239,6 +253,16 @@ class _Reader:
         )
 
 
+def check_memory(name: str, count: int, pixels_HWC: NDArray) -> None:
+    """Refuse frames that would take more than ``MAX_BYTES``."""
+    needed, (height, width) = count * pixels_HWC.nbytes, pixels_HWC.shape[:2]
+    if needed > MAX_BYTES:
+        raise MediaError(
+            f"{name}: {count} frames of {width}x{height} need {needed / 2**30:.1f} GiB of memory "
+            f"(the limit is {MAX_BYTES / 2**30:.1f}); sample fewer frames"
+        )
+
+
 class _Pixels:
     """Collects frames into one array."""
 
@@ -256,12 +280,7 @@ class _Pixels:
             )
         pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
         if self.frames_FHWC is None:
-            needed = self.count * pixels_HWC.nbytes
-            if needed > MAX_BYTES:
-                raise MediaError(
-                    f"{self.name}: {self.count} frames of {frame.width}x{frame.height} need {needed / 2**30:.1f} GiB of memory "
-                    f"(the limit is {MAX_BYTES / 2**30:.1f}); sample fewer frames"
-                )
+            check_memory(self.name, self.count, pixels_HWC)
             self.frames_FHWC = np.empty((self.count, *pixels_HWC.shape), dtype=np.uint8)
         if pixels_HWC.shape != self.frames_FHWC.shape[1:]:
             (height, width), (new_height, new_width) = self.frames_FHWC.shape[1:3], pixels_HWC.shape[:2]
