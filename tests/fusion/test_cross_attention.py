@@ -9,6 +9,7 @@ from torch import nn
 
 from fusion.slow_reference import make_module, slow_residual
 from pave.fusion import TemporalAlignedCrossAttention
+from pave.fusion.attention import Packing
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
 S, M, C, Q, E = 4, 4, 5, 6, 12
@@ -403,3 +404,48 @@ def test_deepcopy_and_state_dict_round_trip():
     other.load_state_dict(module.state_dict())
     assert torch.equal(other(video, side, prompt(5)), module(video, side, prompt(5)))
     assert torch.equal(copy.deepcopy(module)(video, side, prompt(5)), module(video, side, prompt(5)))
+
+
+@pytest.mark.parametrize("alignment", ["timestamps", "index"])
+@pytest.mark.parametrize("empty_frames", ["skip", "nearest", "interpolate"])
+@pytest.mark.parametrize("rope", [False, True])
+def test_a_packed_ragged_batch_is_the_padded_one(monkeypatch, alignment, empty_frames, rope):
+    """Leaving out frames and steps that do not count changes neither results nor gradients."""
+    generator = torch.Generator().manual_seed(0)
+    B, T, S, K, M = 4, 6, 4, 9, 4
+    module = make_module(alignment=alignment, empty_frames=empty_frames, rope=rope, width=16, gate=True, num_heads=2)
+    valid_BT = torch.arange(T)[None] < torch.tensor([6, 2, 4, 1])[:, None]
+    times_BT = torch.where(valid_BT, torch.arange(T) + 0.5, torch.nan).double()
+    video = VideoTokens(torch.randn(B, T, S, 6, generator=generator).double(), valid_BT, times_BT, grid=(2, 2))
+    video.post_projector_BTSE.requires_grad_()
+    valid_BK = torch.arange(K)[None] < torch.tensor([3, 9, 0, 5])[:, None]
+    embeds = torch.randn(B, K, M, 5, generator=generator).double().requires_grad_()
+    times_BK = torch.rand(B, K, generator=generator).double() * 3
+    question = QuestionTokens(torch.randn(B, 3, 12, generator=generator).double(), torch.ones(B, 3, dtype=torch.bool))
+    results = []
+    for pack in (True, False):
+        if not pack:
+            monkeypatch.setattr(Packing, "of", classmethod(lambda cls, windows, valid: None))
+        module.zero_grad()
+        video.post_projector_BTSE.grad = embeds.grad = None
+        out = module(video, SideTokens(embeds, valid_BK, times_BK), question)
+        (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
+        parameters = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        results.append((out, video.post_projector_BTSE.grad.clone(), embeds.grad.clone(), parameters))
+    packed, padded = results
+    torch.testing.assert_close(packed[:3], padded[:3], rtol=1e-10, atol=1e-10)
+    assert packed[3].keys() == padded[3].keys()
+    torch.testing.assert_close(packed[3], padded[3], rtol=1e-9, atol=1e-9)
+    assert (packed[0][2] == 0).all() and (packed[0][1, 2:] == 0).all() and (packed[0][0] != 0).any()
+
+
+def test_what_is_left_out_is_not_computed():
+    module = make_module(alignment="index")
+    valid_BT = torch.arange(4)[None] < torch.tensor([4, 1])[:, None]
+    video = VideoTokens(torch.randn(2, 4, 3, 6).double(), valid_BT)
+    side = SideTokens(torch.randn(2, 8, 1, 5).double(), torch.arange(8)[None] < torch.tensor([8, 2])[:, None])
+    seen = {}
+    for name in ("query_embed", "side_embed"):
+        getattr(module, name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
+    module(video, side)
+    assert seen == {"query_embed": (1, 5, 3, 6), "side_embed": (1, 10, 1, 5)}

@@ -31,8 +31,54 @@ class FrameGroup:
     mask_FW: Tensor | None
 
 
-def group_frames(windows: Windows) -> list[FrameGroup]:
-    """Turn windows into gather indices, once for all layers.
+@dataclass(frozen=True)
+class Packing:
+    """What is worth computing in a ragged batch, laid out as one row: B becomes 1, T the frames kept, R the steps kept.
+
+    Attributes:
+        frames_F: indices into the B * T frames of those that read something.
+        steps_P: indices into the B * R steps of those that are real; None keeps all of them.
+        place_BR: for each of the B * R steps, its place among those kept; of a step that is left out, any place.
+    """
+
+    frames_F: Tensor
+    steps_P: Tensor | None
+    place_BR: Tensor
+
+    @classmethod
+    def of(cls, windows: Windows, side_valid_BK: Tensor) -> Packing | None:
+        """The packing of a batch; None where nothing could be left out, or no frame reads anything.
+
+        Resampled steps are made of their neighbours in the unpacked stream, so where there are some all steps are kept.
+        """
+        reached_BT, keep_steps = windows.length_BT > 0, windows.resampled is not None
+        frames, steps = torch.stack([reached_BT.sum(), side_valid_BK.sum()]).tolist()
+        if not frames or (frames == reached_BT.numel() and (keep_steps or steps == side_valid_BK.numel())):
+            return None
+        frames_F = reached_BT.flatten().nonzero()[:, 0]
+        R = windows.readable_BR().numel()
+        if keep_steps:
+            return cls(frames_F, None, torch.arange(R, device=frames_F.device))
+        valid = side_valid_BK.flatten()
+        return cls(frames_F, valid.nonzero()[:, 0], (valid.cumsum(0) - 1).clamp(min=0))
+
+    def frames(self, tokens_BT: Tensor) -> Tensor:
+        """The kept frames of (B, T, ...) as (1, F, ...)."""
+        return tokens_BT.flatten(0, 1)[self.frames_F][None]
+
+    def steps(self, steps_BR: Tensor) -> Tensor:
+        """The kept steps of (B, R, ...) as (1, P, ...)."""
+        flat = steps_BR.flatten(0, 1)
+        return (flat if self.steps_P is None else flat[self.steps_P])[None]
+
+    def spread(self, frames_1F: Tensor, B: int, T: int) -> Tensor:
+        """(1, F, ...) back to (B, T, ...), zeros at frames that were left out."""
+        out = frames_1F.new_zeros(B * T, *frames_1F.shape[2:])
+        return out.index_copy(0, self.frames_F, frames_1F[0]).unflatten(0, (B, T))
+
+
+def group_frames(windows: Windows, packing: Packing | None = None) -> list[FrameGroup]:
+    """Turn windows into gather indices, once for all layers; with a packing, into those of the packed row.
 
     Usually one group. Where one padded rectangle would be more than twice as large as the windows in it (a one-frame video
     next to long ones, a frame before a long gap), frames are grouped by the power of two of their length, which keeps the
@@ -41,33 +87,59 @@ def group_frames(windows: Windows) -> list[FrameGroup]:
     A frame whose window is empty reads one arbitrary step, so that no softmax runs over nothing, which gives NaN on some
     backends. The caller must replace its result, as no weight may come from it.
     """
-    B, T = windows.start_BT.shape
-    length_F = windows.length_BT.flatten().clamp(min=1)
+    rows = _Rows.of(windows, packing)
+    length_F = rows.length_F
     shortest, longest, total = torch.stack([length_F.min(), length_F.max(), length_F.sum()]).tolist()
-    if B * T * longest <= 2 * total:
-        return [_group(windows, None, longest, exact=shortest == longest)]
+    if len(length_F) * longest <= 2 * total:
+        return [rows.group(None, longest, exact=shortest == longest)]
     exponent_F = torch.frexp(length_F.double()).exponent  # 2 ** (exponent - 1) <= length < 2 ** exponent
     groups = []
     for exponent in range(1, int(longest).bit_length() + 1):
         frames_F = (exponent_F == exponent).nonzero()[:, 0]
         if len(frames_F):
-            groups.append(_group(windows, frames_F, min(2**exponent - 1, longest), exact=exponent == 1))
+            groups.append(rows.group(frames_F, min(2**exponent - 1, longest), exact=exponent == 1))
     return groups
 
 
-def _group(windows: Windows, frames_F: Tensor | None, W: int, *, exact: bool) -> FrameGroup:
-    B, T = windows.start_BT.shape
-    readable_BR = windows.readable_BR()
-    R = readable_BR.shape[1]
-    start_F, length_F = windows.start_BT.flatten(), windows.length_BT.flatten().clamp(min=1)
-    first_F = torch.arange(B, device=start_F.device).repeat_interleave(T) * R  # where the steps of the frame's video begin
-    if frames_F is not None:
-        start_F, length_F, first_F = start_F[frames_F], length_F[frames_F], first_F[frames_F]
-    offset_W = torch.arange(W, device=start_F.device)
-    place_FW = first_F[:, None] + (start_F[:, None] + offset_W).clamp(max=R - 1)
-    stream_F = first_F[:, None]
-    steps_FW = readable_BR.flatten()[place_FW] + stream_F
-    return FrameGroup(frames_F, steps_FW, None if exact else offset_W < length_F[:, None])
+@dataclass(frozen=True)
+class _Rows:
+    """The windows of all frames of a batch in one row.
+
+    Attributes:
+        start_F, length_F: as in ``Windows``; an empty window counts as one step.
+        first_F: where the steps of the frame's video begin among the B * R steps.
+        readable_BR: as in ``Windows``.
+        place_BR: as in ``Packing``; None without one.
+    """
+
+    start_F: Tensor
+    length_F: Tensor
+    first_F: Tensor
+    readable_BR: Tensor
+    place_BR: Tensor | None
+
+    @classmethod
+    def of(cls, windows: Windows, packing: Packing | None) -> _Rows:
+        B, T = windows.start_BT.shape
+        readable_BR = windows.readable_BR()
+        start_F, length_F = windows.start_BT.flatten(), windows.length_BT.flatten().clamp(min=1)
+        first_F = torch.arange(B, device=start_F.device).repeat_interleave(T) * readable_BR.shape[1]
+        if packing is None:
+            return cls(start_F, length_F, first_F, readable_BR, None)
+        kept = packing.frames_F
+        return cls(start_F[kept], length_F[kept], first_F[kept], readable_BR, packing.place_BR)
+
+    def group(self, frames_F: Tensor | None, W: int, *, exact: bool) -> FrameGroup:
+        """The given frames (None: all) as one group of windows of at most W steps."""
+        start_F, length_F, first_F = self.start_F, self.length_F, self.first_F
+        if frames_F is not None:
+            start_F, length_F, first_F = start_F[frames_F], length_F[frames_F], first_F[frames_F]
+        offset_W = torch.arange(W, device=start_F.device)
+        place_FW = first_F[:, None] + (start_F[:, None] + offset_W).clamp(max=self.readable_BR.shape[1] - 1)
+        steps_FW = self.readable_BR.flatten()[place_FW] + first_F[:, None]
+        if self.place_BR is not None:
+            steps_FW = self.place_BR[steps_FW]
+        return FrameGroup(frames_F, steps_FW, None if exact else offset_W < length_F[:, None])
 
 
 def windowed_attention(

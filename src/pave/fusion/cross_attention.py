@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pave.fusion.attention import FrameGroup, group_frames, windowed_attention, windowed_attention_weights
+from pave.fusion.attention import FrameGroup, Packing, group_frames, windowed_attention, windowed_attention_weights
 from pave.fusion.base import ResidualFusion
 from pave.fusion.gate import InstructionGate
 from pave.fusion.rope import Rotation, rotations, sections, square_grid
@@ -66,16 +66,22 @@ class SideStream:
     """The mapped side tokens of a batch with everything that all layers share about them.
 
     Attributes:
-        embeds: (B, R, M, embed width): K mapped steps, then T resampled ones where there are any.
+        embeds: (B, R, M, embed width): K mapped steps, then T resampled ones where there are any. Packed: one row of the steps kept.
         windows, groups: which of them each frame reads.
         rotations: rotary angles of queries and keys, or None without rope.
+        packing: what the row is made of; None where the batch is as it came.
     """
 
-    def __init__(self, embeds: Tensor, windows: Windows, rotary: tuple[Rotation, Rotation] | None) -> None:
+    def __init__(
+        self, embeds: Tensor, windows: Windows, rotary: tuple[Rotation, Rotation] | None, packing: Packing | None
+    ) -> None:
         self.embeds = embeds
         self.windows = windows
-        self.groups: list[FrameGroup] = group_frames(windows)
+        self.groups: list[FrameGroup] = group_frames(windows, packing)
+        self.packing = packing
         self.rotations = rotary
+        if rotary is not None and packing is not None:
+            self.rotations = (rotary[0].map(packing.frames), rotary[1].map(packing.steps))
 
 
 class TemporalAlignedCrossAttention(ResidualFusion):
@@ -227,8 +233,9 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         Raises:
             ValueError: if widths, counts of videos or needed inputs do not fit the module.
         """
-        stream = self._side_stream(video, side, side_grid)
-        token_BTSD = self._queries(video)
+        stream = self._side_stream(video, side, side_grid, pack=True)
+        packing = stream.packing
+        token_BTSD = self._queries(video, packing)
         for layer in self.layers:
             token_BTSD = layer(token_BTSD, stream)
         residual_BTSE = token_BTSD if self.output_mlp is None else self.output_mlp(token_BTSD)
@@ -238,7 +245,10 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         if self.gate is not None:
             if question is None:
                 raise ValueError("gate: the instruction-aware gate needs the prompt's tokens, but no question was given")
-            residual_BTSE = residual_BTSE * self.gate(token_BTSD, question)
+            T = video.valid_BT.shape[1]
+            residual_BTSE = residual_BTSE * self.gate(token_BTSD, question, None if packing is None else packing.frames_F // T)
+        if packing is not None:
+            return packing.spread(residual_BTSE, *video.valid_BT.shape).to(self.side_embed.weight.dtype)
         reached_BT11 = (stream.windows.length_BT > 0)[:, :, None, None]
         return torch.where(reached_BT11, residual_BTSE, 0.0).to(self.side_embed.weight.dtype)
 
@@ -251,8 +261,8 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         Side steps are in the caller's order. The weight on a resampled step is shared out to the two steps it was made of,
         so the weights of a token sum to 1, or to 0 where its frame reads nothing.
         """
-        stream = self._side_stream(video, side, side_grid)
-        token_BTSD = self._queries(video)
+        stream = self._side_stream(video, side, side_grid, pack=False)
+        token_BTSD = self._queries(video, None)
         *before, last = list(self.layers)[: layer % len(self.layers) + 1]
         for earlier in before:
             token_BTSD = earlier(token_BTSD, stream)
@@ -270,8 +280,8 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                 weight_BTNSKM = weight_BTNSKM.scatter_add(4, index, extra * share)
         return weight_BTNSKM[..., : side.valid_BK.shape[1], :]
 
-    def _queries(self, video: VideoTokens) -> Tensor:
-        """The mapped queries, (B, T, S, D)."""
+    def _queries(self, video: VideoTokens, packing: Packing | None) -> Tensor:
+        """The mapped queries, (B, T, S, D); packed (1, F, S, D)."""
         B, T, S = video.post_projector_BTSE.shape[:3]
         if self.query_table is not None:
             if self.query_table.shape[:2] != (T, S):
@@ -280,7 +290,8 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                     f"query_source 'learnable': the table is for {known} tokens (frames x tokens per frame), "
                     f"but the video has {T} x {S}; sample that many frames"
                 )
-            return self.query_table.expand(B, T, S, self.width)
+            queries_BTSD = self.query_table.expand(B, T, S, self.width)
+            return queries_BTSD if packing is None else packing.frames(queries_BTSD)
         assert self.query_embed is not None
         source = video.pre_projector_BTSC if self.query_source == "pre_projector" else video.post_projector_BTSE
         if source is None:
@@ -293,9 +304,13 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                 f"query_source {self.query_source!r}: features are {source.shape[3]} wide, "
                 f"but the patch was built for width {self.query_embed.in_features}"
             )
+        if packing is not None:
+            source = packing.frames(source)
         return self.query_embed(source.to(self.query_embed.weight.dtype))
 
-    def _side_stream(self, video: VideoTokens, side: SideTokens, side_grid: tuple[int, int] | None) -> SideStream:
+    def _side_stream(
+        self, video: VideoTokens, side: SideTokens, side_grid: tuple[int, int] | None, *, pack: bool
+    ) -> SideStream:
         """Align the side steps with the frames, map them, and resample where the alignment asks for it."""
         self._check_side(side, len(video.valid_BT))
         side = _at_least_one_step(side)
@@ -310,9 +325,13 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             neighbourhood_seconds=self.neighbourhood_seconds,
             empty_frames=self.empty_frames,
         )
-        embeds = self.side_embed(side.embeds_BKMC)
+        packing = Packing.of(windows, side.valid_BK) if pack else None
         if windows.resampled is not None:
+            embeds = self.side_embed(side.embeds_BKMC)
             embeds = torch.cat([embeds, _resample(embeds, windows.resampled)], dim=1)
+            embeds = embeds if packing is None else packing.steps(embeds)
+        else:
+            embeds = self.side_embed(side.embeds_BKMC if packing is None else packing.steps(side.embeds_BKMC))
         rotary = None
         if self.rope:
             S, M = video.post_projector_BTSE.shape[2], side.embeds_BKMC.shape[2]
@@ -320,7 +339,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             key_grid = side_grid or square_grid(M, "side tokens per step")
             frames, steps = (video.valid_BT, video.times_BT), (side.valid_BK, side.times_BK)
             rotary = rotations(self.alignment, self.width // self.num_heads, windows, frames, steps, query_grid, key_grid)
-        return SideStream(embeds, windows, rotary)
+        return SideStream(embeds, windows, rotary, packing)
 
 
 def _resample(embeds: Tensor, made: Resampled) -> Tensor:
