@@ -7,7 +7,7 @@ from pathlib import Path
 from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.runs import Run, accuracy, difference
-from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, video_only
+from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS
 
@@ -27,8 +27,8 @@ def _channel_variants(world: str) -> dict[str, PatchConfig | None]:
 
 def _write_channels(plan: Plan, root: Path) -> str:
     parts = [
-        "Accuracy in percent with 95 % intervals clustered by video, pooled over "
-        f"{len(plan.seeds)} seeds of training ({plan.train_clips} clips to train on, {plan.test_clips} others to test on, the same for "
+        "Accuracy in percent with 95 % intervals clustered by video, "
+        f"{seeds_text(plan)} ({plan.train_clips} clips to train on, {plan.test_clips} others to test on, the same for "
         "all). *Gain* is the patch minus LoRA on video only, question by question, in points. The base is never trained here."
     ]
     rows = []

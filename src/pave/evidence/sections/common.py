@@ -59,3 +59,8 @@ def seeds(world: str, variant: str, patch: PatchConfig | None, plan: Plan, **cha
 def video_only() -> PatchConfig:
     """The comparison of all sections: the same LoRA, the same questions, no side channel."""
     return PatchConfig(side_channels={}, lora=LORA)
+
+
+def seeds_text(plan: Plan) -> str:
+    """How many seeds stand behind a number."""
+    return "one seed of training" if len(plan.seeds) == 1 else f"pooled over {len(plan.seeds)} seeds of training"
