@@ -40,9 +40,7 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
             over = reader.mapping(Path(override), (), "a file laid over a recipe is a mapping with some of its keys")
             values = _laid_over(values, over)
         elif not separator or not key:
-            raise ValueError(
-                f"override {override!r}: expected key=value, such as training.learning_rate=1e-4, or a .yaml file"
-            )
+            raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4, or a .yaml file")
         else:
             _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
     return values, f"{where} with {' '.join(overrides)}" if overrides else where
