@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ BYTES_PER_TOKEN, TEMPLATE_TOKENS = 4, 16
 """Text is not tokenised here: a token is taken for 4 bytes of UTF-8, and a chat template for 16 tokens a turn."""
 DEFAULT_TEXT, DEFAULT_ANSWER = 64, 16
 """Tokens of a prompt and of its answer where there are no samples to look at."""
-_SOURCES_OF_VIDEO = ("audio", "frames")
+_SOURCES_OF_VIDEO = ("audio", "video")
 """What encoders take that comes from the sample's video where the sample names no file."""
 
 
@@ -209,10 +209,12 @@ def _encoders(found: _Found, recipe: Recipe) -> dict[str, int]:
     """M by channel, where it can be known without weights."""
     tokens = {}
     for name, channel in recipe.patch.side_channels.items():
-        model = channel.encoder.model
-        if model is not None and not _look_for(found, f"the encoder of side channel {name!r}", model, channel.encoder.revision):
+        models = _models_of(channel.encoder.to_dict())
+        what = f"the encoder of side channel {name!r}"
+        there = [_look_for(found, what, model, revision) for model, revision in models.items()]
+        if not all(there):
             continue
-        if model is not None and not Path(model).is_dir():
+        if any(not Path(model).is_dir() for model in models):
             found.notes.append(f"side channel {name!r}: its width is not checked, and it is counted with one token a step")
             continue
         try:
@@ -226,6 +228,13 @@ def _encoders(found: _Found, recipe: Recipe) -> dict[str, int]:
                 f"side channel {name!r}: its encoder gives features of width {encoder.width}, but width is {channel.width}"
             )
     return tokens
+
+
+def _models_of(encoder: Mapping[str, Any]) -> dict[str, str | None]:
+    """Models with weights that an encoder, or the encoder inside its settings, loads; with their revisions."""
+    models = {} if encoder.get("model") is None else {encoder["model"]: encoder.get("revision")}
+    inner = (encoder.get("settings") or {}).get("encoder")
+    return models | (_models_of(inner) if isinstance(inner, dict) else {})
 
 
 def _base(found: _Found, recipe: Recipe, folder: Path) -> Any:
