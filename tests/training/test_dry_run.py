@@ -164,3 +164,39 @@ def test_the_size_of_videos_decides_the_tokens_of_qwen(capsys):
     overlay = RECIPES / "bases" / "qwen2.5_vl_7b.yaml"
     _, small = dry(capsys, RECIPES / "avsd_paper.yaml", overlay, "--video-size", "336x336")
     assert small["shape"]["grid"] == [12, 12] and small["cost"]["tokens"]["video"] == 16 * 144
+
+
+DRY_RUNS = [
+    ("music_avqa_compact", ""),
+    ("music_avqa_compact", "qwen2.5_vl_7b"),
+    ("avsd_paper", ""),
+    ("avsd_paper", "qwen2.5_vl_7b"),
+    ("avsd_paper", "llava_onevision_0.5b"),
+    ("scanqa_paper", ""),
+]
+
+
+def test_the_table_in_the_docs_is_what_a_dry_run_says(capsys):
+    text = (RECIPES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text.split("<!-- dry runs -->\n")[1].split("<!-- /dry runs -->")[0].splitlines()[2:]
+    rows = []
+    for recipe, base in DRY_RUNS:
+        _, found = dry(capsys, RECIPES / f"{recipe}.yaml", *([RECIPES / "bases" / f"{base}.yaml"] if base else []))
+        cost = found["cost"]
+        peaks = [f"{cost[name]['peak'] / 1e9:.1f} GB" for name in ("memory", "memory_other")]
+        over = f"`bases/{base}.yaml`" if base else ""
+        rows.append(
+            f"| `{recipe}.yaml` | {over} | {cost['patch_bytes'] / 1e6:.1f} MB | {peaks[0]} | {peaks[1]} | {cost['step_flops'] / 1e12:.0f} TFLOP |"
+        )
+    assert table == rows, "\n" + "\n".join(rows)
+
+
+def test_the_memory_in_the_readme_is_what_a_dry_run_says(capsys):
+    text = " ".join((RECIPES.parent / "README.md").read_text(encoding="utf-8").split())
+    path = RECIPES / "music_avqa_compact.yaml"
+    two, one = (
+        dry(capsys, path, *more)[1]["cost"]["memory"]["peak"] / 1e9
+        for more in ([], ["training.batch_size=1", "training.accumulation=32"])
+    )
+    assert f"activation checkpointing is about {two:.0f} GB." in text, two
+    assert f"`training.batch_size=1 training.accumulation=32`, about {one:.0f} GB." in text, one
