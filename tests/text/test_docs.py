@@ -220,7 +220,9 @@ def test_recipes_read_strictly_and_their_encoders_exist(path):
     recipe = read_recipe(path)
     for channel in recipe.patch.side_channels.values():
         assert channel.encoder.name in ENCODERS
-        if "model" not in str(channel.encoder.to_dict()).replace("'model': None", ""):  # else weights would have to be downloaded
+        if "model" not in str(channel.encoder.to_dict()).replace(
+            "'model': None", ""
+        ):  # else weights would have to be downloaded
             assert build_encoder(channel.encoder).width == channel.width
 
 

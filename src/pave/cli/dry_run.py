@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from pave.training.recipe import Recipe
 
 _SHOWN = 20
+_PARTS = (
+    "base_weights",
+    "patch_weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "working",
+    "logits",
+    "vision",
+    "peak",
+)
 
 
 def result_of(plan: Recipe, folder: Path, assumed: Assumptions, resume: bool) -> Result:
@@ -57,40 +68,30 @@ def _sizes(cost: TrainingCost, found: DryRun) -> list[str]:
 def _memory(cost: TrainingCost, checkpointing: bool) -> list[str]:
     names = ("with", "without") if checkpointing else ("without", "with")
     columns: list[Memory] = [cost.memory, cost.memory_other]
-    rows = [f"{'memory of a device, GB':<26}" + "".join(f"{name + ' recomputed activations':>34}" for name in names)]
-    for field in (
-        "base_weights",
-        "patch_weights",
-        "gradients",
-        "optimizer",
-        "activations",
-        "working",
-        "logits",
-        "vision",
-        "peak",
-    ):
-        rows.append(
-            f"  {field.replace('_', ' '):<24}" + "".join(f"{getattr(column, field) / 1e9:>34.2f}" for column in columns)
-        )
-    return [
-        *rows,
-        "  the peak has either vision, or activations, working and logits; the device's runtime comes on top (CUDA: about 0.5 GB)",
-    ]
+    unit, size = ("GB", 1e9) if cost.memory.peak >= 1e9 else ("MB", 1e6)
+    rows = [f"{f'memory of a device, {unit}':<26}" + "".join(f"{name + ' recomputed activations':>34}" for name in names)]
+    for part in _PARTS:
+        rows.append(f"  {part.replace('_', ' '):<24}" + "".join(f"{getattr(column, part) / size:>34.2f}" for column in columns))
+    rows.append(
+        "  the peak has either vision, or activations, working and logits; the device's runtime comes on top (CUDA: about 0.5 GB)"
+    )
+    return rows
 
 
 def _operations(cost: TrainingCost, found: DryRun) -> list[str]:
+    unit, size = ("TFLOP", 1e12) if cost.forward_flops >= 1e11 else ("GFLOP", 1e9)
     lines = [
-        f"operations: {cost.step_flops / 1e12:,.2f} TFLOP for a sample in training ({cost.forward_flops / 1e12:,.2f} forward)"
+        f"operations: {cost.step_flops / size:,.2f} {unit} for a sample in training ({cost.forward_flops / size:,.2f} forward)"
     ]
     if found.device_hours is not None and found.total_flops is not None:
         hours = found.device_hours
         each = (
-            f", {hours / found.assumed.processes:,.2f} on each of {found.assumed.processes}"
+            f", {hours / found.assumed.processes:,.3g} on each of {found.assumed.processes}"
             if found.assumed.processes > 1
             else ""
         )
         lines.append(
-            f"whole run: {found.total_flops:.3g} FLOP, {hours:,.2f} device hours at {found.assumed.teraflops:g} TFLOP/s (--tflops){each}; "
+            f"whole run: {found.total_flops:.3g} FLOP, {hours:,.3g} device hours at {found.assumed.teraflops:g} TFLOP/s (--tflops){each}; "
             "decoding and encoding not counted"
         )
     return lines

@@ -36,7 +36,7 @@ class Assumptions:
     processes: int = 1
     """Processes, one for each device."""
     side_steps: int = 64
-    """K of every channel."""
+    """K of every channel whose encoder's settings do not say it."""
     video_size: tuple[int, int] = (360, 640)
     """Height and width of the videos, for bases of dynamic resolution."""
     seconds: float = 60.0
@@ -334,7 +334,7 @@ def _shape(
         num_frames=count,
         text_tokens=text + answer,
         answer_tokens=answer,
-        side_steps=dict.fromkeys(channels, assumed.side_steps),
+        side_steps={name: c.encoder.settings.get("steps") or assumed.side_steps for name, c in channels.items()},
         side_tokens_per_step={name: tokens_per_step.get(name, 1) for name in channels},
         grid=_grid(config, assumed.video_size),
     )
