@@ -118,7 +118,7 @@ def patch_cost(
         newline_flops = llm_flops(model, tokens + newlines) - llm_flops(model, tokens)
         tokens += newlines
         attach_patch(model, patch)
-    fusion_flops = sum(
+    of_fusions = sum(
         fusion_flops(fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step)
         for name, fusion in patch_slot(model).fusions.items()
     )
@@ -129,7 +129,7 @@ def patch_cost(
         lora_parameters=lora_parameters,
         storage_dtype=patch.storage_dtype,
         base_prefill_flops=base_flops,
-        fusion_flops=fusion_flops + newline_flops,
+        fusion_flops=of_fusions + newline_flops,
         lora_flops=2.0 * lora_parameters * tokens,
         llm_tokens=tokens,
     )
