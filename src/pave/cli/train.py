@@ -1,4 +1,4 @@
-"""``pave train``: run a recipe."""
+"""``pave train``: run a recipe, or say what it would take."""
 
 from __future__ import annotations
 
@@ -12,13 +12,34 @@ from pave.cli.shared import JobFailed, JsonOption, Result
 def command(
     recipe: Path = typer.Argument(..., help="The recipe, a YAML file; pave init writes one to start from."),
     overrides: list[str] | None = typer.Argument(
-        None, help="Changes to it: training.learning_rate=1e-4 data.frames.num_frames=16"
+        None,
+        help="Changes to it: training.learning_rate=1e-4 data.frames.num_frames=16, or a .yaml file that is laid over it.",
     ),
     resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the recipe's output folder."),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Train nothing: list what is missing, and estimate memory, steps and cost. Exit code 1 if anything is missing.",
+    ),
+    processes: int = typer.Option(1, "--processes", min=1, help="With --dry-run: devices, a process for each."),
+    samples: int | None = typer.Option(
+        None, "--samples", min=1, help="With --dry-run: number of training samples, where their file is not there."
+    ),
+    side_steps: int = typer.Option(64, "--side-steps", min=1, help="With --dry-run: side steps of every channel."),
+    video_size: str = typer.Option(
+        "640x360", "--video-size", help="With --dry-run: width x height of the videos, for bases that keep the resolution."
+    ),
+    seconds: float = typer.Option(
+        60.0, "--seconds", help="With --dry-run: length of a video, where frames are sampled by fps."
+    ),
+    tflops: float = typer.Option(
+        200.0, "--tflops", help="With --dry-run: operations a device does in a second of training, in 10^12."
+    ),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
     pave train recipe.yaml training.steps=200
+    pave train recipe.yaml --dry-run --processes 8
 
     Train a patch as the recipe says and save it under <output>/patch. An interrupted run goes on with --resume and ends as if
     it had not been interrupted.
@@ -27,12 +48,26 @@ def command(
 
     plan = read_recipe(recipe, overrides or [])
     from pave.cli.models import hide_loading_bars
+
+    hide_loading_bars()
+    if dry_run:
+        from pave.cli.dry_run import result_of
+        from pave.training.dry_run import Assumptions
+
+        assumed = Assumptions(
+            samples=samples,
+            processes=processes,
+            side_steps=side_steps,
+            video_size=_size(video_size),
+            seconds=seconds,
+            teraflops=tflops,
+        )
+        return result_of(plan, recipe.parent, assumed, resume)
     from pave.training.callbacks import NonFiniteError
     from pave.training.checkpoints import CheckpointError
     from pave.training.run import run_recipe
     from pave.training.together import OtherProcessError
 
-    hide_loading_bars()
     try:
         result = run_recipe(plan, folder=recipe.parent, resume=resume)
     except (CheckpointError, NonFiniteError, OtherProcessError) as error:
@@ -48,3 +83,11 @@ def command(
     if result.eval_loss is not None:
         losses += f", held-out loss {result.eval_loss:.4g}"
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width of ``WIDTHxHEIGHT``."""
+    width, _, height = text.lower().partition("x")
+    if not (width.strip().isdigit() and height.strip().isdigit()):
+        raise ValueError(f"--video-size is width x height in pixels, such as 640x360, got {text!r}")
+    return int(height), int(width)

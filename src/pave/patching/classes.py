@@ -107,6 +107,15 @@ class PatchedVideoLLM(Swapped):
             )
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
 
+    def enable_input_require_grads(self) -> None:
+        """Called by activation checkpointing. Of the language model's embeddings only: transformers makes those of the vision
+        tower require gradients too, and the frozen tower would be computed again and differentiated for nothing."""
+        super().enable_input_require_grads()  # type: ignore[misc]
+        wanted = self.get_input_embeddings()._forward_hooks  # type: ignore[attr-defined]
+        for handle in getattr(self, "_require_grads_hooks", ()):
+            if handle.id not in wanted:
+                handle.remove()
+
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)  # type: ignore[misc]
         wrap_checkpointing(self)  # type: ignore[arg-type]

@@ -19,11 +19,11 @@ from pave.patching import lora
 from pave.patching.model import attach_patch, patch_slot
 from pave.video_llms import get_interface
 
-_SIDE_LINEARS = ("side_embed", "key", "value")
+SIDE_LINEARS = ("side_embed", "key", "value")
 """Linear layers of a fusion module that act on side tokens; the others act on video tokens."""
-_COUNTED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
+COUNTED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl")
 """Types of base whose vision tower is counted here."""
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class PatchCost:
 
     @property
     def fusion_bytes(self) -> int:
-        return self.fusion_parameters * _BYTES[self.storage_dtype]
+        return self.fusion_parameters * BYTES[self.storage_dtype]
 
     @property
     def lora_bytes(self) -> int:
-        return self.lora_parameters * _BYTES[self.storage_dtype]
+        return self.lora_parameters * BYTES[self.storage_dtype]
 
     @property
     def patch_bytes(self) -> int:
@@ -103,23 +103,23 @@ def patch_cost(
     from transformers import AutoModelForImageTextToText
 
     interface = get_interface(base_config)
-    if base_config.model_type not in _COUNTED:
+    if base_config.model_type not in COUNTED:
         raise ValueError(
-            f"costs are counted for bases of type {', '.join(_COUNTED)}, not for {base_config.model_type!r}; show the patch on one "
+            f"costs are counted for bases of type {', '.join(COUNTED)}, not for {base_config.model_type!r}; show the patch on one "
             "of those"
         )
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(base_config)
         base_parameters = sum(p.numel() for p in model.parameters())
-        steps, tokens_per_step, trailing = _video_tokens(interface, base_config, num_frames, grid)
+        steps, tokens_per_step, trailing = video_tokens(interface, base_config, num_frames, grid)
         tokens = steps * tokens_per_step + trailing + text_tokens
-        base_flops = _vision_flops(model, interface, base_config, num_frames, tokens_per_step) + _llm_flops(model, tokens)
+        base_flops = vision_flops(model, interface, base_config, num_frames, tokens_per_step) + llm_flops(model, tokens)
         newlines = steps * math.isqrt(tokens_per_step) - trailing if patch.newline == "grid" else 0
-        newline_flops = _llm_flops(model, tokens + newlines) - _llm_flops(model, tokens)
+        newline_flops = llm_flops(model, tokens + newlines) - llm_flops(model, tokens)
         tokens += newlines
         attach_patch(model, patch)
-    fusion_flops = sum(
-        _fusion_flops(fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step)
+    of_fusions = sum(
+        fusion_flops(fusion, patch.side_channels[name].fusion, steps, tokens_per_step, side_steps, side_tokens_per_step)
         for name, fusion in patch_slot(model).fusions.items()
     )
     lora_parameters = sum(p.numel() for p in lora.parameters(model, "default"))
@@ -129,13 +129,13 @@ def patch_cost(
         lora_parameters=lora_parameters,
         storage_dtype=patch.storage_dtype,
         base_prefill_flops=base_flops,
-        fusion_flops=fusion_flops + newline_flops,
+        fusion_flops=of_fusions + newline_flops,
         lora_flops=2.0 * lora_parameters * tokens,
         llm_tokens=tokens,
     )
 
 
-def _video_tokens(interface: Any, config: Any, num_frames: int, grid: tuple[int, int] | None) -> tuple[int, int, int]:
+def video_tokens(interface: Any, config: Any, num_frames: int, grid: tuple[int, int] | None) -> tuple[int, int, int]:
     """(steps, tokens per step, trailing tokens) of a video of ``num_frames`` frames."""
     if config.model_type == "llava_onevision":
         layout = interface.layouts(config, {"pixel_values_videos": torch.empty(1, num_frames, device="meta")})[0]
@@ -144,43 +144,43 @@ def _video_tokens(interface: Any, config: Any, num_frames: int, grid: tuple[int,
     return -(-num_frames // interface.frames_per_step), rows * columns, 0
 
 
-def _linear_flops(module: nn.Module, tokens: float) -> float:
+def linear_flops(module: nn.Module, tokens: float) -> float:
     """2 x weights x tokens over all linear and convolution layers inside ``module``."""
     return sum(2.0 * m.weight.numel() * tokens for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d)))
 
 
-def _llm_flops(model: Any, tokens: int) -> float:
+def llm_flops(model: Any, tokens: int) -> float:
     text = model.config.get_text_config()
     head = 2.0 * text.hidden_size * text.vocab_size  # the last position only
     attention = text.num_hidden_layers * 4.0 * tokens**2 * text.hidden_size
-    return _linear_flops(model.get_decoder(), tokens) + attention + head
+    return linear_flops(model.get_decoder(), tokens) + attention + head
 
 
-def _vision_flops(model: Any, interface: Any, config: Any, num_frames: int, tokens_per_step: int) -> float:
+def vision_flops(model: Any, interface: Any, config: Any, num_frames: int, tokens_per_step: int) -> float:
     vision = config.vision_config
     if config.model_type == "llava_onevision":
         patches = (vision.image_size // vision.patch_size) ** 2
         units, width, depth = num_frames, vision.hidden_size, vision.num_hidden_layers
         tower = model.base_model.vision_tower
         projector_tokens = patches * units  # projected before pooling
-        tower_flops = _linear_flops(tower, patches * units)
+        tower_flops = linear_flops(tower, patches * units)
     else:
         patches = tokens_per_step * vision.spatial_merge_size**2
         units = -(-num_frames // interface.frames_per_step)
         width, depth = interface.pre_projector_width(config), vision.depth
         projector = interface.projector(model.base_model)
         projector_tokens = tokens_per_step * units
-        tower_flops = _linear_flops(model.base_model.visual, patches * units) - _linear_flops(projector, patches * units)
+        tower_flops = linear_flops(model.base_model.visual, patches * units) - linear_flops(projector, patches * units)
     attention = depth * 4.0 * units * patches**2 * width  # frames attend within themselves
-    return tower_flops + attention + _linear_flops(interface.projector(model.base_model), projector_tokens)
+    return tower_flops + attention + linear_flops(interface.projector(model.base_model), projector_tokens)
 
 
-def _fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: int, M: int) -> float:
+def fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: int, M: int) -> float:
     """Linear layers by the stream they act on, plus windowed attention over the K * M tokens cut into T windows."""
     if config.adds_llm_tokens:
-        return _linear_flops(fusion, K * M)
+        return linear_flops(fusion, K * M)
     reach = 1 + 2 * config.neighbourhood_frames
     linears = {name: 2.0 * m.weight.numel() for name, m in fusion.named_modules() if isinstance(m, nn.Linear)}
-    side = sum(cost for name, cost in linears.items() if name.rsplit(".", 1)[-1] in _SIDE_LINEARS)
+    side = sum(cost for name, cost in linears.items() if name.rsplit(".", 1)[-1] in SIDE_LINEARS)
     attention = config.num_layers * 4.0 * S * max(K, T) * M * reach * config.width
     return side * K * M + (sum(linears.values()) - side) * T * S + attention

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from pave.config import PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.training.arguments import TrainingConfig
+from pave.training.recipe_files import read_values
 from pave.training.sampler import Stage
-
-_MAX_VALUES, _MAX_DEPTH = 100_000, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,90 +96,15 @@ class Recipe(Strict):
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe with the files that it extends, and apply overrides.
 
     Args:
         path: the YAML file.
-        overrides: ``"training.learning_rate=1e-4"``: a dotted path (list items by number) and a YAML value.
+        overrides: ``"training.learning_rate=1e-4"``: a dotted path (list items by number) and a YAML value; or the name of a
+            .yaml file whose values are laid over the recipe's.
 
     Raises:
         ValueError: naming the file or the override, the key, and what was found.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    values = _load(text, f"{path}: not valid YAML")
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping with the keys base, patch, data, training and output")
-    if not overrides:
-        return read_strict(Recipe, values, str(path))
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4")
-        _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
-    return read_strict(Recipe, values, f"{path} with {' '.join(overrides)}")
-
-
-def _load(text: str, complaint: str) -> Any:
-    """A YAML value; aliases may not make it recursive or blow it up.
-
-    Raises:
-        ValueError: beginning with ``complaint``.
-    """
-    try:
-        values = yaml.load(text, Loader=_Loader)
-        waiting, seen = [(values, 0)], 0
-        while waiting:
-            value, depth = waiting.pop()
-            seen += 1
-            if depth > _MAX_DEPTH or seen > _MAX_VALUES:
-                raise ValueError(f"with its aliases it holds over {_MAX_VALUES} values, or is nested over {_MAX_DEPTH} deep")
-            children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            waiting += [(child, depth + 1) for child in children]
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        # yaml itself lets errors of int(), of dates and of keys that cannot be keys through
-        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
-    return values
-
-
-def _set(values: Any, keys: list[str], value: Any, override: str) -> None:
-    for place, key in enumerate(keys):
-        last = place + 1 == len(keys)
-        if isinstance(values, list):
-            if not key.isdigit() or int(key) >= len(values):
-                raise ValueError(
-                    f"override {override!r}: {'.'.join(keys[:place])} is a list of {len(values)}, it has no item {key!r}"
-                )
-            index: Any = int(key)
-        elif isinstance(values, dict):
-            index = key
-            if not last and values.get(key) is None:
-                values[key] = {}
-        else:
-            raise ValueError(f"override {override!r}: {'.'.join(keys[:place])} is {values!r} and has no keys")
-        if last:
-            values[index] = value
-        else:
-            values = values[index]
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen and key_node.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+    values, where = read_values(path, overrides)
+    return read_strict(Recipe, values, where)

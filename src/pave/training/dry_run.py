@@ -1,0 +1,382 @@
+"""What a recipe would do, without loading weights or decoding anything: what is missing, how long, how large, at what cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pave.data.samples import Sample, read_samples
+from pave.patching.training_cost import TrainingCost, training_cost
+from pave.patching.training_memory import StepSettings, StepShape
+from pave.side_channels import build_encoder, encoder_source
+from pave.training.checkpoints import last_checkpoint
+from pave.training.recipe import Recipe
+from pave.training.run import base_of
+from pave.utils.embedded import model_path
+from pave.utils.optional import MissingExtraError, require
+from pave.video_llms.known import load_config
+
+BYTES_PER_TOKEN, TEMPLATE_TOKENS = 4, 16
+"""Text is not tokenised here: a token is taken for 4 bytes of UTF-8, and a chat template for 16 tokens a turn."""
+DEFAULT_TEXT, DEFAULT_ANSWER = 64, 16
+"""Tokens of a prompt and of its answer where there are no samples to look at."""
+_SOURCES_OF_VIDEO = ("audio", "video")
+"""What encoders take that comes from the sample's video where the sample names no file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """What no file says. Every number is printed with the estimate."""
+
+    samples: int | None = None
+    """Training samples, where their file is not there."""
+    processes: int = 1
+    """Processes, one for each device."""
+    side_steps: int = 64
+    """K of every channel whose encoder's settings do not say it."""
+    video_size: tuple[int, int] = (360, 640)
+    """Height and width of the videos, for bases of dynamic resolution."""
+    seconds: float = 60.0
+    """Length of a video, where frames are sampled by the second."""
+    teraflops: float = 200.0
+    """Operations that a device does in a second of training, in 10^12."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "processes", "side_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("seconds", "teraflops"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if min(self.video_size) < 1:
+            raise ValueError(f"video_size must be positive, got {self.video_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run needs and what it would cost."""
+
+    missing: list[str]
+    """Everything that keeps the run from starting, a sentence each; empty if it could start."""
+    notes: list[str]
+    """What would happen first, or could not be checked."""
+    samples: int | None
+    """Training samples; None where their file is not there."""
+    samples_per_step: int
+    steps: int | None
+    """Optimizer steps; None where they depend on samples that are not there."""
+    shape: StepShape | None = None
+    """Of one forward pass; None where the cost of this base is not counted."""
+    cost: TrainingCost | None = None
+    total_flops: float | None = None
+    """Of the whole run on all devices."""
+    device_hours: float | None = None
+    """Of all devices together."""
+    assumed: Assumptions = field(default_factory=Assumptions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        values = {name: getattr(self, name) for name in ("missing", "notes", "samples", "samples_per_step", "steps")}
+        values.update(total_flops=self.total_flops, device_hours=self.device_hours, assumed=asdict(self.assumed))
+        values["shape"] = None if self.shape is None else asdict(self.shape)
+        values["cost"] = None if self.cost is None else self.cost.to_dict()
+        return values
+
+
+def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | None = None, *, resume: bool = False) -> DryRun:
+    """Look at everything that ``run_recipe`` would need, and count what it would cost.
+
+    Nothing is written, decoded or downloaded, except that the hub may be asked whether it has a model. Files are looked for, not
+    opened: ``pave doctor`` looks inside.
+
+    Args:
+        recipe: what would be run.
+        folder: what its relative paths start from.
+        assumed: what no file says.
+        resume: the run would go on from a checkpoint.
+    """
+    assumed, folder = assumed or Assumptions(), Path(folder)
+    found = _Found()
+    train = _samples(found, recipe, recipe.data.train, folder)
+    if recipe.data.eval is not None:
+        _samples(found, recipe, recipe.data.eval, folder)
+    tokens_per_step = _encoders(found, recipe)
+    _surroundings(found, recipe, folder, resume)
+    config = _base(found, recipe, folder)
+    samples = len(train) if train is not None else assumed.samples
+    per_step, steps = _steps(recipe, samples, assumed.processes)
+    shape, cost = None, None
+    if config is not None:
+        try:
+            shape = _shape(recipe, config, train, assumed, tokens_per_step)
+            cost = training_cost(config, recipe.patch, shape, _settings(recipe, config, assumed.processes))
+        except ValueError as error:
+            found.notes.append(f"the cost is not known: {error}")
+            shape = None
+    total = None if cost is None or steps is None else cost.step_flops * per_step * steps
+    return DryRun(
+        missing=found.missing,
+        notes=found.notes,
+        samples=None if train is None else len(train),
+        samples_per_step=per_step,
+        steps=steps,
+        shape=shape,
+        cost=cost,
+        total_flops=total,
+        device_hours=None if total is None else total / (assumed.teraflops * 1e12) / 3600,
+        assumed=assumed,
+    )
+
+
+class _Found:
+    """What was found on the way."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self.notes: list[str] = []
+
+
+# --- data ------------------------------------------------------------------------------------------------------------------
+
+
+def _samples(found: _Found, recipe: Recipe, path: str, folder: Path) -> list[Sample] | None:
+    """The samples of a file, or None where it cannot be read."""
+    name = folder / path
+    if not name.is_file():
+        found.missing.append(f"{name}: the file of samples is not there")
+        return None
+    try:
+        samples = read_samples(name, data_root=None if recipe.data.root is None else folder / recipe.data.root)
+    except ValueError as error:
+        found.missing.append(str(error))
+        return None
+    if not samples:
+        found.missing.append(f"{name}: the file holds no sample")
+        return None
+    unanswered = [s.id for s in samples if all(answer is None for _, answer in s.turns)]
+    found.missing += [f"{name}: sample {sample_id!r} has no answer to learn from" for sample_id in unanswered]
+    found.missing += [
+        f"{name}: {file} is not there, {count} samples name it" for file, count in _absent(recipe, samples).items()
+    ]
+    types = {sample.type for sample in samples}
+    for kind in sorted(
+        {kind for stage in recipe.data.stages for kind in stage.weights} - types if path == recipe.data.train else ()
+    ):
+        found.missing.append(f"{name}: data.stages draws samples of type {kind!r}, but there is none")
+    for channel, why in _never_there(recipe, samples).items():
+        found.missing.append(f"{name}: no sample has side channel {channel!r}: {why}")
+    return samples
+
+
+def _absent(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, int]:
+    """Files that samples name and that are not there, with the number of samples that name them."""
+    there: dict[tuple[str, bool], bool] = {}
+    absent: dict[str, int] = {}
+    for sample in samples:
+        paths = [(sample.side_channels.get(channel), False) for channel in recipe.patch.side_channels]
+        for path, is_video in [(sample.video, True), *paths]:
+            if path is None:
+                continue
+            key = (path, is_video)
+            if key not in there:  # a channel may be stored as a folder, a video may not
+                there[key] = os.path.isfile(path) if is_video else os.path.exists(path)
+            if not there[key]:
+                absent[path] = absent.get(path, 0) + 1
+    return absent
+
+
+def _never_there(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, str]:
+    """Channels that need a file of their own, which no sample names."""
+    found = {}
+    for name, channel in recipe.patch.side_channels.items():
+        try:
+            source = encoder_source(channel.encoder)
+        except ValueError:
+            continue  # _encoders says so
+        if source not in _SOURCES_OF_VIDEO and not any(sample.side_channels.get(name) for sample in samples):
+            found[name] = f"its encoder {channel.encoder.name!r} reads a file for each sample, named under side_channels"
+    return found
+
+
+# --- encoders, base, surroundings ------------------------------------------------------------------------------------------
+
+
+def _encoders(found: _Found, recipe: Recipe) -> dict[str, int]:
+    """M by channel, where it can be known without weights."""
+    tokens = {}
+    for name, channel in recipe.patch.side_channels.items():
+        models = _models_of(channel.encoder.to_dict())
+        what = f"the encoder of side channel {name!r}"
+        there = [_look_for(found, what, model, revision) for model, revision in models.items()]
+        if not all(there):
+            continue
+        if any(not Path(model).is_dir() for model in models):
+            found.notes.append(f"side channel {name!r}: its width is not checked, and it is counted with one token a step")
+            continue
+        try:
+            encoder = build_encoder(channel.encoder)
+        except (ValueError, MissingExtraError) as error:
+            found.missing.append(f"side channel {name!r}: {error}")
+            continue
+        tokens[name] = encoder.tokens_per_step
+        if encoder.width != channel.width:
+            found.missing.append(
+                f"side channel {name!r}: its encoder gives features of width {encoder.width}, but width is {channel.width}"
+            )
+    return tokens
+
+
+def _models_of(encoder: Mapping[str, Any]) -> dict[str, str | None]:
+    """Models with weights that an encoder, or the encoder inside its settings, loads; with their revisions."""
+    models = {} if encoder.get("model") is None else {encoder["model"]: encoder.get("revision")}
+    inner = (encoder.get("settings") or {}).get("encoder")
+    return models | (_models_of(inner) if isinstance(inner, dict) else {})
+
+
+def _base(found: _Found, recipe: Recipe, folder: Path) -> Any:
+    """The base's config, or None where it cannot be had."""
+    name = str(base_of(recipe, folder))
+    local = Path(model_path(name))
+    if not local.is_dir():
+        _look_for(found, "the base", name, recipe.base.revision)
+    elif not any(local.glob("*.safetensors")):
+        found.missing.append(f"the base {local} holds no weights (*.safetensors)")
+    try:
+        return load_config(model_path(name))
+    except ValueError as error:
+        found.notes.append(f"the cost is not known: {error}")
+        return None
+
+
+def _look_for(found: _Found, what: str, model: str, revision: str | None) -> bool:
+    """Whether a model's files are on this machine or on the hub; says so."""
+    import huggingface_hub
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if Path(model).is_dir():
+        return True
+    try:
+        huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True)
+        return True
+    except (OSError, ValueError):
+        pass
+    reason = "HF_HUB_OFFLINE is set"
+    if not HF_HUB_OFFLINE:
+        try:
+            huggingface_hub.model_info(model, revision=revision, timeout=10)
+            found.notes.append(f"{what}, {model}, is not on this machine; it will be downloaded first")
+            return True
+        except Exception as error:  # whatever stands between here and the hub
+            reason = " ".join(str(error).split())[:200]
+    found.missing.append(f"{what}, {model}, is no folder, not in the cache of the hub, and cannot be downloaded ({reason})")
+    return False
+
+
+def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Extras, the feature store and the output folder."""
+    if "tensorboard" in recipe.training.report_to:
+        try:
+            require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
+        except MissingExtraError as error:
+            found.missing.append(str(error))
+    store = recipe.data.store
+    if store is not None and not (folder / store).is_dir():
+        found.missing.append(f"{folder / store}: the feature store is not there; pave extract with this recipe fills it")
+    elif store is not None:
+        found.notes.append(
+            "whether the feature store holds everything is not checked; pave extract with this recipe says so at once"
+        )
+    checkpoint = last_checkpoint(recipe.output)
+    if checkpoint is not None and not resume:
+        found.missing.append(
+            f"{recipe.output}: the folder holds checkpoints of an earlier run; resume it, or choose another output"
+        )
+    if checkpoint is None and resume:
+        found.missing.append(f"{recipe.output}: nothing to resume from, the folder holds no complete checkpoint")
+
+
+# --- length and shape ------------------------------------------------------------------------------------------------------
+
+
+def _steps(recipe: Recipe, samples: int | None, processes: int) -> tuple[int, int | None]:
+    """Samples per optimizer step, and optimizer steps."""
+    training, over = recipe.training, recipe.training.trainer
+    training = replace(
+        training,
+        batch_size=over.get("per_device_train_batch_size", training.batch_size),
+        accumulation=over.get("gradient_accumulation_steps", training.accumulation),
+    )
+    per_step = training.batch_size * training.accumulation * processes
+    if recipe.data.stages:
+        return per_step, sum(stage.steps for stage in recipe.data.stages)
+    if samples is None and training.steps is None:
+        return per_step, None
+    return per_step, training.num_steps(samples or 0, processes)
+
+
+def _shape(
+    recipe: Recipe, config: Any, train: Sequence[Sample] | None, assumed: Assumptions, tokens_per_step: dict[str, int]
+) -> StepShape:
+    frames = recipe.data.frames
+    count = frames.num_frames
+    if count is None:
+        length = assumed.seconds if frames.end is None else frames.end - frames.start
+        wanted = max(1, round(length * (frames.fps or 25.0)))
+        count = wanted if frames.max_frames is None else min(wanted, frames.max_frames)
+    text, answer = _text_tokens(train)
+    channels = recipe.patch.side_channels
+    return StepShape(
+        batch_size=recipe.training.batch_size,
+        num_frames=count,
+        text_tokens=text + answer,
+        answer_tokens=answer,
+        side_steps={name: c.encoder.settings.get("steps") or assumed.side_steps for name, c in channels.items()},
+        side_tokens_per_step={name: tokens_per_step.get(name, 1) for name in channels},
+        grid=_grid(config, assumed.video_size),
+    )
+
+
+def _grid(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Tokens of a time step where the base keeps the resolution of the video, by the resizing of its default video processor."""
+    if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
+        return None
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor, smart_resize
+
+    vision = config.vision_config
+    edge, limits = vision.patch_size * vision.spatial_merge_size, Qwen2VLVideoProcessor.size
+    height, width = smart_resize(*size, edge, limits["shortest_edge"], limits["longest_edge"])
+    return height // edge, width // edge
+
+
+def _text_tokens(train: Sequence[Sample] | None) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of the longest answers, of the samples."""
+    if not train:
+        return DEFAULT_TEXT, DEFAULT_ANSWER
+    questions, answers = [], []
+    for sample in train:
+        turns = sample.turns
+        questions.append(sum(_tokens(question) + TEMPLATE_TOKENS for question, _ in turns))
+        answers.append(sum(_tokens(answer) + 1 for _, answer in turns if answer is not None))
+    return max(questions), max(1, max(answers))
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def _settings(recipe: Recipe, config: Any, processes: int) -> StepSettings:
+    training, dtype = recipe.training, recipe.base.dtype
+    if dtype == "auto":
+        stored = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+        dtype = stored if stored in ("float32", "bfloat16", "float16") else "float32"  # type: ignore[assignment]
+    return StepSettings(
+        base_dtype=dtype,
+        mixed_precision=training.precision == "bfloat16",
+        activation_checkpointing=training.activation_checkpointing,
+        stored_vision=recipe.data.vision == "store",
+        shards=processes if training.trainer.get("fsdp") else 1,
+    )

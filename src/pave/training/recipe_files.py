@@ -1,0 +1,168 @@
+"""The YAML files behind a recipe: strict loading, ``extends``, files laid over a recipe, and overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MAX_VALUES, _MAX_DEPTH, _MAX_FILES = 100_000, 50, 200
+EXTENDS = "extends"
+"""The key under which a mapping of a recipe names the files that it starts from."""
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+    """The values of a recipe as plain mappings, lists and scalars, with all that it extends.
+
+    A mapping at any depth may have the key ``extends``: a file, or a list of files, relative to the file that names it. The
+    mapping starts with the values of those files, a later one laid over an earlier one, and its own values are laid over
+    them. Laying over goes key by key where both values are mappings; everything else, lists too, is replaced as a whole.
+
+    Args:
+        path: the YAML file.
+        overrides: in order, ``key.path=value`` (list items by number), or the name of a .yaml file that is laid over the recipe.
+
+    Returns:
+        The values, and what to call them in an error.
+
+    Raises:
+        ValueError: naming the file or the override and what is wrong with it.
+    """
+    reader = _Reader()
+    values = reader.mapping(Path(path), (), "a recipe is a mapping with the keys base, patch, data, training and output")
+    where = str(path) + (f" (extends {', '.join(map(str, reader.extended))})" if reader.extended else "")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator and Path(override).suffix in (".yaml", ".yml"):
+            over = reader.mapping(Path(override), (), "a file laid over a recipe is a mapping with some of its keys")
+            values = _laid_over(values, over)
+        elif not separator or not key:
+            raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4, or a .yaml file")
+        else:
+            _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
+    return values, f"{where} with {' '.join(overrides)}" if overrides else where
+
+
+class _Reader:
+    """Reads files with what they extend. The number of files and values is limited, as every mapping may name further ones."""
+
+    def __init__(self) -> None:
+        self.extended: list[Path] = []
+        self._values = self._files = 0
+
+    def mapping(self, path: Path, chain: tuple[Path, ...], complaint: str) -> dict[str, Any]:
+        """A file whose content is a mapping."""
+        self._files += 1
+        if self._files > _MAX_FILES:
+            raise ValueError(f"{path}: more than {_MAX_FILES} files are named by {EXTENDS}")
+        place = path.resolve()
+        if place in chain:
+            circle = " -> ".join(p.name for p in (*chain[chain.index(place) :], place))
+            raise ValueError(f"{chain[-1]}: {EXTENDS} goes round in a circle: {circle}; take one of them out")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            asked = f" ({EXTENDS} in {chain[-1]})" if chain else ""
+            raise ValueError(f"{path}: cannot be read ({error.strerror}){asked}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not valid YAML: {error}") from None
+        values = self._resolved(_load(text, f"{path}: not valid YAML"), path, (*chain, place))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {complaint}")
+        return values
+
+    def _resolved(self, value: Any, path: Path, chain: tuple[Path, ...]) -> Any:
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            raise ValueError(f"{path}: with the files that it extends it holds over {_MAX_VALUES} values")
+        if isinstance(value, list):
+            return [self._resolved(item, path, chain) for item in value]
+        if not isinstance(value, dict):
+            return value
+        own = {key: self._resolved(item, path, chain) for key, item in value.items() if key != EXTENDS}
+        merged: dict[str, Any] = {}
+        for name in _names(value[EXTENDS], path) if EXTENDS in value else ():
+            parent = path.parent / name
+            if parent not in self.extended:
+                self.extended.append(parent)
+            merged = _laid_over(merged, self.mapping(parent, chain, "a file that is extended is a mapping"))
+        return _laid_over(merged, own)
+
+
+def _names(value: Any, path: Path) -> list[str]:
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"{path}: {EXTENDS} is the name of a file or a list of them, got {value!r}")
+    return names
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _laid_over(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _load(text: str, complaint: str) -> Any:
+    """A YAML value; aliases may not make it recursive or blow it up.
+
+    Raises:
+        ValueError: beginning with ``complaint``.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)
+        waiting, seen = [(values, 0)], 0
+        while waiting:
+            value, depth = waiting.pop()
+            seen += 1
+            if depth > _MAX_DEPTH or seen > _MAX_VALUES:
+                raise ValueError(f"with its aliases it holds over {_MAX_VALUES} values, or is nested over {_MAX_DEPTH} deep")
+            children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            waiting += [(child, depth + 1) for child in children]
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # yaml itself lets errors of int(), of dates and of keys that cannot be keys through
+        raise ValueError(f"{complaint}: {' '.join(str(error).split())}") from None
+    return values
+
+
+def _set(values: Any, keys: list[str], value: Any, override: str) -> None:
+    for place, key in enumerate(keys):
+        last = place + 1 == len(keys)
+        if isinstance(values, list):
+            if not key.isdigit() or int(key) >= len(values):
+                raise ValueError(
+                    f"override {override!r}: {'.'.join(keys[:place])} is a list of {len(values)}, it has no item {key!r}"
+                )
+            index: Any = int(key)
+        elif isinstance(values, dict):
+            index = key
+            if not last and values.get(key) is None:
+                values[key] = {}
+        else:
+            raise ValueError(f"override {override!r}: {'.'.join(keys[:place])} is {values!r} and has no keys")
+        if last:
+            values[index] = value
+        else:
+            values = values[index]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen and key_node.value != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
