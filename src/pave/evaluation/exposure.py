@@ -232,7 +232,7 @@ def read_changes(
         found[_checked_name(path, plain, result)] = result
     if not found:
         return None
-    ordered = sorted(found, key=lambda name: (_rank(name), name))
+    ordered = sorted(found, key=_place)
     return compare_changes(plain, {name: found[name] for name in ordered}, seed=seed)
 
 
@@ -243,9 +243,11 @@ def _protocols(result: EvalResult) -> list[Protocol]:
     return ["strict"] if "strict" in there else there[:1]
 
 
-def _rank(name: str) -> int:
-    kind = name.rpartition(":")[2].partition("=")[0]
-    return list(DEFAULTS).index(kind) if kind in DEFAULTS else len(DEFAULTS)
+def _place(name: str) -> tuple[str, int, str]:
+    """Changes of all channels first, then channel by channel, each in the order of their description."""
+    channel, _, change = name.rpartition(":")
+    kind = change.partition("=")[0]
+    return channel, list(DEFAULTS).index(kind) if kind in DEFAULTS else len(DEFAULTS), name
 
 
 def _checked_name(path: Path, plain: EvalResult, changed: EvalResult) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.costs import record_cost
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
 from pave.evaluation.result import EvalResult, check_scorable, score_predictions
