@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pave.evaluation.benchmarks.published import published_numbers
+from pave.evaluation.benchmarks.published import PublishedRow, published_numbers
 from pave.evaluation.metrics import Interval
 
 if TYPE_CHECKING:
@@ -61,20 +61,42 @@ def _cell(row: Row | None) -> dict[str, str]:
     return {"value": f"{100 * row.value:.1f}", "range": _range(row.interval), "note": left_out}
 
 
-def published_section(results: Mapping[str, BenchmarkResult]) -> list[dict[str, Any]]:
-    """The rows for which numbers are published: those of the runs by the ``paper`` scorer, then the published ones."""
+def published_section(results: Mapping[str, BenchmarkResult]) -> dict[str, Any] | None:
+    """A column for each row for which numbers are published; the runs by the ``paper`` scorer, then published systems, each with the
+    numbers of its sources. None where nothing is known."""
     first = next(iter(results.values()), None)
-    section = []
-    for published in published_numbers(first.benchmark) if first is not None else []:
-        own = []
-        for number, (run, result) in enumerate(results.items()):
-            for table in result.tables:
-                if table.protocol == "paper" and table.measure == published.measure:
-                    own += [{"run": run, "number": number, **_cell(row)} for row in table.rows if row.name == published.row]
-        if own:
-            numbers = [{"system": n.system, "value": f"{n.value:.1f}", "source": n.source} for n in published.numbers]
-            section.append({"label": published.label, "measure": published.measure, "own": own, "numbers": numbers})
-    return section
+    rows = published_numbers(first.benchmark) if first is not None else []
+    own = {run: [_paper_cell(result, row) for row in rows] for run, result in results.items()}
+    kept = [number for number in range(len(rows)) if any(cells[number] for cells in own.values())]
+    if not kept:
+        return None
+    chosen = [rows[number] for number in kept]
+    sources = list(dict.fromkeys(n.source for row in chosen for n in row.numbers))
+    systems: dict[tuple[str, str], list[str]] = {}
+    for column, row in enumerate(chosen):
+        for n in row.numbers:
+            systems.setdefault((n.system, n.source), [""] * len(chosen))[column] = f"{n.value:.1f}"
+    return {
+        "columns": [row.label for row in chosen],
+        "own": [
+            {"run": run, "number": number, "cells": [cells[k] or "" for k in kept]}
+            for number, (run, cells) in enumerate(own.items())
+        ],
+        "systems": [
+            {"name": system, "source": sources.index(source) + 1, "cells": cells} for (system, source), cells in systems.items()
+        ],
+        "sources": sources,
+    }
+
+
+def _paper_cell(result: BenchmarkResult, published: PublishedRow) -> str | None:
+    """The run's own number of a published row, by the ``paper`` scorer."""
+    for table in result.tables:
+        if table.protocol == "paper" and table.measure == published.measure:
+            for row in table.rows:
+                if row.name == published.row and row.n_counted:
+                    return f"{100 * row.value:.1f}"
+    return None
 
 
 def exposures_section(exposures: Mapping[str, Exposure], runs: Sequence[str]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def write_run_report(
     shown = [_view(one, runs, _samples_of(runs, samples), qa) for one in differing(first, last, examples)]
     write_report(
         path,
-        title or (f"{get_benchmark(benchmark.name).title}: " if benchmark else "") + " and ".join(run.name for run in runs),
+        title or (f"{get_benchmark(benchmark.name).title}: " if benchmark else "") + ", ".join(run.name for run in runs),
         [run.result.table(run.name, str(run.folder)) for run in runs],
         shown,
         {run.name: _facts(run) for run in runs},
@@ -187,8 +187,6 @@ def _check_same_samples(first: ReportRun, other: ReportRun) -> None:
 
 def _without_files(prediction: Prediction, other: Prediction) -> Prediction:
     """Paths may be written otherwise in another run, and a run without the side channel may lack its files."""
-    from dataclasses import replace
-
     return replace(prediction, video=other.video, context=other.context)
 
 
@@ -239,8 +237,6 @@ def _samples_of(runs: Sequence[ReportRun], given: Sequence[Sample] | None) -> di
 
 
 def _view(one: str, runs: Sequence[ReportRun], samples: Mapping[str, Sample], qa: VideoQA | None) -> ExampleView:
-    from dataclasses import replace
-
     answers = {run.name: next(p for p in run.result.predictions if p.id == one) for run in runs}
     right = {run.name: run.right[one] for run in runs}
     last = runs[-1]
