@@ -30,6 +30,7 @@ from pave.evaluation.report_graphics import (
 from pave.utils.files import atomic_write_text
 
 _MAX_FAILURES = 50
+_SECTIONS = ("published", "scorers", "exposures", "costs", "pair")
 _LONGEST_TEXT = 1000
 _COLORS = 7
 _ACCENT = (57, 135, 229)
@@ -169,7 +170,7 @@ def write_report(
         ],
         examples=[_example(example, [run.name for run in runs]) for example in examples],
         facts=[_fact(name, value) for name, value in (facts or {}).items()],
-        sections=dict(sections or {}),
+        sections={name: None for name in _SECTIONS} | dict(sections or {}),
     )
     atomic_write_text(path, page)
 
