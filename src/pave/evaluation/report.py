@@ -170,7 +170,7 @@ def write_report(
         ],
         examples=[_example(example, [run.name for run in runs]) for example in examples],
         facts=[_fact(name, value) for name, value in (facts or {}).items()],
-        sections={name: None for name in _SECTIONS} | dict(sections or {}),
+        sections=dict.fromkeys(_SECTIONS) | dict(sections or {}),
     )
     atomic_write_text(path, page)
 
