@@ -7,7 +7,7 @@ Results of ``pave demo`` that are named are first copied to docs/results, where 
 A test runs the same functions and compares, so that the documents cannot fall behind the code. Markers are comments:
 ``<!-- fields: MODULE.CLASS -->`` for the fields of a config, ``<!-- costs -->`` for the sizes of the presets,
 ``<!-- layers -->`` for the layers of pyproject.toml, ``<!-- demo -->`` for what the demo measured, ``<!-- families -->`` for the
-types of base models. What stands between a marker and its closing one is replaced, and so is the output under a line
+types of base models, ``<!-- published: TABLE -->`` for the numbers that papers print. What stands between a marker and its closing one is replaced, and so is the output under a line
 ``$ pave show ...`` or ``$ pave families ...`` in a console block.
 """
 
@@ -29,7 +29,7 @@ from pave.utils.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-MARKER = re.compile(r"(<!-- (fields|costs|layers|demo|families)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (fields|costs|layers|demo|families|published)(?:: ([\w.]+))? -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
 CONSOLE = re.compile(r"(```console\n\$ pave ((?:show|families)[^\n]*)\n)(.*?)(```)", re.DOTALL)
 COSTS = (
     ("compact", "llava-onevision-qwen2-0.5b"),
@@ -50,7 +50,8 @@ def refreshed(text: str) -> str:
     def table(match: re.Match[str]) -> str:
         start, kind, name, _, end = match.groups()
         plain = {"costs": costs_table, "layers": layers_list, "demo": demo_table, "families": families_table}
-        body = fields_table(name) if kind == "fields" else plain[kind]()
+        named = {"fields": fields_table, "published": published_table}
+        body = named[kind](name) if kind in named else plain[kind]()
         return f"{start}{body}\n{end}"
 
     def output(match: re.Match[str]) -> str:
@@ -191,6 +192,25 @@ def families_table() -> str:
         limits = "; ".join(f"{check} ({reason})" for check, reason in family.limits.items())
         facts = f"{family.model_class} | {family.facts['frames_per_step']} | {linears} | {needs}"
         rows.append(f"| `{family.model_type}` | {facts} | {len(family.passed)} of {count} | {limits} |")
+    return "\n".join(rows)
+
+
+def published_table(which: str) -> str:
+    """The numbers that papers print for benchmarks with a side channel (``side``) or with dense frames as one (``dense``)."""
+    from pave.evaluation.benchmarks import BENCHMARKS
+    from pave.evaluation.benchmarks.published import published_rows
+
+    kinds = {"side": ("zero-shot", "LoRA on the video only", "with the side channel"), "dense": ("base", "with dense frames")}
+    wanted = kinds[which]
+    rows = ["| | 0.5B | 7B | 7B, run again | others |", "| --- | --- | --- | --- | --- |"]
+    for row in published_rows():
+        values = {number.system: f"{number.value:.1f}" for number in row.numbers}
+        if row.benchmark not in BENCHMARKS or not any(f"PAVE 7B, {kind}" in values for kind in wanted):
+            continue
+        ours = [" / ".join(values.pop(f"PAVE {size}, {kind}", "–") for kind in wanted) for size in ("0.5B", "7B")]
+        again = values.pop("PAVE 7B, run again", "")
+        others = ", ".join(f"{system} {value}" for system, value in values.items())
+        rows.append(f"| {row.label} | {ours[0]} | {ours[1]} | {again} | {others} |")
     return "\n".join(rows)
 
 

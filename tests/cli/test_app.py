@@ -38,6 +38,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "data",
         "doctor",
         "extract",
+        "report",
         "reproduce",
         "train",
         "eval",

@@ -177,3 +177,37 @@ def test_eval_fails_if_nothing_could_be_answered(world, tmp_path, capsys):
     (tmp_path / "t.jsonl").write_text("")
     assert main(["eval", str(tmp_path / "t.jsonl"), "--base", base]) == 2
     assert "holds no sample" in capsys.readouterr().err
+
+
+def test_eval_asks_again_under_counterfactuals_and_score_reads_them(world, tmp_path, capsys):
+    folder, base, patch = world
+    common = ("--base", base, "--patch", patch, "--frames", 2, "--max-new-tokens", 4)
+    asked = ("--counterfactuals", "--counterfactual", "audio:shifted=0.5", "--counterfactual", "removed")
+    code, data, _ = run(capsys, "eval", folder / "test.jsonl", *common, *asked, "--out", tmp_path / "run")
+    names = ["removed", "swapped", "shifted=2", "noised=1", "audio:shifted=0.5"]
+    assert code == 0 and list(data["counterfactuals"]["changes"]) == names
+    swapped = data["counterfactuals"]["changes"]["swapped"]
+    assert (swapped["n_scored"], swapped["n_expected"], swapped["n_compared"]) == (
+        2,
+        4,
+        2,
+    )  # one borrows from the video that is gone
+    assert json.loads((tmp_path / "run" / "scores.json").read_text()) == data
+    files = {"predictions.jsonl", "scores.json", "counterfactual-audio.shifted=0.5.jsonl"}
+    assert files < {path.name for path in (tmp_path / "run").iterdir()}
+    alone = run(capsys, "eval", folder / "test.jsonl", "--base", base, "--frames", 2, "--max-new-tokens", 4)[1]
+    assert data["counterfactuals"]["changes"]["removed"]["value"] == alone["overall"]["accuracy"]
+    code, again, _ = run(capsys, "score", tmp_path / "run")
+    assert code == 0 and again["counterfactuals"] == data["counterfactuals"]
+    for number in (1, 2):
+        options = (*common, *asked, "--out", tmp_path / "parts", "--shard", f"{number}/2")
+        assert run(capsys, "eval", folder / "test.jsonl", *options)[0] == 0
+    assert run(capsys, "score", tmp_path / "parts")[1]["counterfactuals"] == data["counterfactuals"]
+    assert "counterfactuals" not in run(capsys, "score", tmp_path / "run" / "predictions.jsonl")[1]
+    assert main(["score", str(tmp_path / "run")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("streams")))
+    assert [line.split()[0] for line in lines[start + 1 : start + 7]] == ["as", *names]
+    assert lines[-1] == data["counterfactuals"]["verdict"][0]
+    assert main(["eval", str(folder / "test.jsonl"), "--base", base, "--counterfactuals", "--out", str(tmp_path / "b")]) == 2
+    assert "the model has no side channel to change" in capsys.readouterr().err and not (tmp_path / "b").exists()

@@ -3,12 +3,12 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation_page import Page
 from pave.evaluation.metrics import Interval, PairedComparison, Score
 from pave.evaluation.report import (
     AnswerView,
@@ -23,32 +23,6 @@ from pave.evaluation.report import (
 from pave.evaluation.report_graphics import COLUMNS, TimeAxis, on_timeline, step_columns, wave_path
 
 HOSTILE = "</title><script>alert(1)</script>\"' onerror='x' <img src=http://evil/x.png> {{ 7*7 }} & ünï"
-VOID = {"meta", "img", "br", "line", "path"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text outside of style."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.stack = [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.stack:
-            self.text.append(data)
 
 
 def make_score(correct, n, low, high, scored=None):

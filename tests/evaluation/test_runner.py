@@ -7,11 +7,13 @@ import pytest
 
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
+from pave.evaluation.costs import costs_in, read_cost
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evaluation.result import rescore
 from pave.evaluation.runner import evaluate, model_facts, patch_hash, plan_batches
-from pave.patching import attach_patch
+from pave.evaluation.shards import take_shard
+from pave.patching import attach_patch, patch_parameters
 from tiny_models import tiny_llava_onevision
 from tiny_runs import hearing_config, save_base_and_patch, write_clip
 
@@ -203,3 +205,26 @@ def test_a_patch_of_another_config_with_the_same_tensors_is_another_patch():
         model, _ = tiny_llava_onevision()
         hashes.append(patch_hash(attach_patch(model, hearing_config(missing_channel=missing))))
     assert hashes[0] != hashes[1]
+
+
+def test_what_answering_took_lies_beside_the_predictions(world, tmp_path):
+    _, qa, samples = world
+    options = {"max_new_tokens": 2, "progress": False, "batch_size": 1}
+    evaluate(qa, samples[:2], predictions=tmp_path / "p.jsonl", **options)
+    first = read_cost(tmp_path / "p.cost.json")
+    own = sum(p.numel() for p in patch_parameters(qa.model))
+    assert own > 0 and first.seconds > 0 and (first.samples, first.device, first.patch_parameters) == (2, "cpu", own)
+    assert first.base_parameters + own == sum(p.numel() for p in qa.model.parameters())
+    lines = (tmp_path / "p.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "p.jsonl").write_text("".join(lines[:2]))  # killed after one sample
+    evaluate(qa, samples[:2], predictions=tmp_path / "p.jsonl", **options)
+    second = read_cost(tmp_path / "p.cost.json")
+    assert second.samples == 3 and second.seconds > first.seconds
+    evaluate(qa, samples[:2], predictions=tmp_path / "p.jsonl", **options)  # nothing left to do
+    assert costs_in(tmp_path, "p.jsonl") == second
+    for number in (1, 2):
+        shard, part = take_shard(samples[:2], number, 2)
+        evaluate(qa, part, predictions=tmp_path / "s" / shard.part_of("p.jsonl"), patch=False, shard=shard, **options)
+    both = costs_in(tmp_path / "s", "p.jsonl")
+    assert (both.samples, both.patch_parameters, both.base_parameters) == (2, 0, first.base_parameters)
+    assert costs_in(tmp_path, "other.jsonl") is None

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    predictions: Path = typer.Argument(..., help="A predictions.jsonl of pave eval, or the folder of its shards."),
+    predictions: Path = typer.Argument(
+        ..., help="A predictions.jsonl of pave eval, or its folder: shards are put together, counterfactuals included."
+    ),
     other: Path | None = typer.Argument(None, help="A second one, to compare with the first on the same samples."),
     protocol: str = typer.Option("both", "--protocol", help="Scorers of a benchmark: paper, strict or both."),
     samples: Path | None = typer.Option(
@@ -36,7 +38,8 @@ def command(
     Score answers again, by the rules of their benchmark or by the default ones, with 95 % intervals clustered by video. With a
     second file, compare the two runs sample by sample.
     """
-    from pave.cli.tables import comparison_text, print_failures, result_text
+    from pave.cli.tables import comparison_text, exposure_text, print_failures, result_text
+    from pave.evaluation.exposure import read_changes
     from pave.evaluation.metrics.captions import check_meteor
     from pave.evaluation.result import compare_results, rescore
     from pave.evaluation.shards import merge_shards
@@ -63,6 +66,14 @@ def command(
         print_failures(result)
         texts.append((f"{path}\n" if other is not None else "") + result_text(result))
         data.append({"predictions": str(path), **result.to_dict()})
+        exposure = (
+            read_changes(path, result, samples=samples, data_root=root, protocols=protocols, seed=seed)
+            if path.is_dir()
+            else None
+        )
+        if exposure is not None:
+            texts.append(exposure_text(exposure))
+            data[-1]["counterfactuals"] = exposure.to_dict()
     content: dict[str, Any] = dict(data[0])
     if other is not None:
         content = {"first": data[0], "second": data[1]}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks.scoring import BenchmarkResult, Row
+    from pave.evaluation.exposure import Exposure
     from pave.evaluation.metrics import PairedComparison
     from pave.evaluation.result import EvalResult
 
@@ -54,6 +55,27 @@ def comparison_text(comparisons: Mapping[str, PairedComparison], first: str, sec
         interval = f"{100 * pair.interval.low:+.1f} to {100 * pair.interval.high:+.1f}"
         cells.append([name, f"{100 * pair.difference:+.1f}", interval, str(pair.only_second), str(pair.only_first), p])
     return "\n".join([f"{second} minus {first}{title}", *_aligned(cells)])
+
+
+def exposure_text(exposure: Exposure) -> str:
+    """A row for the run as it is and one for each change of its streams, and what that says of the patch."""
+    from pave.evaluation.exposure import headline
+
+    plain = headline(exposure.plain)
+    cells = [["streams", plain.measure, "difference", "95 % interval", "answered"]]
+    cells.append(["as they are", f"{100 * plain.value:.1f}", "", "", f"{plain.n_scored:,} of {plain.n_expected:,}"])
+    for change in exposure.changes:
+        own, interval = headline(change.result), change.pair.interval
+        cells.append(
+            [
+                change.name,
+                f"{100 * own.value:.1f}",
+                f"{100 * change.pair.difference:+.1f}",
+                f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}",
+                f"{own.n_scored:,} of {own.n_expected:,}",
+            ]
+        )
+    return "\n".join([*_aligned(cells), *exposure.sentences])
 
 
 def _number(row: Row | None) -> str:

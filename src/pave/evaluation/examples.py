@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pave.config import SideChannelConfig
 from pave.data.collator import PatchCollator
+from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
-from pave.data.media import read_audio
+from pave.data.media import FrameSampling, read_audio
 from pave.data.samples import Sample
 from pave.evaluation.generation import generate_ids
 from pave.evaluation.inference import VideoQA
@@ -21,17 +24,21 @@ from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import AnswerView, ExampleView, FrameView, SideView, SoundView
 from pave.fusion import TemporalAlignedCrossAttention
 from pave.patching import is_patched, patch_slot
+from pave.side_channels import SideEncoder, build_encoder
 
 _SOUND_RATE = 16_000
 
 
-def example_view(qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction]) -> ExampleView:
+def example_view(
+    qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction], right: Mapping[str, bool] | None = None
+) -> ExampleView:
     """Everything the report shows of one sample.
 
     Args:
         qa: the patched model; its attention is shown.
         sample: a sample about a video file.
         answers: what each run answered, by the run's name.
+        right: whether that is right, by the run's name; default by the rule without a benchmark.
 
     Raises:
         ValueError: if the video cannot be read, or ``answers`` is empty.
@@ -41,22 +48,58 @@ def example_view(qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction])
     item = next(iter(qa.items([sample])))
     if isinstance(item, ValueError):
         raise item
-    attention = attention_of(qa, item)
-    file = _sound_file(qa, sample)
-    clip = None if file is None else read_audio(file, _SOUND_RATE)
+    return media_view(item, _sound_file(qa.encoders, sample), answers, right, attention_of(qa, item) if qa.channels else {})
+
+
+def media_view(
+    item: PatchItem,
+    sound_file: str | None,
+    answers: Mapping[str, Prediction],
+    right: Mapping[str, bool] | None = None,
+    attention: Mapping[str, NDArray[np.float64]] | None = None,
+) -> ExampleView:
+    """What the report shows of a decoded sample, with the attention of a patch or without.
+
+    Args:
+        item: the decoded sample.
+        sound_file: the file whose sound is drawn.
+        answers: what each run answered, by the run's name.
+        right: see ``example_view``.
+        attention: by side channel, as ``attention_of`` gives it.
+
+    Raises:
+        ValueError: if the sound cannot be read.
+    """
+    clip = None if sound_file is None else read_audio(sound_file, _SOUND_RATE)
     sides = [
         SideView(
             name=name,
             times_K=features.times_K.cpu().numpy(),
             features_KC=features.features_KMC.float().mean(dim=1).cpu().numpy(),
-            attention_TK=attention.get(name),
+            attention_TK=(attention or {}).get(name),
         )
         for name, features in item.side.items()
         if features is not None
     ]
+    return replace(
+        text_view(answers, right),
+        frames=[FrameView(time=float(t), pixels_HWC=pixels) for t, pixels in zip(item.times_F, item.frames_FHWC, strict=True)],
+        sound=None if clip is None else SoundView(samples=clip.samples, sample_rate=clip.sample_rate, start=clip.start_time),
+        sides=sides,
+    )
+
+
+def text_view(answers: Mapping[str, Prediction], right: Mapping[str, bool] | None = None) -> ExampleView:
+    """Question, truth and answers alone, where the files are not at hand."""
     asked = next(iter(answers.values()))
+
+    def verdict(run: str, prediction: Prediction) -> bool | None:
+        if not prediction.references:
+            return None
+        return prediction.correct if right is None else right[run]
+
     return ExampleView(
-        id=sample.id,
+        id=asked.id,
         question=asked.question,
         question_type=asked.type,
         choices=asked.choices,
@@ -65,14 +108,36 @@ def example_view(qa: VideoQA, sample: Sample, answers: Mapping[str, Prediction])
             AnswerView(
                 run=run,
                 text=p.prediction if p.prediction is not None else f"failed: {p.error}",
-                correct=p.correct if p.references else None,
+                correct=verdict(run, p),
             )
             for run, p in answers.items()
         ],
-        frames=[FrameView(time=float(t), pixels_HWC=pixels) for t, pixels in zip(item.times_F, item.frames_FHWC, strict=True)],
-        sound=None if clip is None else SoundView(samples=clip.samples, sample_rate=clip.sample_rate, start=clip.start_time),
-        sides=sides,
     )
+
+
+def unpatched_view(
+    sample: Sample,
+    sampling: FrameSampling,
+    channels: Mapping[str, SideChannelConfig],
+    answers: Mapping[str, Prediction],
+    right: Mapping[str, bool] | None = None,
+) -> ExampleView:
+    """What the report shows of a sample without a model: frames, sound, and what side channels hold whose encoders have no weights.
+
+    Args:
+        sample: a sample about a video file.
+        sampling: which frames.
+        channels: of a patch, by name; those whose encoders have weights or are not part of this library are left out.
+        answers: what each run answered, by the run's name.
+        right: see ``example_view``.
+
+    Raises:
+        ValueError: if a file cannot be read.
+    """
+    plain = {n: c for n, c in channels.items() if c.encoder.model is None and c.encoder.name.isidentifier()}
+    encoders = {name: build_encoder(channel.encoder) for name, channel in plain.items()}
+    item = PatchDataset([sample], sampling, encoders, plain)[0]
+    return media_view(item, _sound_file(encoders, sample), answers, right)
 
 
 def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]:
@@ -102,9 +167,9 @@ def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]
     return maps
 
 
-def _sound_file(qa: VideoQA, sample: Sample) -> str | None:
+def _sound_file(encoders: Mapping[str, SideEncoder[Any]], sample: Sample) -> str | None:
     """The file that the patch hears: the one the sample names for the channel (it may say there is none), else the video."""
-    for name, encoder in qa.encoders.items():
+    for name, encoder in encoders.items():
         if encoder.source == "audio":
             return sample.side_channels.get(name, sample.video)
     return sample.video

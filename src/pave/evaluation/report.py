@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pave.evaluation.metrics import PairedComparison, Score
@@ -29,6 +30,8 @@ from pave.evaluation.report_graphics import (
 from pave.utils.files import atomic_write_text
 
 _MAX_FAILURES = 50
+_SECTIONS = ("published", "scorers", "exposures", "costs", "pair")
+_LONGEST_TEXT = 1000
 _COLORS = 7
 _ACCENT = (57, 135, 229)
 _FEATURES = (144, 133, 233)
@@ -119,6 +122,8 @@ class ExampleView:
     frames: Sequence[FrameView] = ()
     sound: SoundView | None = None
     sides: Sequence[SideView] = field(default_factory=tuple)
+    note: str = ""
+    """What is not shown of it, and why."""
 
 
 def write_report(
@@ -131,6 +136,7 @@ def write_report(
     summary: str = "",
     chance: Mapping[str, float] | None = None,
     comparisons: Sequence[NamedComparison] = (),
+    sections: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page, in one step.
 
@@ -144,6 +150,8 @@ def write_report(
         summary: a paragraph under the heading.
         chance: accuracy of guessing, by question type ("overall" for all), marked on the bars.
         comparisons: paired tests between runs.
+        sections: further ones, made by ``report_sections``: "scorers", "published", "exposures", "costs", and "pair", the names of the
+            two runs whose answers to the examples differ.
 
     Raises:
         ValueError: if the arrays of an example do not fit together; the message names the sample.
@@ -162,6 +170,7 @@ def write_report(
         ],
         examples=[_example(example, [run.name for run in runs]) for example in examples],
         facts=[_fact(name, value) for name, value in (facts or {}).items()],
+        sections=dict.fromkeys(_SECTIONS) | dict(sections or {}),
     )
     atomic_write_text(path, page)
 
@@ -174,8 +183,18 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     return environment.get_template("report.html.j2")
+
+
+def _shown(value: Any) -> Any:
+    """A text as the page can hold it: what is no character becomes a question mark, and what is endless is cut, which it says."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    if len(value) > _LONGEST_TEXT:
+        value = f"{value[:_LONGEST_TEXT]} … ({len(value):,} characters in all)"
+    return value.encode("utf-8", "replace").decode()
 
 
 def _group(kind: str, label: str, runs: Sequence[RunTable], chance: Mapping[str, float] | None) -> dict[str, Any]:
@@ -244,6 +263,7 @@ def _example(example: ExampleView, run_names: Sequence[str]) -> dict[str, Any]:
             for answer in example.answers
         ],
         "timeline": _timeline(example) if example.frames else None,
+        "note": example.note,
     }
 
 
@@ -264,7 +284,7 @@ def _timeline(example: ExampleView) -> dict[str, Any]:
         "ticks": axis.ticks(),
         "frames": [
             {
-                "image": thumbnail_uri(frame.pixels_HWC),
+                "image": Markup(thumbnail_uri(frame.pixels_HWC)),
                 "pixelated": max(frame.pixels_HWC.shape[:2]) <= 96,
                 "time": f"{frame.time:.2f}",
                 "slot": f"{100 * (number + 0.5) / T:.3f}",
@@ -281,7 +301,7 @@ def _timeline(example: ExampleView) -> dict[str, Any]:
 def _wave(sound: SoundView, axis: TimeAxis) -> dict[str, str]:
     seconds = len(sound.samples) / sound.sample_rate
     left, right = axis.percent(sound.start), axis.percent(sound.start + seconds)
-    return {"path": wave_path(sound.samples), "x": f"{left:.3f}", "width": f"{right - left:.3f}"}
+    return {"path": Markup(wave_path(sound.samples)), "x": f"{left:.3f}", "width": f"{right - left:.3f}"}
 
 
 def _side(sample_id: str, side: SideView, axis: TimeAxis, T: int) -> dict[str, Any]:
@@ -291,14 +311,14 @@ def _side(sample_id: str, side: SideView, axis: TimeAxis, T: int) -> dict[str, A
     if side.features_KC is not None:
         if side.features_KC.ndim != 2 or len(side.features_KC) != len(times_K):
             raise ValueError(f"{where}: {len(times_K)} step times but features of shape {side.features_KC.shape}")
-        features = png_uri(spectrogram_rgba(side.features_KC, times_K, axis, _FEATURES))
+        features = Markup(png_uri(spectrogram_rgba(side.features_KC, times_K, axis, _FEATURES)))
     if side.attention_TK is not None:
         weights_TK = np.asarray(side.attention_TK, dtype=np.float64)
         if weights_TK.shape != (T, len(times_K)):
             raise ValueError(f"{where}: attention of shape {weights_TK.shape}, but {T} frames and {len(times_K)} steps")
         if not np.isfinite(weights_TK).all() or (weights_TK < 0).any():
             raise ValueError(f"{where}: attention weights must be finite and not negative")
-        attention = png_uri(row_heat_rgba(weights_TK, times_K, axis, _ACCENT))
+        attention = Markup(png_uri(row_heat_rgba(weights_TK, times_K, axis, _ACCENT)))
     every = max(1, -(-T // 16))
     return {
         "name": side.name,

@@ -73,7 +73,7 @@ def score_predictions(
         ValueError: if an id comes twice, a sample's truth cannot be scored, or METEOR is asked for and is no measure of the samples.
     """
     benchmark = check_scorable(predictions)
-    right = _verdicts(predictions, benchmark)
+    right = verdicts(predictions, benchmark)
     groups: dict[str, list[int]] = {}
     for number, prediction in enumerate(predictions):
         groups.setdefault(prediction.type, []).append(number)
@@ -107,7 +107,7 @@ def check_scorable(predictions: Sequence[Prediction]) -> Benchmark | None:
     return benchmark
 
 
-def _verdicts(predictions: Sequence[Prediction], benchmark: Benchmark | None) -> list[bool]:
+def verdicts(predictions: Sequence[Prediction], benchmark: Benchmark | None) -> list[bool]:
     """Which answers are right: by the first right-or-wrong measure of the benchmark's strict scorer, else by the default rule. An
     answer to a sample whose truth is not public is not."""
     known = [p for p in predictions if p.references]
@@ -165,12 +165,16 @@ def compare_results(first: EvalResult, second: EvalResult, *, seed: int = 0) -> 
     Raises:
         ValueError: if the runs do not have the same samples.
     """
-    pairs = paired_predictions(first, second)
+    return compare_pairs(paired_predictions(first, second), seed=seed)
+
+
+def compare_pairs(pairs: Sequence[tuple[Prediction, Prediction]], *, seed: int = 0) -> dict[str, PairedComparison]:
+    """Paired comparison of two runs given sample by sample, over all ("all") and by question type."""
     firsts, seconds = [p for p, _ in pairs], [p for _, p in pairs]
     benchmark = check_scorable(firsts)
-    right = [_verdicts(predictions, benchmark) for predictions in (firsts, seconds)]
-    kinds = {ALL: list(range(len(firsts)))}
-    kinds |= {kind: [i for i, p in enumerate(firsts) if p.type == kind] for kind in first.by_type}
+    right = [verdicts(predictions, benchmark) for predictions in (firsts, seconds)]
+    kinds = {kind: [i for i, p in enumerate(firsts) if p.type == kind] for kind in dict.fromkeys(p.type for p in firsts)}
+    kinds = {ALL: list(range(len(firsts)))} | {kind: members for kind, members in kinds.items() if kind != ALL}
     return {
         kind: compare_paired(
             [right[0][i] for i in members], [right[1][i] for i in members], [firsts[i].video for i in members], seed=seed

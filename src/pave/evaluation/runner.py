@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.data.samples import Sample
+from pave.evaluation.costs import record_cost
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
@@ -21,8 +21,6 @@ from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
 
-logger = logging.getLogger(__name__)
-
 
 def evaluate(
     qa: VideoQA,
@@ -31,6 +29,7 @@ def evaluate(
     predictions: str | Path | None = None,
     patch: bool = True,
     counterfactual: Counterfactual | None = None,
+    lenders: Sequence[Sample] | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 64,
     seed: int = 0,
@@ -46,10 +45,12 @@ def evaluate(
     Args:
         qa: the model.
         samples: all that are expected; each needs an answer to compare with. Samples of a benchmark are scored by its rules.
-        predictions: file that answers are written to batch by batch. A run that finds its own unfinished file goes on with it,
+        predictions: file that answers are written to batch by batch; what that took is written beside it (``costs``). A run that finds its own unfinished file goes on with it,
             and tries samples again that failed.
         patch: False scores the base alone.
         counterfactual: a change to the side streams first (``pave.evaluation.counterfactuals``).
+        lenders: samples whose streams such a change may borrow, ``samples`` among them; default ``samples``. Parts of an evaluation
+            must all be given the samples of the whole.
         batch_size: samples answered at a time.
         max_new_tokens: most tokens of an answer.
         seed: of the bootstrap that makes the intervals.
@@ -63,7 +64,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    qa.use_counterfactual(counterfactual, samples)
+    qa.use_counterfactual(counterfactual, samples if lenders is None else lenders)
     wanted = [as_prediction(sample) for sample in samples]
     check_scorable(wanted)
     file = None
@@ -80,16 +81,19 @@ def evaluate(
             if want.id in file.done:
                 check_same_sample(file.done[want.id], want, file.path)
         file.expect(len(wanted))
+    goes_on = bool(file and file.done)
     done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
     start = time.monotonic()
-    for batch in track(batches, f"Answering {len(samples)} samples", enabled=progress):
+    label = f"Answering {len(samples)} samples" + ("" if counterfactual is None else f", {counterfactual}")
+    for batch in track(batches, label, enabled=progress):
         answers = qa.answer_samples([samples[i] for i in batch], patch=patch, max_new_tokens=max_new_tokens)
         fresh = [_filled(wanted[i], answer) for i, answer in zip(batch, answers, strict=True)]
         done |= {p.id: p for p in fresh}
         if file:
             file.append(fresh)
-    logger.debug("answered %d batches in %.1f s", len(batches), time.monotonic() - start)
+    if file and batches:
+        record_cost(file.path, qa.model, patch, sum(map(len, batches)), time.monotonic() - start, goes_on)
     ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]
     return score_predictions(ordered, file.settings if file else dict(settings or {}), seed=seed)
 

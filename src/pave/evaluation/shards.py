@@ -15,7 +15,7 @@ from pave.data.samples import Sample
 from pave.evaluation.predictions import PredictionFile, read_all_predictions, read_header
 
 PREDICTIONS = "predictions.jsonl"
-_NAME = re.compile(r"^predictions-(\d+)-of-(\d+)\.jsonl$")
+_PART = re.compile(r"^(.+)-(\d+)-of-(\d+)\.jsonl$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,11 @@ class Shard:
     @property
     def file_name(self) -> str:
         """Name of its file of predictions."""
-        return f"predictions-{self.index}-of-{self.count}.jsonl"
+        return self.part_of(PREDICTIONS)
+
+    def part_of(self, name: str) -> str:
+        """Name of its part of a file of that name."""
+        return f"{name.removesuffix('.jsonl')}-{self.index}-of-{self.count}.jsonl"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -73,8 +77,18 @@ def take_shard(samples: Sequence[Sample], index: int, count: int) -> tuple[Shard
     return shard, part
 
 
-def merge_shards(folder: str | os.PathLike[str]) -> Path:
+def whole_names(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the .jsonl files that lie in a folder, sorted; a file that is there in parts by the name of the whole."""
+    names = [name for name in _names(Path(folder)) if name.endswith(".jsonl")]
+    return sorted({f"{match[1]}.jsonl" if (match := _PART.match(name)) else name for name in names})
+
+
+def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Path:
     """Put the parts in a folder together to the file that one process would have written.
+
+    Args:
+        folder: where the parts are.
+        name: of the whole file.
 
     Returns:
         The file, ``predictions.jsonl`` in the folder. Without parts it has to be there already.
@@ -83,11 +97,12 @@ def merge_shards(folder: str | os.PathLike[str]) -> Path:
         ValueError: if a part is missing or has not ended, or parts were made with other settings or of other samples.
     """
     where = Path(folder)
-    parts = [(int(match[1]), int(match[2]), where / match[0]) for match in map(_NAME.match, _names(where)) if match]
+    found_parts = [match for match in map(_PART.match, _names(where)) if match and f"{match[1]}.jsonl" == name]
+    parts = [(int(match[2]), int(match[3]), where / match[0]) for match in found_parts]
     if not parts:
-        if not (where / PREDICTIONS).is_file():
-            raise ValueError(f"{where}: the folder holds neither {PREDICTIONS} nor shards of it")
-        return where / PREDICTIONS
+        if not (where / name).is_file():
+            raise ValueError(f"{where}: the folder holds neither {name} nor shards of it")
+        return where / name
     counts = sorted({count for _, count, _ in parts})
     if len(counts) > 1:
         raise ValueError(
@@ -109,11 +124,11 @@ def merge_shards(folder: str | os.PathLike[str]) -> Path:
             _refuse_another(path, found[1], (settings, samples), (own, header["shard"]["samples"]))
         settings, samples = own, header["shard"]["samples"]
         predictions += part
-    (where / PREDICTIONS).unlink(missing_ok=True)  # of an earlier merge
-    file = PredictionFile(where / PREDICTIONS, settings or {})
+    (where / name).unlink(missing_ok=True)  # of an earlier merge
+    file = PredictionFile(where / name, settings or {})
     file.append(predictions)
     file.expect(len(predictions))
-    return where / PREDICTIONS
+    return where / name
 
 
 def _names(folder: Path) -> list[str]:
