@@ -349,7 +349,10 @@ BROKEN = {
     ),
     "dora for peft": (lambda d: edit_adapter(d, use_dora=True), "use_dora is True, but the patch was made with False"),
     "rslora for peft": (lambda d: edit_adapter(d, use_rslora=True), "use_rslora is True, but the patch was made with False"),
-    "patterns no mapping": (lambda d: edit_adapter(d, rank_pattern=[3]), r"rank_pattern is \[3\], but the patch was made with {}"),
+    "patterns no mapping": (
+        lambda d: edit_adapter(d, rank_pattern=[3]),
+        r"rank_pattern is \[3\], but the patch was made with {}",
+    ),
     "another rank for peft": (lambda d: edit_adapter(d, r=3), "r is 3, but the patch was made with 2"),
     "no config for peft": (lambda d: (d / ADAPTER).unlink(), "adapter_config.json is missing"),
     "not a config for peft": (lambda d: (d / ADAPTER).write_text("[]"), "adapter_config.json is no config of a LoRA adapter"),

@@ -257,7 +257,9 @@ def test_a_rank_of_one_kind_that_does_not_go_with_the_tensors_is_refused(tmp_pat
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_initialisations_that_move_the_base_are_refused_with_the_reason(init):
-    with pytest.raises(ValueError, match=rf"init '{init}' subtracts the first update from the base's weights, which a patch never"):
+    with pytest.raises(
+        ValueError, match=rf"init '{init}' subtracts the first update from the base's weights, which a patch never"
+    ):
         LoraSettings(init=init)
 
 

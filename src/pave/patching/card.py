@@ -99,7 +99,9 @@ def compression(record: PatchRecord) -> list[str]:
     if record.fusion_storage != "plain":
         lines.append(f"compressed: the fusion's matrices are stored in blocks of {record.fusion_storage[0]}-bit integers")
     if "bytes_before" in done and "bytes_after" in done:
-        lines.append(f"compressed: {done['bytes_before'] / 1e6:.2f} MB of tensors before, {done['bytes_after'] / 1e6:.2f} MB after")
+        lines.append(
+            f"compressed: {done['bytes_before'] / 1e6:.2f} MB of tensors before, {done['bytes_after'] / 1e6:.2f} MB after"
+        )
     measured = done.get("measured")
     if isinstance(measured, dict):
         lines.append(f"compressed: {measured['sentence']}")

@@ -168,7 +168,9 @@ def _pack_fusion(
     if fusion == "plain":
         raise ValueError("fusion: to compress is to store in 8bit or 4bit; load and save the patch to store it plainly")
     if record.fusion_storage in (fusion, "4bit"):
-        raise ValueError(f"{source}: the fusion is stored in {record.fusion_storage} already, {fusion} would not make it smaller")
+        raise ValueError(
+            f"{source}: the fusion is stored in {record.fusion_storage} already, {fusion} would not make it smaller"
+        )
     if not tensors.fusion:
         raise ValueError(f"{source} has no fusion to compress: it has no side channel")
     stored = pack(tensors.fusion, fusion, getattr(torch, record.patch.storage_dtype))
@@ -274,10 +276,11 @@ def _cut_adapter(
         down_cut, up_cut = _truncate(down, up, rank)
         ratio = math.sqrt(before.scale_of(kind) / after.scale_of(kind))  # 1 but for rounding
         prefix = f"base_model.model.{module}"
-        cut = to_storage({f"{prefix}.lora_A.weight": down_cut * ratio, f"{prefix}.lora_B.weight": up_cut * ratio}, dtype)
-        out |= cut
-        new = [before.scale_of(kind) * up, -after.scale_of(kind) * cut[f"{prefix}.lora_B.weight"].double()]
-        errors[f"lora {module}"] = _relative_product(torch.cat(new, 1), torch.cat([down, cut[f"{prefix}.lora_A.weight"].double()]), down, up, before.scale_of(kind))
+        out |= to_storage({f"{prefix}.lora_A.weight": down_cut * ratio, f"{prefix}.lora_B.weight": up_cut * ratio}, dtype)
+        stored_down, stored_up = _factors(out, module)
+        scaled_up, stored_up = before.scale_of(kind) * up, after.scale_of(kind) * stored_up
+        difference = _core(torch.cat([down, stored_down]), torch.cat([scaled_up, -stored_up], dim=1))[0]
+        errors[f"lora {module}"] = _relative(difference, _core(down, scaled_up)[0])
     return out
 
 
@@ -321,10 +324,3 @@ def _truncate(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     missing = rank - len(root)
     pad = torch.nn.functional.pad
     return pad(down_cut, (0, 0, 0, missing)), pad(up_cut, (0, missing))
-
-
-def _relative_product(up_difference: Tensor, down_difference: Tensor, down: Tensor, up: Tensor, scale: float) -> float:
-    """Frobenius norm of a difference of two updates, given as stacked factors, over the norm of the first."""
-    difference, _, _ = _core(down_difference, up_difference)
-    whole, _, _ = _core(down, scale * up)
-    return _relative(difference, whole)

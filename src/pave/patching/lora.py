@@ -238,7 +238,9 @@ def check_config(folder: Path, settings: LoraSettings) -> None:
     ours = adapter_settings(settings)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()}
+        found = {
+            key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()
+        }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
     for key, value in ours.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -145,7 +145,9 @@ def _unpack_matrix(codes: Tensor, scales_N: Tensor, shape: Tensor, storage: Fusi
             raise ValueError(f"{where}{CODES} holds more than the matrix has elements; copy or download the file again")
         codes = nibbles[:count].to(torch.int8) - 8
     if bool((codes < -top).any()):
-        raise ValueError(f"{where}{CODES} holds an integer below {-top}, which is never written; copy or download the file again")
+        raise ValueError(
+            f"{where}{CODES} holds an integer below {-top}, which is never written; copy or download the file again"
+        )
     values = _blocks(codes.flatten().float()) * scales_N.float()[:, None]
     return values.flatten()[:count].view(size)
 
@@ -181,14 +183,3 @@ def parameter_count(stored: Mapping[str, Tensor]) -> int:
         elif not key.endswith((CODES, SCALES)):
             total += value.numel()
     return total
-
-
-def check_storage(value: str, option: str) -> FusionStorage:
-    """``value`` if it names a storage.
-
-    Raises:
-        ValueError: naming ``option``.
-    """
-    if value not in get_args(FusionStorage):
-        raise ValueError(f"{option} is {', '.join(get_args(FusionStorage))}, got {value!r}")
-    return value  # type: ignore[return-value]
