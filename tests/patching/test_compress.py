@@ -221,9 +221,9 @@ def test_a_packed_patch_is_an_ordinary_patch(name, storage, tmp_path):
     assert all(torch.equal(state[key], expected[key].float()) for key in state)
     matrices = {key for key, value in plain.items() if value.ndim > 1}
     assert set(made.errors) == matrices
-    for key in plain:
-        off = float((state[key] - plain[key].float()).norm() / plain[key].float().norm())
-        assert off == (pytest.approx(made.errors[key], rel=1e-5) if key in matrices else 0)
+    for key, value in plain.items():
+        off = float((state[key] - value.float()).norm())
+        assert off == (pytest.approx(made.errors[key] * float(value.float().norm()), rel=1e-4) if key in matrices else 0), key
     low, high = (0.001, 0.02) if storage == "8bit" else (0.03, 0.2)
     assert all(low < error < high for error in made.errors.values())
     load_tensors(model, small)
@@ -306,7 +306,7 @@ def test_damage_is_refused_by_name(storage, tmp_path):
     [
         ({"fusion_storage": "4bit"}, r"codes is int8 of shape .* in 4bit needs uint8"),
         ({"fusion_storage": "plain"}, "format_version 2 does not go with fusion_storage 'plain'"),
-        ({"fusion_storage": "plain", "format_version": 1}, r"codes is stored as int8; a patch holds float32"),
+        ({"fusion_storage": "plain", "format_version": 1}, r"is stored as int\d+; a patch holds float32"),
         ({"format_version": 1}, "format_version 1 does not go with fusion_storage '8bit'"),
         ({"fusion_storage": "2bit"}, "fusion_storage: Input should be 'plain', '8bit' or '4bit', got '2bit'"),
     ],
@@ -386,7 +386,7 @@ def test_what_cannot_be_compressed_is_said(tmp_path):
     [
         (3, "4bit", 19.64),
         (2, "8bit", 18.85),
-        (dict.fromkeys(LORA_LINEARS, 1) | {"q_proj": 8, "v_proj": 16, "o_proj": 4}, "4bit", 19.9),
+        (dict.fromkeys(LORA_LINEARS, 1) | {"q_proj": 8, "v_proj": 16, "o_proj": 8}, "4bit", 18.63),
     ],
 )  # fmt: skip
 def test_the_published_sizes_come_down_to_20_megabytes(rank, fusion, megabytes):

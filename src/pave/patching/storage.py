@@ -108,7 +108,8 @@ def unpack(stored: Mapping[str, Tensor], storage: FusionStorage, where: str) -> 
     for name in names:
         if name in plain:
             raise ValueError(f"{where}: {name} is stored twice, plainly and in {storage}")
-        plain[name] = _unpack_matrix(*(stored[name + suffix] for suffix in (CODES, SCALES, SHAPE)), storage, f"{where}: {name}")
+        codes, scales_N, shape = (stored[name + suffix] for suffix in (CODES, SCALES, SHAPE))
+        plain[name] = _unpack_matrix(codes, scales_N, shape, storage, f"{where}: {name}")
     return plain
 
 
