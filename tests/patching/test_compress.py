@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from cases import CASES, patched, side_tokens, small_config
 from pave import LoraSettings, PatchConfig, load_patch, save_patch
 from pave.config import LORA_LINEARS
-from pave.patching import lora, load_tensors, patch_slot, read_record
+from pave.patching import load_tensors, lora, patch_slot, read_record
 from pave.patching.compress import compress_patch, reduced_ranks, with_ranks, write_compressed
 from pave.patching.convert import export_patch
 from pave.patching.cost import patch_cost
@@ -384,9 +384,9 @@ def test_what_cannot_be_compressed_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "fusion", "megabytes"),
     [
-        (3, "4bit", 19.64),
-        (2, "8bit", 18.85),
-        (dict.fromkeys(LORA_LINEARS, 1) | {"q_proj": 8, "v_proj": 16, "o_proj": 8}, "4bit", 18.63),
+        (3, "4bit", 19.664),
+        (2, "8bit", 18.845),
+        (dict.fromkeys(LORA_LINEARS, 1) | {"q_proj": 8, "v_proj": 16, "o_proj": 8}, "4bit", 18.632),
     ],
 )  # fmt: skip
 def test_the_published_sizes_come_down_to_20_megabytes(rank, fusion, megabytes):
@@ -396,6 +396,6 @@ def test_the_published_sizes_come_down_to_20_megabytes(rank, fusion, megabytes):
     assert whole.patch_bytes / 1e6 == pytest.approx(339.9, abs=0.01)
     cut = replace(paper, lora=with_ranks(paper.lora, reduced_ranks(paper.lora, rank, "here")))
     cost = patch_cost(base, cut, fusion_storage=fusion)
-    assert cost.patch_bytes / 1e6 == pytest.approx(megabytes, abs=0.05) and cost.patch_bytes <= 19.9e6
+    assert cost.patch_bytes / 1e6 == pytest.approx(megabytes, abs=0.001) and cost.patch_bytes <= 19.9e6
     assert cost.fusion_parameters == whole.fusion_parameters
     assert all(cut.lora.scale_of(kind) == paper.lora.scale_of(kind) for kind in LORA_LINEARS)
