@@ -153,6 +153,7 @@ def test_a_rank_above_a_layers_width_is_cut_too(tmp_path):
     before, after = updates(folder), updates(tmp_path / "small")
     for module, whole in before.items():
         torch.testing.assert_close(after[module], whole, atol=1e-4, rtol=1e-5)
+    assert all(torch.isfinite(value).all() for value in lora.state_dict(reloaded(tmp_path / "small"), "default").values())
 
 
 def test_dora_keeps_its_lengths(tmp_path):

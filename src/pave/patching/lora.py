@@ -85,7 +85,8 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """A pattern for the chosen linear layers of the language model's decoder, and nothing else.
 
     Raises:
-        ValueError: if a target names no linear layer of the decoder, with the ones there are, or one whose weights are offloaded.
+        ValueError: if a target names no linear layer of the decoder, with the ones there are, or one whose weights are offloaded
+            or, with DoRA, quantised by bitsandbytes.
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
@@ -99,6 +100,12 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
         raise ValueError(
             f"lora: {offloaded} of {len(chosen)} target layers are offloaded by the base's device_map; keep the language model on "
             "a device and offload other parts, or use a patch without LoRA"
+        )
+    packed = [m for m in chosen if type(getattr(m, "weight", None)).__name__ in ("Params4bit", "Int8Params")]
+    if settings.use_dora and packed:
+        raise ValueError(
+            f"lora.use_dora: {len(packed)} of {len(chosen)} target layers are quantised by bitsandbytes, whose weights do not come out "
+            "the same before and after their first use, and DoRA measures them; use use_dora: false or another quantisation"
         )
     return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
