@@ -78,7 +78,7 @@ def test_a_smaller_patch_with_its_quality(files, tmp_path, capsys):
     code, foreseen = run(capsys, "show", patch, "--base", base, *options)
     assert code == 0 and foreseen["cost"] == shown["cost"] and foreseen["patch"] == shown["patch"]
     assert main(["show", str(tmp_path / "small"), "--base", str(base)]) == 0
-    assert "the fusion's matrices are stored in 4bit" in capsys.readouterr().out
+    assert "the matrices of the fusion are stored in 4bit" in capsys.readouterr().out
 
 
 def test_without_out_it_says_what_it_would_reach_and_writes_nothing(files, tmp_path, capsys, monkeypatch):

@@ -176,7 +176,7 @@ def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_step
     lora = subject.patch.lora
     lines.append("no LoRA" if lora is None else _lora_line(lora))
     if cost.fusion_storage != "plain":
-        lines.append(f"the fusion's matrices are stored in {cost.fusion_storage}")
+        lines.append(f"the matrices of the fusion are stored in {cost.fusion_storage}")
     lines += prompt_settings(subject.patch)
     lines += ["", f"{'':<10}{'parameters':>16}{'of base':>10}{'stored':>12}{'prefill':>16}{'of base':>10}"]
     for part in ("fusion", "lora"):
