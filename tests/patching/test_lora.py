@@ -252,6 +252,26 @@ def test_a_rank_of_one_kind_that_does_not_go_with_the_tensors_is_refused(tmp_pat
         load_patch(case.build()[0], folder)
 
 
+def test_a_kind_that_is_named_but_not_there_is_refused_before_memory_is_taken_for_it(tmp_path):
+    case = CASES["llava_onevision"]
+    model, _ = patched(case, config_of(BY_KIND))
+    folder = save_patch(model, tmp_path)
+    for name, change in (
+        (
+            "patch_config.json",
+            lambda v: v["patch"]["lora"].update(targets=[*TARGETS, "k_proj"], ranks={**BY_KIND.ranks, "k_proj": 10**12}),
+        ),
+        ("lora/adapter_config.json", lambda v: v["rank_pattern"].update(k_proj=10**12)),
+    ):
+        values = json.loads((folder / name).read_text())
+        change(values)
+        (folder / name).write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match=r"adapter_model\.safetensors: no tensor is for k_proj, which patch_config\.json names"
+    ):
+        load_patch(case.build()[0], folder)
+
+
 # --- settings that are refused
 
 

@@ -282,13 +282,18 @@ def module_of(key: str) -> str:
 
 
 def check_ranks(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> None:
-    """Refuse first factors of other ranks than ``settings`` name; ``where`` is named."""
+    """Refuse first factors of other ranks than ``settings`` name, and kinds without any; ``where`` is named."""
+    absent = set(settings.targets)
     for key, value in tensors.items():
         if not key.endswith(".lora_A.weight"):
             continue
-        rank = settings.rank_of(key.removesuffix(".lora_A.weight").rsplit(".", 1)[-1])
+        kind = key.removesuffix(".lora_A.weight").rsplit(".", 1)[-1]
+        absent.discard(kind)
+        rank = settings.rank_of(kind)
         if value.shape[:1] != (rank,):
             raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, patch_config.json says rank {rank}")
+    if absent:
+        raise ValueError(f"{where}: no tensor is for {sorted(absent)[0]}, which patch_config.json names in lora.targets")
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
