@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -14,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from cases import CASES, patched, side_tokens
+from cases import CASES, patched, side_tokens, small_config
 from pave import SideTokens
 from pave.patching import patch_parameters
 
@@ -54,11 +55,14 @@ def main(kind: str, name: str) -> None:
         valid[1] = False
         side = SideTokens(side.embeds_BKMC, valid, side.times_BK)
 
-    reference, processor = patched(case)
+    config = small_config()
+    if os.environ.get("DORA"):
+        config = replace(config, lora=replace(config.lora, use_dora=True))
+    reference, processor = patched(case, config)
     run(reference, rows(case, processor, reference, None), side).backward()
     expected = [p.grad for p in patch_parameters(reference)]
 
-    model, _ = patched(case)
+    model, _ = patched(case, config)
     if kind == "ddp":
         wrapped = DistributedDataParallel(model)
     else:

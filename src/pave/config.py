@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import textwrap
 import typing
 from dataclasses import dataclass, field
@@ -210,6 +211,8 @@ class SideChannelConfig(Strict):
             raise ValueError(f"width must be at least 1, got {self.width}")
 
 
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of PEFT that change the base layer's weights."""
 LORA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -218,13 +221,24 @@ class LoraSettings(Strict):
     """The low-rank part of a patch, on the linear layers of the language model only. Stored in PEFT's own format."""
 
     rank: int = 16
-    """Rank of every update."""
+    """Rank of the update of every kind of layer that ranks does not name."""
+    ranks: dict[str, int] = field(default_factory=dict)
+    """Ranks of single kinds of layers by their names in targets, such as {q_proj: 8, down_proj: 32}."""
     alpha: float = 32.0
-    """The update is scaled by alpha / rank."""
+    """The update of a layer is scaled by alpha over the layer's own rank, whichever it is: half the rank has twice the scale."""
+    alphas: dict[str, float] = field(default_factory=dict)
+    """Alphas of single kinds of layers by their names in targets. alphas in proportion to ranks give every kind one scale."""
     dropout: float = 0.0
     """Dropout on the input of the update while training."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of linear layers inside the language model's decoder. The vision tower is never touched."""
+    use_rslora: bool = False
+    """Scale by alpha over the square root of the rank instead (rsLoRA, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each row of the updated weight apart from its direction (DoRA, arXiv 2402.09353): one more vector a layer."""
+    init: str = "uniform"
+    """How the first factor starts: uniform (Kaiming, PEFT's default) or gaussian. The second starts at zero, so that a fresh patch is
+    the base. Initialisations that start elsewhere (pissa, olora, ...) are refused."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -235,6 +249,36 @@ class LoraSettings(Strict):
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not self.targets:
             raise ValueError("targets must name at least one linear layer; use lora: null for a patch without LoRA")
+        for name in ("ranks", "alphas"):
+            for kind, value in getattr(self, name).items():
+                if kind not in self.targets:
+                    raise ValueError(f"{name} names {kind!r}, which is not in targets ({', '.join(self.targets)})")
+                if not 0 < value < float("inf"):
+                    raise ValueError(f"{name}.{kind} must be positive and finite, got {value}")
+        self._check_init()
+
+    def _check_init(self) -> None:
+        if self.init in ("uniform", "gaussian"):
+            return
+        if self.init.startswith(_MOVES_BASE):
+            raise ValueError(
+                f"init {self.init!r} subtracts the first update from the base's weights, which a patch never changes: a fresh patch, a "
+                "disabled one and a row without its side channel would not be the base; use 'uniform' or 'gaussian'"
+            )
+        raise ValueError(f"init is 'uniform' or 'gaussian', which start exactly at the base, got {self.init!r}")
+
+    def rank_of(self, kind: str) -> int:
+        """Rank of the update of a kind of layer."""
+        return self.ranks.get(kind, self.rank)
+
+    def alpha_of(self, kind: str) -> float:
+        """Alpha of a kind of layer."""
+        return self.alphas.get(kind, self.alpha)
+
+    def scale_of(self, kind: str) -> float:
+        """What the product of the two factors of a kind of layer is multiplied by."""
+        rank = self.rank_of(kind)
+        return self.alpha_of(kind) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True, kw_only=True)

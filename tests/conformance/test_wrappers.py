@@ -21,17 +21,18 @@ WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "name", "missing"),
+    ("kind", "name", "missing", "dora"),
     [
-        ("ddp", "llava_onevision", ""),
-        ("ddp", "qwen2_5_vl", "1"),
-        ("fsdp2", "llava_onevision", "1"),
-        ("fsdp2", "qwen2_5_vl", ""),
+        ("ddp", "llava_onevision", "", ""),
+        ("ddp", "qwen2_5_vl", "1", "1"),
+        ("fsdp2", "llava_onevision", "1", ""),
+        ("fsdp2", "llava_onevision", "1", "1"),
+        ("fsdp2", "qwen2_5_vl", "", ""),
     ],
 )
-def test_two_processes_have_the_gradients_of_one(kind, name, missing):
+def test_two_processes_have_the_gradients_of_one(kind, name, missing, dora):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER), kind, name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MISSING": missing, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MISSING": missing, "DORA": dora, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert f"{kind} {name}:" in done.stdout and "gradients agree" in done.stdout

@@ -288,7 +288,11 @@ A_NORM = "audio.output_norm.weight"
 BROKEN = {
     "no config": (lambda d: (d / "patch_config.json").unlink(), "is no patch: it has no patch_config.json"),
     "not json": (lambda d: (d / "patch_config.json").write_text("{"), "patch_config.json is not valid JSON"),
-    "newer": (lambda d: edit_config(d, lambda v: v.update(format_version=2)), "format_version 2 is not 1"),
+    "newer": (lambda d: edit_config(d, lambda v: v.update(format_version=3)), "format_version 3 is not 1 or 2, those this"),
+    "version of a packed patch": (
+        lambda d: edit_config(d, lambda v: v.update(format_version=2)),
+        "format_version 2 does not go with fusion_storage 'plain'",
+    ),
     "a list": (lambda d: (d / "patch_config.json").write_text("[]"), "format_version None is not 1"),
     "unknown key": (
         lambda d: edit_config(d, lambda v: v["patch"].update(loras=None)),
@@ -339,6 +343,16 @@ BROKEN = {
         "alpha must be positive and finite, got inf",
     ),
     "another alpha for peft": (lambda d: edit_adapter(d, lora_alpha=8.0), "lora_alpha is 8.0, but the patch was made with 4.0"),
+    "another rank of a kind for peft": (
+        lambda d: edit_adapter(d, rank_pattern={"q_proj": 1}),
+        "rank_pattern is {'q_proj': 1}, but the patch was made with {}",
+    ),
+    "dora for peft": (lambda d: edit_adapter(d, use_dora=True), "use_dora is True, but the patch was made with False"),
+    "rslora for peft": (lambda d: edit_adapter(d, use_rslora=True), "use_rslora is True, but the patch was made with False"),
+    "patterns no mapping": (
+        lambda d: edit_adapter(d, rank_pattern=[3]),
+        r"rank_pattern is \[3\], but the patch was made with {}",
+    ),
     "another rank for peft": (lambda d: edit_adapter(d, r=3), "r is 3, but the patch was made with 2"),
     "no config for peft": (lambda d: (d / ADAPTER).unlink(), "adapter_config.json is missing"),
     "not a config for peft": (lambda d: (d / ADAPTER).write_text("[]"), "adapter_config.json is no config of a LoRA adapter"),

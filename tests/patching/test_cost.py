@@ -48,10 +48,13 @@ def test_the_fusion_module_costs_about_a_thousandth():
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", [True, False, "dora"])
 def test_operations_agree_with_torchs_counter(name, lora):
     case = type(CASES[name])(CASES[name].build, (8, 8))
-    model, processor = patched(case, small_config(lora=lora))
+    config = small_config(lora=bool(lora))
+    if lora == "dora":
+        config = replace(config, lora=replace(config.lora, use_dora=True))
+    model, processor = patched(case, config)
     batch = case.batch(processor, ("what sound is heard in the video?",))
     steps, per_step = 16, 4
     side = side_tokens(videos=1, steps=steps, per_step=per_step)
@@ -65,7 +68,7 @@ def test_operations_agree_with_torchs_counter(name, lora):
     length = batch["input_ids"].shape[1]
     T = 8 if name == "llava_onevision" else 4
     text = length - T * 4 - (name == "llava_onevision")
-    cost = patch_cost(model.config, small_config(lora=lora), num_frames=8, text_tokens=text, side_steps=steps,
+    cost = patch_cost(model.config, config, num_frames=8, text_tokens=text, side_steps=steps,
                       side_tokens_per_step=per_step, grid=(2, 2))  # fmt: skip
     assert cost.llm_tokens == length
     base = count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,26 @@ def load(request, folder):
 def logits(model, batch, **given):
     with torch.no_grad():
         return model(**batch, **given).logits
+
+
+def test_dora_is_the_base_at_first_or_refused(load, folder):
+    """bitsandbytes' weights change their form when they are first used on a CPU; torchao's do not."""
+    batch = {k: v for k, v in folder[1].items() if k != "frame_times"}
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": folder[1]["frame_times"]}
+    config = small_config()
+    config = replace(config, lora=replace(config.lora, use_dora=True))
+    model = load()
+    flags = [p.requires_grad for p in model.parameters()]
+    if model.config.quantization_config.quant_method != "torchao":
+        with pytest.raises(ValueError, match="lora.use_dora: 6 of 6 target layers are quantised by bitsandbytes"):
+            attach_patch(model, config)
+        assert [p.requires_grad for p in model.parameters()] == flags
+        return
+    expected = logits(model, batch)
+    attach_patch(model, config)
+    assert torch.equal(logits(model, batch, **given), expected)
+    acting = logits(shake(model), batch, **given)
+    assert not torch.allclose(acting, expected, atol=1e-2) and torch.equal(logits(model, batch, **given), acting)
 
 
 def test_a_patch_on_a_quantised_base(load, folder, tmp_path):

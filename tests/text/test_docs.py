@@ -19,7 +19,7 @@ import yaml
 
 from pave.cli import main
 from pave.cli.app import VERBS, app
-from pave.config import PatchConfig
+from pave.config import LoraSettings, PatchConfig
 from pave.data.samples import Sample
 from pave.side_channels import ENCODERS, build_encoder
 from pave.training.recipe import read_recipe
@@ -251,6 +251,8 @@ def test_yaml_blocks_are_parts_of_a_recipe(path):
             for channel in patch.side_channels.values():
                 if channel.encoder.model is None and ":" not in channel.encoder.name:  # a class of the reader's own
                     assert build_encoder(channel.encoder).width == channel.width
+        elif key == "lora":
+            LoraSettings.from_dict(values[key], where=name_of(path))
         else:
             assert key == "stages", f"{name_of(path)}: a block of a kind that this test does not know"
             assert [Stage.from_dict(stage) for stage in values[key]]

@@ -12,6 +12,7 @@ import typer
 from pave import __version__
 from pave.cli import (
     ask,
+    compress,
     data,
     demo,
     doctor,
@@ -63,6 +64,7 @@ VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "report": (report.command, "One page about several evaluations."),
     "reproduce": (reproduce.command, "Make the evidence for the method again, on miniature worlds."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
+    "compress": (compress.command, "Make a trained patch smaller, and measure what that costs."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
     "import-base": (import_base.command, "Read a base in the layout that the authors' code uses."),

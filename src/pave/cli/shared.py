@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -48,6 +48,13 @@ def storage_dtype(value: str | None) -> StorageDtype | None:
     if value not in (None, "exact", "bfloat16", "float16"):
         raise ValueError(f"--vision is exact, bfloat16 or float16, got {value!r}")
     return value  # type: ignore[return-value]
+
+
+def check_choice(option: str, value: str | None, choices: Sequence[str]) -> str | None:
+    """``value`` if it is one of ``choices`` or not given; ``option`` is named where it is neither."""
+    if value is not None and value not in choices:
+        raise ValueError(f"{option} is {' or '.join(choices)}, got {value!r}")
+    return value
 
 
 class JobFailed(Exception):

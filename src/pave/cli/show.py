@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import JsonOption, Result, check_choice
 
 if TYPE_CHECKING:
-    from pave.config import PatchConfig
+    from pave.config import LoraSettings, PatchConfig
     from pave.patching.cost import PatchCost
+    from pave.patching.storage import FusionStorage
 
 DEFAULT_BASE = "llava-onevision-qwen2-7b"
 PRESETS = ("compact", "paper")
@@ -32,6 +33,10 @@ def command(
     frames: int = typer.Option(32, "--frames", min=1, help="Frames of the prompt that operations are counted for."),
     text_tokens: int = typer.Option(64, "--text-tokens", min=0, help="Text tokens of that prompt."),
     side_steps: int = typer.Option(64, "--side-steps", min=1, help="Side steps of every channel."),
+    lora_rank: str | None = typer.Option(
+        None, "--lora-rank", help="Show it as pave compress would leave it with this option: 8, or q_proj=8,down_proj=4."
+    ),
+    fusion: str | None = typer.Option(None, "--fusion", help="Likewise: the fusion's matrices in 8bit or 4bit."),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -49,7 +54,7 @@ def command(
     from pave.utils.embedded import model_path
     from pave.video_llms.known import load_config
 
-    subject = _subject(patch, config, preset)
+    subject = _compressed(_subject(patch, config, preset), lora_rank, fusion)
     base_name = base or subject.base or DEFAULT_BASE
     try:
         base_config = load_config(model_path(base_name))
@@ -57,7 +62,14 @@ def command(
         if base or not subject.base:
             raise
         raise ValueError(f"{subject.name} names the base {subject.base!r}, give another with --base: {error}") from None
-    cost = patch_cost(base_config, subject.patch, num_frames=frames, text_tokens=text_tokens, side_steps=side_steps)
+    cost = patch_cost(
+        base_config,
+        subject.patch,
+        num_frames=frames,
+        text_tokens=text_tokens,
+        side_steps=side_steps,
+        fusion_storage=subject.fusion_storage,
+    )
     data = {
         "name": subject.name,
         "base": base_name,
@@ -77,6 +89,24 @@ class _Subject:
     patch: PatchConfig
     base: str | None = None
     provenance: dict[str, Any] | None = None
+    fusion_storage: FusionStorage = "plain"
+
+
+def _compressed(subject: _Subject, lora_rank: str | None, fusion: str | None) -> _Subject:
+    """The subject as ``pave compress`` with these options would leave it."""
+    storage: Any = check_choice("--fusion", fusion, ("8bit", "4bit"))
+    patch, lora = subject.patch, subject.patch.lora
+    if lora_rank is not None:
+        from pave.cli.compress import parse_ranks
+        from pave.patching.compress import reduced_ranks, with_ranks
+
+        if lora is None:
+            raise ValueError(f"--lora-rank: {subject.name} has no LoRA")
+        ranks = reduced_ranks(lora, parse_ranks(lora_rank), "--lora-rank")
+        patch = replace(patch, lora=with_ranks(lora, ranks))
+    if storage is not None and subject.fusion_storage in (storage, "4bit"):
+        raise ValueError(f"--fusion: the fusion of {subject.name} is stored in {subject.fusion_storage} already")
+    return replace(subject, patch=patch, fusion_storage=storage or subject.fusion_storage)
 
 
 def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Subject:
@@ -84,7 +114,7 @@ def _subject(patch: str | None, config: Path | None, preset: str | None) -> _Sub
         from pave.patching import read_record, resolve_patch
 
         record = read_record(resolve_patch(patch))
-        return _Subject(patch, record.patch, record.base.model_id, record.provenance)
+        return _Subject(patch, record.patch, record.base.model_id, record.provenance, record.fusion_storage)
     if config is not None:
         return _from_file(config)
     name = preset or "compact"
@@ -125,6 +155,12 @@ def _from_file(path: Path) -> _Subject:
     return _Subject(str(path), recipe.patch, str(local) if local.is_dir() else recipe.base.model)
 
 
+def _lora_line(lora: LoraSettings) -> str:
+    kinds = [kind if lora.rank_of(kind) == lora.rank else f"{kind} (rank {lora.rank_of(kind)})" for kind in lora.targets]
+    variants = "".join(f", {name}" for name, on in (("DoRA", lora.use_dora), ("rsLoRA", lora.use_rslora)) if on)
+    return f"LoRA rank {lora.rank} on {', '.join(kinds)}{variants}"
+
+
 def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_steps: int) -> str:
     from pave.patching.card import prompt_settings
 
@@ -138,7 +174,9 @@ def _table(subject: _Subject, base: str, cost: PatchCost, frames: int, side_step
             f"width {fusion.width}, aligned by {fusion.alignment}, queries {fusion.query_source}"
         )
     lora = subject.patch.lora
-    lines.append("no LoRA" if lora is None else f"LoRA rank {lora.rank} on {', '.join(lora.targets)}")
+    lines.append("no LoRA" if lora is None else _lora_line(lora))
+    if cost.fusion_storage != "plain":
+        lines.append(f"the matrices of the fusion are stored in {cost.fusion_storage}")
     lines += prompt_settings(subject.patch)
     lines += ["", f"{'':<10}{'parameters':>16}{'of base':>10}{'stored':>12}{'prefill':>16}{'of base':>10}"]
     for part in ("fusion", "lora"):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import yaml
 from torch import Tensor
 
+from pave.patching.storage import parameter_count, tensor_bytes
+
 if TYPE_CHECKING:
     from pave.config import PatchConfig
     from pave.patching.checkpoint import PatchRecord
@@ -54,6 +56,7 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "",
             f"- fusion: {_size(fusion)}",
             f"- LoRA: {_size(adapter)}",
+            *(f"- {line}" for line in compression(record)),
             "",
             "## Use",
             "",
@@ -83,7 +86,27 @@ def prompt_settings(patch: PatchConfig) -> list[str]:
     return lines
 
 
+def compression(record: PatchRecord) -> list[str]:
+    """In words: what ``pave compress`` did to the patch, from what it recorded."""
+    done = record.provenance.get("compressed")
+    if not isinstance(done, dict):
+        return []
+    lines = []
+    ranks = done.get("lora_ranks")
+    if isinstance(ranks, dict) and ranks:
+        cut = ", ".join(f"{kind} {pair[0]} to {pair[1]}" for kind, pair in ranks.items())
+        lines.append(f"compressed: the LoRA updates are cut to their largest singular values (rank of {cut})")
+    if record.fusion_storage != "plain":
+        lines.append(f"compressed: the fusion's matrices are stored in blocks of {record.fusion_storage[0]}-bit integers")
+    if "bytes_before" in done and "bytes_after" in done:
+        lines.append(
+            f"compressed: {done['bytes_before'] / 1e6:.2f} MB of tensors before, {done['bytes_after'] / 1e6:.2f} MB after"
+        )
+    measured = done.get("measured")
+    if isinstance(measured, dict):
+        lines.append(f"compressed: {measured['sentence']}")
+    return lines
+
+
 def _size(tensors: Mapping[str, Tensor]) -> str:
-    count = sum(t.numel() for t in tensors.values())
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    return f"{count:,} parameters, {size / 1e6:.2f} MB"
+    return f"{parameter_count(tensors):,} parameters, {tensor_bytes(tensors) / 1e6:.2f} MB"

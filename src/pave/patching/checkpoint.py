@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,11 +30,13 @@ from pave.patching import lora
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
 from pave.patching.model import attach_patch, build_slot, check_name, detach_patch, patch_name, patch_slot
+from pave.patching.storage import FusionStorage, to_storage, unpack
 from pave.utils.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+PACKED_VERSION = 2
 CONFIG_FILE = "patch_config.json"
 FUSION_FILE = "patch.safetensors"
 LORA_FOLDER = "lora"
@@ -47,7 +49,7 @@ class PatchRecord(Strict):
     """The contents of ``patch_config.json``."""
 
     format_version: int = FORMAT_VERSION
-    """Version of this format."""
+    """Version of this format: 2 if the fusion's matrices are stored in blocks of integers, else 1."""
     pave_version: str = ""
     """Version of the library that wrote the patch."""
     name: str = "default"
@@ -58,9 +60,13 @@ class PatchRecord(Strict):
     """The base the patch was trained on."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the patch came from: recipe, seed, data manifest hash, steps, metrics."""
+    fusion_storage: FusionStorage = "plain"
+    """How the fusion's matrices are stored: in the patch's storage_dtype, or in blocks of 8-bit or 4-bit integers."""
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
+        if self.format_version != (FORMAT_VERSION if self.fusion_storage == "plain" else PACKED_VERSION):
+            raise ValueError(f"format_version {self.format_version} does not go with fusion_storage {self.fusion_storage!r}")
 
 
 def save_patch(
@@ -115,6 +121,19 @@ def write_patch(
     adapter: Mapping[str, Tensor] | None,
 ) -> Path:
     """Write the files of a patch, atomically, from tensors as they are stored; ``model`` carries a patch of the same config."""
+    return write_files(
+        folder, record, fusion, adapter, lambda inner: lora.save_config(model, record.name, str(inner), record.base.model_id)
+    )
+
+
+def write_files(
+    folder: str | Path,
+    record: PatchRecord,
+    fusion: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor] | None,
+    save_adapter_config: Callable[[Path], None],
+) -> Path:
+    """Write the files of a patch, atomically, from tensors as they are stored; PEFT's config is written into the folder given."""
     target = Path(folder)
     with atomic_folder(target) as work:
         (work / CONFIG_FILE).write_text(json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -122,27 +141,9 @@ def write_patch(
         if adapter is not None:
             (work / LORA_FOLDER).mkdir()
             safetensors.torch.save_file(dict(adapter), work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
-            lora.save_config(model, record.name, str(work / LORA_FOLDER), record.base.model_id)
+            save_adapter_config(work / LORA_FOLDER)
         (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
     return target
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP2 sharded, gathered from all processes; any other as it is."""
-    sharded: Any = tensor
-    return sharded.full_tensor() if hasattr(sharded, "full_tensor") else tensor
-
-
-def to_storage(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors as they are stored; one that is not finite is refused by name. Measured means and deviations of features stay
-    in float32: a mean far from zero would not survive 16 bits."""
-    stored = {}
-    for key, value in tensors.items():
-        cast = whole(value.detach()).to("cpu", torch.float32 if ".standardize." in key else dtype).contiguous()
-        if not bool(torch.isfinite(cast).all()):
-            raise ValueError(f"refusing to save the patch: {key} holds NaN or infinity in {str(dtype).removeprefix('torch.')}")
-        stored[key] = cast
-    return stored
 
 
 def read_record(folder: str | Path) -> PatchRecord:
@@ -159,9 +160,10 @@ def read_record(folder: str | Path) -> PatchRecord:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in (FORMAT_VERSION, PACKED_VERSION):
         raise ValueError(
-            f"{path}: format_version {version!r} is not {FORMAT_VERSION}, the one this library reads; update pave-video"
+            f"{path}: format_version {version!r} is not {FORMAT_VERSION} or {PACKED_VERSION}, those this library reads; "
+            "update pave-video"
         )
     return read_strict(PatchRecord, values, str(path))
 
@@ -207,7 +209,7 @@ def load_patch(
         if not allow_base_mismatch:
             raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
         logger.warning("%s. Loading it all the same, as asked", text)
-    tensors = _read_files(folder, record.patch)
+    tensors = read_files(folder, record)
     _check_sizes(model, folder, record.patch, tensors)
     attach_patch(model, record.patch, name=name or record.name)
     try:
@@ -230,29 +232,41 @@ def load_tensors(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(
             f"{folder} holds a patch of another config than the attached one: {_first_difference(record.patch, slot.config)}"
         )
-    _copy_into(model, Path(folder), _read_files(Path(folder), record.patch))
+    _copy_into(model, Path(folder), read_files(Path(folder), record))
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class PatchTensors:
     """What the files of a patch hold."""
 
     fusion: dict[str, Tensor]
+    """Unpacked: by the names of the modules."""
     adapter: dict[str, Tensor] | None
+    stored_fusion: dict[str, Tensor]
+    """As they lie in the file."""
 
 
-def _read_files(folder: Path, patch: PatchConfig) -> _Tensors:
+def read_files(folder: Path, record: PatchRecord) -> PatchTensors:
+    """Read and check the tensors of a patch as far as that goes without its base.
+
+    Raises:
+        ValueError: naming the file, and the tensor if it is one, that is missing, damaged, or does not go with ``record``.
+    """
+    patch = record.patch
     adapter_file = folder / LORA_FOLDER / LORA_FILE
     if patch.lora is None and adapter_file.exists():
         raise ValueError(f"{adapter_file} exists, but {CONFIG_FILE} says the patch has no LoRA")
-    fusion = _read_tensors(folder / FUSION_FILE)
+    stored = _read_file(folder / FUSION_FILE)
+    fusion = unpack(stored, record.fusion_storage, str(folder / FUSION_FILE))
     if patch.lora is None:
-        return _Tensors(fusion, None)
+        return PatchTensors(fusion, None, stored)
     lora.check_config(folder / LORA_FOLDER, patch.lora)
-    return _Tensors(fusion, _read_tensors(adapter_file))
+    adapter = unpack(_read_file(adapter_file), "plain", str(adapter_file))
+    lora.check_ranks(adapter, patch.lora, str(adapter_file))
+    return PatchTensors(fusion, adapter, stored)
 
 
-def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors) -> None:
+def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTensors) -> None:
     """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
     layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
     if layers > len(tensors.fusion):
@@ -265,14 +279,9 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
-    for key, value in (tensors.adapter or {}).items():
-        if patch.lora is not None and ".lora_A." in key and value.shape[:1] != (patch.lora.rank,):
-            raise ValueError(
-                f"{folder / LORA_FOLDER / LORA_FILE}: {key} has shape {tuple(value.shape)}, {CONFIG_FILE} says rank {patch.lora.rank}"
-            )
 
 
-def _copy_into(model: nn.Module, folder: Path, tensors: _Tensors) -> None:
+def _copy_into(model: nn.Module, folder: Path, tensors: PatchTensors) -> None:
     own = patch_slot(model).fusions.state_dict()
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
@@ -282,20 +291,13 @@ def _copy_into(model: nn.Module, folder: Path, tensors: _Tensors) -> None:
             value.copy_(lora.like(value, tensors.fusion[key]))
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; the patch is incomplete")
     try:
-        tensors = safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
-    for key, value in tensors.items():
-        if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            kind = str(value.dtype).removeprefix("torch.")
-            raise ValueError(f"{path}: {key} is stored as {kind}; a patch holds float32, bfloat16 or float16")
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{path}: {key} holds NaN or infinity")
-    return tensors
 
 
 def _first_difference(was: PatchConfig, is_: PatchConfig) -> str:

@@ -8,6 +8,7 @@ per token; attention costs 4 x queries x keys x width per layer (scores and weig
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from pave.config import FusionConfig, PatchConfig
 from pave.patching import lora
 from pave.patching.model import attach_patch, patch_slot
+from pave.patching.storage import FusionStorage, stored_bytes
 from pave.video_llms import get_interface
 
 SIDE_LINEARS = ("side_embed", "key", "value")
@@ -34,6 +36,12 @@ class PatchCost:
     fusion_parameters: int
     lora_parameters: int
     storage_dtype: str
+    fusion_storage: FusionStorage = "plain"
+    """How the fusion's matrices are stored."""
+    fusion_bytes: int
+    """Of the tensors in patch.safetensors, without the file's header."""
+    lora_bytes: int
+    """Of the tensors in the adapter, likewise."""
     base_prefill_flops: float
     """Vision tower, projector and language model over the prompt."""
     fusion_flops: float
@@ -48,14 +56,6 @@ class PatchCost:
         return self.fusion_parameters + self.lora_parameters
 
     @property
-    def fusion_bytes(self) -> int:
-        return self.fusion_parameters * BYTES[self.storage_dtype]
-
-    @property
-    def lora_bytes(self) -> int:
-        return self.lora_parameters * BYTES[self.storage_dtype]
-
-    @property
     def patch_bytes(self) -> int:
         return self.fusion_bytes + self.lora_bytes
 
@@ -65,8 +65,6 @@ class PatchCost:
         return {
             **asdict(self),
             "patch_parameters": self.patch_parameters,
-            "fusion_bytes": self.fusion_bytes,
-            "lora_bytes": self.lora_bytes,
             "patch_bytes": self.patch_bytes,
             "fusion_parameters_percent": 100 * self.fusion_parameters / base,
             "lora_parameters_percent": 100 * self.lora_parameters / base,
@@ -85,6 +83,7 @@ def patch_cost(
     side_steps: int = 64,
     side_tokens_per_step: int = 1,
     grid: tuple[int, int] | None = None,
+    fusion_storage: FusionStorage = "plain",
 ) -> PatchCost:
     """Count a patch on a base, on the meta device.
 
@@ -96,6 +95,7 @@ def patch_cost(
         side_steps: K of every channel.
         side_tokens_per_step: M of every channel.
         grid: (rows, columns) of tokens per step, for bases of dynamic resolution (default 14 x 14 there).
+        fusion_storage: how the fusion's matrices are stored (``pave.patching.storage``).
 
     Raises:
         ValueError: if the operations of this type of base are not counted here.
@@ -123,14 +123,19 @@ def patch_cost(
         for name, fusion in patch_slot(model).fusions.items()
     )
     lora_parameters = sum(p.numel() for p in lora.parameters(model, "default"))
+    dtype = getattr(torch, patch.storage_dtype)
+    adapter = {} if patch.lora is None else lora.state_dict(model, "default")
     return PatchCost(
         base_parameters=base_parameters,
         fusion_parameters=sum(p.numel() for p in patch_slot(model).parameters()),
         lora_parameters=lora_parameters,
         storage_dtype=patch.storage_dtype,
+        fusion_storage=fusion_storage,
+        fusion_bytes=stored_bytes(patch_slot(model).fusions.state_dict(), fusion_storage, dtype),
+        lora_bytes=stored_bytes(adapter, "plain", dtype),
         base_prefill_flops=base_flops,
         fusion_flops=of_fusions + newline_flops,
-        lora_flops=2.0 * lora_parameters * tokens,
+        lora_flops=_lora_flops(adapter, tokens),
         llm_tokens=tokens,
     )
 
@@ -173,6 +178,18 @@ def vision_flops(model: Any, interface: Any, config: Any, num_frames: int, token
         tower_flops = linear_flops(model.base_model.visual, patches * units) - linear_flops(projector, patches * units)
     attention = depth * 4.0 * units * patches**2 * width  # frames attend within themselves
     return tower_flops + attention + linear_flops(interface.projector(model.base_model), projector_tokens)
+
+
+def _lora_flops(adapter: Mapping[str, torch.Tensor], tokens: int) -> float:
+    """Two small linear layers per token; DoRA also multiplies the factors out in every call, to measure the rows."""
+    total = 0.0
+    for key, value in adapter.items():
+        if key.endswith(".weight"):
+            total += 2.0 * value.numel() * tokens
+        else:
+            down, up = (adapter[key.replace("lora_magnitude_vector", f"lora_{part}.weight")] for part in "AB")
+            total += 2.0 * (down.numel() + up.numel()) * down.shape[1]
+    return total
 
 
 def fusion_flops(fusion: nn.Module, config: FusionConfig, T: int, S: int, K: int, M: int) -> float:

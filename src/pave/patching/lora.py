@@ -20,6 +20,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from pave.config import LoraSettings
@@ -84,7 +85,8 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """A pattern for the chosen linear layers of the language model's decoder, and nothing else.
 
     Raises:
-        ValueError: if a target names no linear layer of the decoder, with the ones there are, or one whose weights are offloaded.
+        ValueError: if a target names no linear layer of the decoder, with the ones there are, or one whose weights are offloaded
+            or, with DoRA, quantised by bitsandbytes.
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
@@ -99,6 +101,12 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
             f"lora: {offloaded} of {len(chosen)} target layers are offloaded by the base's device_map; keep the language model on "
             "a device and offload other parts, or use a patch without LoRA"
         )
+    packed = [m for m in chosen if type(getattr(m, "weight", None)).__name__ in ("Params4bit", "Int8Params")]
+    if settings.use_dora and packed:
+        raise ValueError(
+            f"lora.use_dora: {len(packed)} of {len(chosen)} target layers are quantised by bitsandbytes, whose weights do not come out "
+            "the same before and after their first use, and DoRA measures them; use use_dora: false or another quantisation"
+        )
     return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
@@ -109,9 +117,9 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
         default_weight: weight of the update outside any call of the patched model (someone runs an inner module directly).
     """
     config = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        **adapter_settings(settings),
         lora_dropout=settings.dropout,
+        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
         target_modules=target_regex(model, settings),
         task_type="CAUSAL_LM",
     )
@@ -124,6 +132,18 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
         layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
         for parameter in _own_parameters(layer, name):
             parameter.data = parameter.data.float()
+        if settings.use_dora:
+            _start_magnitude(layer, name)
+
+
+def _start_magnitude(layer: Any, name: str) -> None:
+    """Set DoRA's lengths to those that its forward divides by, computed in the same way, so that a fresh patch is the base bit for
+    bit. PEFT's own are rounded to the base's dtype."""
+    magnitude = layer.lora_magnitude_vector[name]
+    weight = dequantize_module_weight(layer.get_base_layer()).float()
+    update = magnitude.get_lora_weight(lora_A=layer.lora_A[name], lora_B=layer.lora_B[name])
+    with torch.no_grad():
+        magnitude.weight.copy_(magnitude.get_weight_norm(weight, update, layer.scaling[name]))
 
 
 def _without_type(model: Any) -> Any:
@@ -222,16 +242,58 @@ def check_config(folder: Path, settings: LoraSettings) -> None:
     path = folder / peft.utils.CONFIG_NAME
     if not path.is_file():
         raise ValueError(f"{path} is missing; the patch is incomplete")
+    ours = adapter_settings(settings)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = {"r": values["r"], "lora_alpha": values["lora_alpha"]}
-    except (ValueError, TypeError, KeyError, RecursionError):
+        found = {
+            key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
-    for key, ours in (("r", settings.rank), ("lora_alpha", settings.alpha)):
-        if found[key] != ours:
+    for key, value in ours.items():
+        if found[key] != value:
             raise ValueError(
-                f"{path}: {key} is {found[key]!r}, but the patch was made with {ours!r}; the files belong to two patches"
+                f"{path}: {key} is {found[key]!r}, but the patch was made with {value!r}; the files belong to two patches"
             )
+
+
+def adapter_settings(settings: LoraSettings) -> dict[str, Any]:
+    """What PEFT's ``adapter_config.json`` says of the update that ``settings`` describe, by PEFT's names."""
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "rank_pattern": dict(settings.ranks),
+        "alpha_pattern": dict(settings.alphas),
+        "use_rslora": settings.use_rslora,
+        "use_dora": settings.use_dora,
+    }
+
+
+def module_of(key: str) -> str:
+    """The base's own name of the linear layer that an adapter tensor is for.
+
+    Raises:
+        ValueError: if the tensor is no part of a LoRA update.
+    """
+    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:[AB]\.weight|magnitude_vector)", key)
+    if found is None:
+        raise ValueError(f"{key} is no tensor of a LoRA update")
+    return found[1]
+
+
+def check_ranks(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> None:
+    """Refuse first factors of other ranks than ``settings`` name, and kinds without any; ``where`` is named."""
+    absent = set(settings.targets)
+    for key, value in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        kind = key.removesuffix(".lora_A.weight").rsplit(".", 1)[-1]
+        absent.discard(kind)
+        rank = settings.rank_of(kind)
+        if value.shape[:1] != (rank,):
+            raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, patch_config.json says rank {rank}")
+    if absent:
+        raise ValueError(f"{where}: no tensor is for {sorted(absent)[0]}, which patch_config.json names in lora.targets")
 
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:

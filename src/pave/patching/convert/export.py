@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import safetensors.torch
 
 import pave
-from pave.patching.checkpoint import FUSION_FILE, LORA_FILE, LORA_FOLDER, PatchRecord, read_record, resolve_patch
-from pave.patching.convert.files import read_json, read_tensors
+from pave.patching import lora
+from pave.patching.checkpoint import LORA_FILE, LORA_FOLDER, PatchRecord, read_files, read_record, resolve_patch
+from pave.patching.convert.files import read_json
 from pave.utils.files import atomic_folder
 
 EXPORT_VERSION = 1
@@ -46,27 +46,19 @@ def export_patch(patch: str | Path, out: str | Path) -> ExportedPatch:
     """
     source = resolve_patch(patch)
     record = read_record(source)
-    fusion = read_tensors(source / FUSION_FILE)
-    adapter = read_tensors(source / LORA_FOLDER / LORA_FILE) if record.patch.lora is not None else None
+    tensors = read_files(source, record)
+    fusion, adapter = tensors.fusion, tensors.adapter
     must = _duties(record)
     with atomic_folder(out) as work:
         safetensors.torch.save_file(fusion, work / EXPORTED_FUSION, metadata={"format": "pt"})
         if adapter is not None:
             config = read_json(source / LORA_FOLDER / "adapter_config.json")
-            config["target_modules"] = sorted({_module(key) for key in adapter})
+            config["target_modules"] = sorted({lora.module_of(key) for key in adapter})
             _write_json(work / "adapter_config.json", config)
             safetensors.torch.save_file(adapter, work / LORA_FILE, metadata={"format": "pt"})
         _write_json(work / SETTINGS_FILE, _settings(record, must))
         files = tuple(sorted(path.name for path in work.iterdir()))
     return ExportedPatch(Path(out), files, must)
-
-
-def _module(key: str) -> str:
-    """The base's own name of the linear layer that an adapter tensor is for."""
-    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", key)
-    if found is None:
-        raise ValueError(f"{LORA_FILE}: {key} is no tensor of a LoRA update")
-    return found[1]
 
 
 def _duties(record: PatchRecord) -> tuple[str, ...]:
