@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,11 +207,11 @@ def load_patch(
         if not allow_base_mismatch:
             raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
         logger.warning("%s. Loading it all the same, as asked", text)
-    tensors = _read_files(folder, record.patch)
+    tensors = read_files(folder, record.patch)
     _check_sizes(model, folder, record.patch, tensors)
     attach_patch(model, record.patch, name=name or record.name)
     try:
-        _copy_into(model, folder, tensors)
+        copy_into(model, folder, tensors)
     except BaseException:
         detach_patch(model)
         raise
@@ -228,31 +228,36 @@ def load_tensors(model: nn.Module, folder: str | Path) -> None:
     slot = patch_slot(model)
     if record.patch != slot.config:
         raise ValueError(
-            f"{folder} holds a patch of another config than the attached one: {_first_difference(record.patch, slot.config)}"
+            f"{folder} holds a patch of another config than the attached one: {first_difference(record.patch, slot.config)}"
         )
-    _copy_into(model, Path(folder), _read_files(Path(folder), record.patch))
+    copy_into(model, Path(folder), read_files(Path(folder), record.patch))
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class PatchTensors:
     """What the files of a patch hold."""
 
     fusion: dict[str, Tensor]
     adapter: dict[str, Tensor] | None
 
 
-def _read_files(folder: Path, patch: PatchConfig) -> _Tensors:
+def read_files(folder: Path, patch: PatchConfig) -> PatchTensors:
+    """The tensors of a saved patch.
+
+    Raises:
+        ValueError: if a file is missing or damaged, or holds what the config does not say.
+    """
     adapter_file = folder / LORA_FOLDER / LORA_FILE
     if patch.lora is None and adapter_file.exists():
         raise ValueError(f"{adapter_file} exists, but {CONFIG_FILE} says the patch has no LoRA")
     fusion = _read_tensors(folder / FUSION_FILE)
     if patch.lora is None:
-        return _Tensors(fusion, None)
+        return PatchTensors(fusion, None)
     lora.check_config(folder / LORA_FOLDER, patch.lora)
-    return _Tensors(fusion, _read_tensors(adapter_file))
+    return PatchTensors(fusion, _read_tensors(adapter_file))
 
 
-def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors) -> None:
+def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTensors) -> None:
     """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
     layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
     if layers > len(tensors.fusion):
@@ -272,8 +277,16 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: _Tensors
             )
 
 
-def _copy_into(model: nn.Module, folder: Path, tensors: _Tensors) -> None:
+def copy_into(model: nn.Module, folder: Path, tensors: PatchTensors, channels: Iterable[str] | None = None) -> None:
+    """Copy tensors into the attached patch, strictly: all of them, or those of some channels (and LoRA where there are tensors of it).
+
+    Raises:
+        ValueError: naming a tensor that is missing, unexpected or of another shape.
+    """
     own = patch_slot(model).fusions.state_dict()
+    if channels is not None:
+        chosen = set(channels)
+        own = {key: value for key, value in own.items() if key.split(".", 1)[0] in chosen}
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
         lora.load_state_dict(model, patch_name(model), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
@@ -298,7 +311,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _first_difference(was: PatchConfig, is_: PatchConfig) -> str:
+def first_difference(was: PatchConfig, is_: PatchConfig) -> str:
+    """In words: where two configs differ first."""
     flat_was, flat_is = _flatten(was.to_dict()), _flatten(is_.to_dict())
     for key in sorted(set(flat_was) | set(flat_is)):
         if flat_was.get(key) != flat_is.get(key):

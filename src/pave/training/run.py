@@ -16,18 +16,20 @@ import yaml
 
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
-from pave.data.samples import Sample, manifest_hash, read_samples
+from pave.data.samples import Sample
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
-from pave.patching import attach_patch, patch_parameters, read_record
+from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
+from pave.training.parts import train_only
 from pave.training.recipe import Recipe
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
+from pave.training.tasks import RunSamples
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
@@ -66,7 +68,9 @@ class RunResult:
     train_loss: float | None
     """Mean loss over the run (over the part since resuming); None where nothing was left to do."""
     eval_loss: float | None
-    """Loss on data.eval at the end, where given."""
+    """Loss on the held-out samples at the end, where given: over all answer tokens, of all tasks."""
+    eval_losses: dict[str, float]
+    """The same by task, where data.tasks names some with held-out samples."""
     seconds: float
     """Of this call, loading included."""
 
@@ -80,7 +84,7 @@ def run_recipe(
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> RunResult:
-    """Load the base, attach a fresh patch, train it, save it under ``<output>/patch``.
+    """Load the base, attach a fresh patch (or that of ``recipe.init``), train it, save it under ``<output>/patch``.
 
     Args:
         recipe: what to do.
@@ -111,22 +115,29 @@ def _run(
     checkpoint = _checkpoint(recipe, output, resume)
     if "tensorboard" in recipe.training.report_to:
         require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
-    train = _samples(recipe, recipe.data.train, folder)
-    held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
+    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
+    train, held_out = samples.train, samples.held_out
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
-    args, sampler = _plan(recipe, train)
-    provenance = _provenance(recipe, train, sampler)
+    args, sampler = _plan(recipe, samples)
+    provenance = {
+        "recipe": recipe.to_dict(),
+        "data": {**samples.facts(), "samples_per_step": sampler.samples_per_step},
+        "seed": recipe.training.seed,
+    }
     if checkpoint is not None:
         _check_same_data(checkpoint, provenance["data"])
+    elif recipe.init is not None:
+        check_continues(recipe.patch, _parent_of(recipe, folder), recipe.init_revision)
     if base is None:
         base = base_of(recipe, folder)
-    stored, vision = _stored(recipe, [*train, *(held_out or [])], encoders, folder, base)
+    stored, vision = _stored(recipe, [*train, *held_out], encoders, folder, base)
     train_data = _dataset(recipe, train, encoders, folder, stored, vision)
     held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    attach_patch(model, recipe.patch, seed=recipe.training.seed)
-    if checkpoint is None:
-        measure_features(model, train_data)
+    parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
+    if parent is not None:
+        provenance["parent"] = parent
+    train_only(model, recipe.training.train)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
     collator = PatchCollator(
         processor,
@@ -137,7 +148,8 @@ def _run(
     )
     if recipe.training.length_grouping is not None:
         lengths = token_lengths(train_data, collator)
-        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps)
+        tasks = sampler.mix.tasks if sampler.mix.run > 1 else ()
+        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps, tasks)
     trainer = PatchTrainer(
         model,
         args,
@@ -147,6 +159,8 @@ def _run(
         eval_dataset=held_out_data,
         provenance=provenance,
         processor=processor,
+        held_out_tasks=samples.held_out_tasks,
+        channel_dropout=recipe.training.channel_dropout,
         callbacks=list(callbacks),
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
@@ -155,33 +169,58 @@ def _run(
         sweep(output)
         check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
         atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
-    train_loss, eval_loss = _train(trainer, checkpoint, train_data.cache_report, held_out is not None)
+    train_loss, losses = _train(trainer, checkpoint, train_data.cache_report, bool(held_out))
+    eval_loss = losses.get("eval_loss")
+    by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    trainer.finish(patch, {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss})
+    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
+    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
     logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
 
 
 def _train(
     trainer: PatchTrainer, checkpoint: Path | None, report: CacheReport, evaluate: bool
-) -> tuple[float | None, float | None]:
-    """The mean loss (None where the checkpoint was the end), and the loss on the held-out samples."""
+) -> tuple[float | None, dict[str, float]]:
+    """The mean loss (None where the checkpoint was the end), and the losses on the held-out samples by their names in the logs."""
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
-    eval_loss = trainer.evaluate()["eval_loss"] if evaluate else None
+    losses = trainer.evaluate() if evaluate else {}
     trainer.release_model()
     if report.items:
         logger.info(
             "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
         )
-    return mean_loss if trainer.state.global_step > done else None, eval_loss
+    return mean_loss if trainer.state.global_step > done else None, losses
 
 
-def _provenance(recipe: Recipe, train: list[Sample], sampler: StagedSampler) -> dict[str, Any]:
-    """What a patch records of the run that made it."""
-    data = {"train": manifest_hash(train), "train_samples": len(train), "samples_per_step": sampler.samples_per_step}
-    return {"recipe": recipe.to_dict(), "data": data, "seed": recipe.training.seed}
+def _attach(
+    recipe: Recipe, model: Any, processor: Any, folder: Path, checkpoint: Path | None, train_data: PatchDataset
+) -> dict[str, Any] | None:
+    """Attach the patch as the run begins with it, and say which patch it goes on from, if any.
+
+    A run that is resumed gets its tensors from the checkpoint later, and need not find that patch any more.
+    """
+    if checkpoint is not None:
+        attach_patch(model, recipe.patch, seed=recipe.training.seed)
+        earlier: dict[str, Any] | None = read_record(checkpoint).provenance.get("parent")
+        return earlier
+    if recipe.init is None:
+        attach_patch(model, recipe.patch, seed=recipe.training.seed)
+        measure_features(model, train_data)
+        return None
+    where, revision = _parent_of(recipe, folder), recipe.init_revision
+    record = continue_patch(model, recipe.patch, where, revision=revision, processor=processor, seed=recipe.training.seed)
+    measure_features(model, train_data, skip=record.patch.side_channels)
+    parent = {"patch": recipe.init, "revision": revision, "tensors": patch_digest(where, revision)}
+    return parent | {key: record.provenance[key] for key in ("data", "parent") if key in record.provenance}
+
+
+def _parent_of(recipe: Recipe, folder: Path) -> str | Path:
+    """Where the patch that a recipe goes on from is: a folder beside the recipe, else the hub id."""
+    init = str(recipe.init)
+    return folder / init if (folder / init).is_dir() else init
 
 
 def _stored(
@@ -262,44 +301,20 @@ def _dataset(
     )
 
 
-def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
-    """Read a file of samples and check, before anything slow begins, that all can be learnt from."""
-    name = folder / path
-    samples = read_samples(name, data_root=None if recipe.data.root is None else folder / recipe.data.root)
-    if not samples:
-        raise ValueError(f"{name}: the file holds no sample")
-    for sample in samples:
-        if all(answer is None for _, answer in sample.turns):
-            raise ValueError(f"{name}: sample {sample.id!r} has no answer to learn from")
-    files = [
-        (s.id, path, path == s.video)
-        for s in samples
-        for path in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
-        if path is not None
-    ]
-    # a channel may be stored as a folder, a video may not
-    missing = [(i, f) for i, f, is_video in files if not (Path(f).is_file() if is_video else Path(f).exists())]
-    if missing:
-        sample_id, file = missing[0]
-        raise ValueError(
-            f"{name}: {len(missing)} of {len(files)} files are not there, the first is {file} of sample {sample_id!r}"
-        )
-    return samples
-
-
-def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, StagedSampler]:
+def _plan(recipe: Recipe, samples: RunSamples) -> tuple[PatchTrainingArguments, StagedSampler]:
     """The Trainer's arguments and the order of the samples. Both come from the final arguments, which may change sizes."""
     training = recipe.training
     args = training.arguments(recipe.output, num_steps=1)
     stages = recipe.data.stages
     if not stages:
         sized = replace(training, batch_size=args.train_batch_size, accumulation=args.gradient_accumulation_steps)
-        stages = (Stage(steps=sized.num_steps(len(train), args.world_size)),)
+        stages = (Stage(steps=sized.num_steps(len(samples.train), args.world_size)),)
     steps = sum(stage.steps for stage in stages)
     args = training.arguments(recipe.output, num_steps=steps)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    sampler = StagedSampler([sample.type for sample in train], stages, per_step, seed=training.seed)
-    return args, sampler
+    per_pass = args.train_batch_size * args.world_size
+    types = [sample.type for sample in samples.train]
+    per_step = per_pass * args.gradient_accumulation_steps
+    return args, StagedSampler(types, stages, per_step, seed=training.seed, mix=samples.mix(per_pass))
 
 
 def _is_first_process() -> bool:
@@ -343,6 +358,9 @@ def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
         was = before.get(key) if isinstance(before, dict) else None
         if was is not None and was != value:
             what = "another number of processes" if key == "samples_per_step" else "other training samples"
+            if key == "tasks":
+                key = next((name for name in [*value, *was] if was.get(name) != value.get(name)), key)
+                was, value, what = was.get(key), value.get(key), f"other samples of the task {key!r}"
             raise ValueError(
                 f"{checkpoint}: it was written by a run with {what} ({key} was {was}, now it is {value}), so the run cannot go "
                 "on as if it had not been interrupted; restore them, or start a new run in another output folder"

@@ -34,7 +34,9 @@ class Task(Strict):
         if not self.train.strip():
             raise ValueError("train is empty")
         if self.weight is not None and not 0 < self.weight < float("inf"):
-            raise ValueError(f"weight must be positive and finite, got {self.weight}; leave out a task that is not to be learnt")
+            raise ValueError(
+                f"weight must be positive and finite, got {self.weight}; leave out a task that is not to be learnt"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
