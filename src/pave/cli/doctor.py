@@ -92,7 +92,7 @@ class _Plan:
     """What a recipe, or files and a patch, say."""
 
     files: list[Path]
-    root: Path | None | dict[str, Path | None]
+    root: Path | dict[str, Path | None] | None
     """Of all files, or of each by its path."""
     values: dict[str, Any]
     """Fields of a ``Setup``."""

@@ -20,7 +20,7 @@ from pave.patching.checkpoint import (
     resolve_patch,
 )
 from pave.patching.fingerprint import differences, fingerprint
-from pave.patching.model import attach_patch, detach_patch, patch_slot
+from pave.patching.model import attach_patch, detach_patch
 
 
 def continue_patch(
