@@ -14,7 +14,7 @@ from pave.data.items import PatchItem
 from pave.patching import attach_patch, patch_parameters
 from pave.training.arguments import TrainingConfig
 from pave.training.parts import train_only
-from pave.training.sampler import StagedSampler
+from pave.training.sampler import Stage, StagedSampler, TaskMix
 from pave.training.trainer import PatchTrainer
 from tiny_models import SIDE, tiny_llava_onevision
 
@@ -84,7 +84,9 @@ def build(
     dataset = dataset or Items()
     sampler = None
     if stages:
-        sampler = StagedSampler(dataset.types, stages, args.world_size * settings.batch_size * settings.accumulation, settings.seed, mix=mix)
+        sampler = StagedSampler(
+            dataset.types, stages, args.world_size * settings.batch_size * settings.accumulation, settings.seed, mix=mix
+        )
     return PatchTrainer(
         model,
         args,
@@ -95,6 +97,22 @@ def build(
         held_out_tasks=held_out_tasks,
         channel_dropout=settings.channel_dropout,
     )
+
+
+def two_tasks(**changes):
+    """Arguments of ``build``: forward passes of 4 samples of one task, and channels taken away."""
+    dataset, held_out = Items(16, missing=(2, 3)), Items(6)
+    return {
+        "config": patch_config(missing_channel="lora_only"),
+        "dataset": dataset,
+        "stages": [Stage(steps=4)],
+        "steps": 4,
+        "mix": TaskMix(dataset.types, {"loud": 1, "quiet": 1}, run=4),
+        "channel_dropout": 0.6,
+        "eval_dataset": held_out,
+        "held_out_tasks": {item.id: kind for item, kind in zip(held_out.items, held_out.types, strict=True)},
+        **changes,
+    }
 
 
 def weights(model):

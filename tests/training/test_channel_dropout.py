@@ -122,7 +122,12 @@ def test_evaluation_sees_every_channel(tmp_path):
 def test_accumulation_with_channel_dropout_equals_the_larger_batch_and_resumes(tmp_path):
     from pave.training.sampler import Stage
 
-    common = {"config": patch_config(missing_channel="lora_only"), "steps": 4, "stages": [Stage(steps=4)], "channel_dropout": 0.5}
+    common = {
+        "config": patch_config(missing_channel="lora_only"),
+        "steps": 4,
+        "stages": [Stage(steps=4)],
+        "channel_dropout": 0.5,
+    }
     large = build(tmp_path / "large", batch_size=8, **common)
     small = build(tmp_path / "small", batch_size=2, accumulation=4, save_every=2, keep_checkpoints=None, **common)
     again = build(tmp_path / "again", batch_size=2, accumulation=4, **common)

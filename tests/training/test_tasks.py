@@ -203,7 +203,10 @@ def test_the_order_of_a_recipe_holds_one_task_in_every_pass(world, finished):
         (["data.tasks.heard.weight=0"], r"data.tasks.heard: weight must be positive and finite, got 0"),
         (["data.tasks.heard.wieght=1"], r"data.tasks.heard.wieght'; did you mean 'data.tasks.heard.weight'"),
         (["data.tasks.a/b={train: x}"], r"tasks: 'a/b' is no name of a task"),
-        (["data.tasks.seen.channels=[sound]"], r"data.tasks.seen.channels: the patch has no side channel 'sound'; it has: audio"),
+        (
+            ["data.tasks.seen.channels=[sound]"],
+            r"data.tasks.seen.channels: the patch has no side channel 'sound'; it has: audio",
+        ),
         (["data.tasks.seen.eval=null", "data.tasks.heard.eval=null"], r"eval_every needs data.eval, or a task with eval"),
     ],
 )
