@@ -22,6 +22,7 @@ from pave.cli.app import VERBS, app
 from pave.config import PatchConfig
 from pave.data.samples import Sample
 from pave.side_channels import ENCODERS, build_encoder
+from pave.training import DataConfig, TrainingConfig
 from pave.training.recipe import read_recipe
 from pave.training.sampler import Stage
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "golden" / "README.md"])
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])
+SECTIONS = {"data": DataConfig, "training": TrainingConfig}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -245,6 +247,8 @@ def test_yaml_blocks_are_parts_of_a_recipe(path):
             for channel in patch.side_channels.values():
                 if channel.encoder.model is None and ":" not in channel.encoder.name:  # a class of the reader's own
                     assert build_encoder(channel.encoder).width == channel.width
+        elif key in SECTIONS:
+            assert SECTIONS[key].from_dict(values[key], where=name_of(path))
         else:
             assert key == "stages", f"{name_of(path)}: a block of a kind that this test does not know"
             assert [Stage.from_dict(stage) for stage in values[key]]
