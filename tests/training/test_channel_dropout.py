@@ -138,3 +138,16 @@ def test_accumulation_with_channel_dropout_equals_the_larger_batch_and_resumes(t
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
     assert all(torch.equal(a, b) for a, b in zip(weights(small.model), weights(again.model), strict=True))
     assert not all(torch.allclose(a, b, rtol=1e-2) for a, b in zip(weights(large.model), weights(without.model), strict=True))
+
+
+@pytest.mark.parametrize(("missing_channel", "stays"), [("base", True), ("lora_only", False)])
+def test_the_trainer_leaves_the_last_channel_where_the_base_would_be_left(tmp_path, missing_channel, stays):
+    one = patch_config(missing_channel=missing_channel)
+    config = replace(one, side_channels={"audio": one.side_channels["audio"], "depth": one.side_channels["audio"]})
+    trainer = build(tmp_path, config=config, channel_dropout={"audio": 0.999999})
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda m, a, kwargs: seen.append(kwargs["side_channels"]), with_kwargs=True)
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, trainer.data_collator(Items().items[:8]))
+    assert seen[0]["audio"].present_B().tolist() == [stays and i != 5 for i in range(8)]  # nobody has depth
+    assert not bool(seen[0]["depth"].present_B().any())
