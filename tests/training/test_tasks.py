@@ -259,3 +259,22 @@ def test_accumulated_passes_of_one_task_equal_the_larger_batch(tmp_path):
     large.train(), small.train()
     for a, b in zip(weights(large.model), weights(small.model), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+# --- other commands
+
+
+def test_extract_and_doctor_read_recipes_of_several_tasks(world, tmp_path):
+    from pave.cli.doctor import _of_recipe
+    from pave.cli.extract import _recipe_job
+
+    samples, encoders, _ = _recipe_job(world / "recipe.yaml", tmp_path / "store", None)
+    assert list(encoders) == ["audio"] and Counter(s.id.split("/")[0] for s in samples) == {"heard": 8, "seen": 8}
+    assert all(("audio" in s.side_channels) == s.id.startswith("seen/") for s in samples)
+    found = _of_recipe(world / "recipe.yaml", None, quick=True)
+    assert [file.name for file in found.files] == ["heard.jsonl", "heard_val.jsonl", "seen.jsonl", "seen_val.jsonl"]
+    assert [found.root[str(file)] for file in found.files] == [None, None, world, world]
+    from pave.data.doctor import examine
+
+    report = examine(found.files, found.setup(quick=True), data_root=found.root, workers=0, progress=False)
+    assert report.videos == 8 and "file-missing" not in report.codes

@@ -14,6 +14,7 @@ from typing import Any
 import transformers
 import yaml
 
+from pave.config import read_strict
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample
@@ -333,7 +334,7 @@ def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
         return None
     if checkpoint is None:
         raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
-    before, now = _flat(read_record(checkpoint).provenance.get("recipe")), _flat(recipe.to_dict())
+    before, now = _flat(_with_defaults(read_record(checkpoint).provenance.get("recipe"))), _flat(recipe.to_dict())
     changed = [key for key in [*now, *before] if before.get(key) != now.get(key) and key not in MAY_CHANGE]
     if before and changed:
         key = changed[0]
@@ -342,6 +343,14 @@ def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
             f"resume with {output / RECIPE_FILE}"
         )
     return checkpoint
+
+
+def _with_defaults(recorded: Any) -> Any:
+    """A recorded recipe with the fields that were added since it was written."""
+    try:
+        return read_strict(Recipe, recorded, "recorded recipe").to_dict()
+    except ValueError:
+        return recorded
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
