@@ -277,4 +277,4 @@ def test_extract_and_doctor_read_recipes_of_several_tasks(world, tmp_path):
     from pave.data.doctor import examine
 
     report = examine(found.files, found.setup(quick=True), data_root=found.root, workers=0, progress=False)
-    assert report.videos == 8 and "file-missing" not in report.codes
+    assert report.videos == 8 and "media-missing" not in report.codes
