@@ -120,7 +120,7 @@ def _run(
     train, held_out = samples.train, samples.held_out
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, samples)
-    provenance = {
+    provenance: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "data": {**samples.facts(), "samples_per_step": sampler.samples_per_step},
         "seed": recipe.training.seed,
@@ -140,6 +140,34 @@ def _run(
         provenance["parent"] = parent
     train_only(model, recipe.training.train)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
+    trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
+    if args.should_save:
+        sweep(output)
+        check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
+        atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
+    train_loss, losses = _train(trainer, checkpoint, train_data.cache_report, bool(held_out))
+    eval_loss = losses.get("eval_loss")
+    by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
+    model.eval()
+    steps, patch = trainer.state.global_step, output / PATCH_FOLDER
+    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
+    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
+    logger.info("saved the patch to %s", patch)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
+
+
+def _trainer(
+    recipe: Recipe,
+    model: Any,
+    processor: Any,
+    args: PatchTrainingArguments,
+    sampler: StagedSampler,
+    train_data: PatchDataset,
+    held_out_data: PatchDataset | None,
+    samples: RunSamples,
+    provenance: Mapping[str, Any],
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> PatchTrainer:
     collator = PatchCollator(
         processor,
         model.config,
@@ -166,19 +194,7 @@ def _run(
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
         trainer.remove_callback(printer)
-    if args.should_save:
-        sweep(output)
-        check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
-        atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
-    train_loss, losses = _train(trainer, checkpoint, train_data.cache_report, bool(held_out))
-    eval_loss = losses.get("eval_loss")
-    by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
-    model.eval()
-    steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
-    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
-    logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
+    return trainer
 
 
 def _train(
