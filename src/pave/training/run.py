@@ -14,7 +14,6 @@ from typing import Any
 import transformers
 import yaml
 
-from pave.config import read_strict
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
 from pave.data.samples import Sample
@@ -24,11 +23,12 @@ from pave.patching import attach_patch, check_continues, continue_patch, patch_d
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
-from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
+from pave.training.checkpoints import check_room, held, sweep
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.parts import train_only
 from pave.training.recipe import Recipe
+from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.tasks import RunSamples
 from pave.training.trainer import PatchTrainer
@@ -40,18 +40,6 @@ from pave.video_llms.vision import check_vision_stored
 logger = logging.getLogger(__name__)
 
 PATCH_FOLDER = "patch"
-RECIPE_FILE = "recipe.yaml"
-MAY_CHANGE = (
-    "output",
-    "data.cache",
-    "data.cache_gigabytes",
-    "training.workers",
-    "training.log_every",
-    "training.save_every",
-    "training.keep_checkpoints",
-    "training.report_to",
-)
-"""Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +101,7 @@ def _run(
     start: float,
 ) -> RunResult:
     output = Path(recipe.output)
-    checkpoint = _checkpoint(recipe, output, resume)
+    checkpoint = checkpoint_to_resume(recipe, output, resume)
     if "tensorboard" in recipe.training.report_to:
         require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
@@ -126,7 +114,7 @@ def _run(
         "seed": recipe.training.seed,
     }
     if checkpoint is not None:
-        _check_same_data(checkpoint, provenance["data"])
+        check_same_data(checkpoint, provenance["data"])
     elif recipe.init is not None:
         check_continues(recipe.patch, _parent_of(recipe, folder), recipe.init_revision)
     if base is None:
@@ -339,64 +327,5 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
-    """The checkpoint to resume from, if any; refuses to mix two runs in one folder."""
-    checkpoint = last_checkpoint(output)
-    if not resume:
-        if checkpoint is not None:
-            raise ValueError(
-                f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
-            )
-        return None
-    if checkpoint is None:
-        raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
-    before, now = _flat(_with_defaults(read_record(checkpoint).provenance.get("recipe"))), _flat(recipe.to_dict())
-    changed = [key for key in [*now, *before] if before.get(key) != now.get(key) and key not in MAY_CHANGE]
-    if before and changed:
-        key = changed[0]
-        raise ValueError(
-            f"{output}: the checkpoints there come from another recipe, {key!r} was {before.get(key)!r} and is {now.get(key)!r}; "
-            f"resume with {output / RECIPE_FILE}"
-        )
-    return checkpoint
-
-
-def _with_defaults(recorded: Any) -> Any:
-    """A recorded recipe with the fields that were added since it was written."""
-    try:
-        return read_strict(Recipe, recorded, "recorded recipe").to_dict()
-    except ValueError:
-        return recorded
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted paths to the values of a recipe."""
-    if not isinstance(value, dict) or not value:
-        return {} if not prefix else {prefix: _plain(value)}
-    return {path: item for key, inner in value.items() for path, item in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other samples, or with a step that counts other samples: the order would be another one."""
-    before = read_record(checkpoint).provenance.get("data")
-    for key, value in now.items():
-        was = before.get(key) if isinstance(before, dict) else None
-        if was is not None and was != value:
-            what = "another number of processes" if key == "samples_per_step" else "other training samples"
-            if key == "tasks":
-                key = next((name for name in [*value, *was] if was.get(name) != value.get(name)), key)
-                was, value, what = was.get(key), value.get(key), f"other samples of the task {key!r}"
-            raise ValueError(
-                f"{checkpoint}: it was written by a run with {what} ({key} was {was}, now it is {value}), so the run cannot go "
-                "on as if it had not been interrupted; restore them, or start a new run in another output folder"
-            )
-
-
 def _as_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return yaml.safe_dump(plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
