@@ -13,7 +13,8 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.patching import attach_patch, patch_parameters
 from pave.training.arguments import TrainingConfig
-from pave.training.sampler import StagedSampler
+from pave.training.parts import train_only
+from pave.training.sampler import Stage, StagedSampler, TaskMix
 from pave.training.trainer import PatchTrainer
 from tiny_models import SIDE, tiny_llava_onevision
 
@@ -46,11 +47,12 @@ class Items(Dataset):
         return ["loud" if i % 2 else "quiet" for i in range(len(self))]
 
 
-def patch_config(dropout=0.0, gate=False, kind="cross_attention", **lora):
+def patch_config(dropout=0.0, gate=False, kind="cross_attention", missing_channel="base", **lora):
     fusion = FusionConfig(kind=kind, width=16, embed_width=16, num_heads=2, num_layers=1, dropout=dropout, gate=gate)
     return PatchConfig(
         side_channels={"audio": SideChannelConfig(width=WIDTH, fusion=fusion)},
         lora=LoraSettings(rank=2, dropout=dropout, **lora),
+        missing_channel=missing_channel,
     )
 
 
@@ -62,17 +64,29 @@ def base(family=tiny_llava_onevision):
 
 
 def build(
-    tmp_path, family=tiny_llava_onevision, config=None, dataset=None, steps=6, stages=None, eval_dataset=None, **training
+    tmp_path,
+    family=tiny_llava_onevision,
+    config=None,
+    dataset=None,
+    steps=6,
+    stages=None,
+    eval_dataset=None,
+    mix=None,
+    held_out_tasks=None,
+    **training,
 ):
     model, processor = base(family)
     attach_patch(model, config or patch_config())
     settings = TrainingConfig(**{"batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "warmup": 0.2, **training})
     args = settings.arguments(str(tmp_path), steps)
     args.disable_tqdm = True
+    train_only(model, settings.train)
     dataset = dataset or Items()
     sampler = None
     if stages:
-        sampler = StagedSampler(dataset.types, stages, settings.batch_size * settings.accumulation, settings.seed)
+        sampler = StagedSampler(
+            dataset.types, stages, args.world_size * settings.batch_size * settings.accumulation, settings.seed, mix=mix
+        )
     return PatchTrainer(
         model,
         args,
@@ -80,7 +94,25 @@ def build(
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         train_sampler=sampler,
+        held_out_tasks=held_out_tasks,
+        channel_dropout=settings.channel_dropout,
     )
+
+
+def two_tasks(**changes):
+    """Arguments of ``build``: forward passes of 4 samples of one task, and channels taken away."""
+    dataset, held_out = Items(16, missing=(2, 3)), Items(6)
+    return {
+        "config": patch_config(missing_channel="lora_only"),
+        "dataset": dataset,
+        "stages": [Stage(steps=4)],
+        "steps": 4,
+        "mix": TaskMix(dataset.types, {"loud": 1, "quiet": 1}, run=4),
+        "channel_dropout": 0.6,
+        "eval_dataset": held_out,
+        "held_out_tasks": {item.id: kind for item, kind in zip(held_out.items, held_out.types, strict=True)},
+        **changes,
+    }
 
 
 def weights(model):

@@ -22,7 +22,7 @@ from pave.patching import patch_parameters
 from pave.training import CheckpointError, NonFiniteError, last_checkpoint
 from pave.training.together import OtherProcessError
 from tiny_models import tiny_llava_onevision
-from tiny_trainers import Items, build, patch_config
+from tiny_trainers import Items, build, patch_config, two_tasks
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}}
 
@@ -77,6 +77,18 @@ def resume(kind: str, folder: Path) -> None:
     assert again.state.global_step == 4
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
     assert last_checkpoint(folder / "whole").name == "checkpoint-4"
+
+
+def tasks(kind: str, folder: Path) -> None:
+    """Passes of one task over both processes, and channels taken away from some of their samples; then with LoRA frozen."""
+    for name, train in (("tasks", None), ("frozen", ["fusion"])):
+        made = build(folder / name, **two_tasks(train=train), batch_size=2, trainer=FSDP if kind == "fsdp2" else {})
+        assert made.accelerator.num_processes == 2
+        made.train()
+        found = made.evaluate()
+        made.finish(folder / f"{name}_patch", {})
+        if made.args.should_save:
+            (folder / f"{name}.json").write_text(json.dumps({key: found[key] for key in found if key.endswith("_loss")}))
 
 
 def half(kind: str, folder: Path) -> None:

@@ -22,6 +22,7 @@ from pave.cli.app import VERBS, app
 from pave.config import LoraSettings, PatchConfig
 from pave.data.samples import Sample
 from pave.side_channels import ENCODERS, build_encoder
+from pave.training import DataConfig, TrainingConfig
 from pave.training.recipe import read_recipe
 from pave.training.sampler import Stage
 
@@ -30,6 +31,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" 
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 PARTS = sorted(ROOT.glob("recipes/*/*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])
+SECTIONS = {"data": DataConfig, "training": TrainingConfig}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -253,6 +255,8 @@ def test_yaml_blocks_are_parts_of_a_recipe(path):
                     assert build_encoder(channel.encoder).width == channel.width
         elif key == "lora":
             LoraSettings.from_dict(values[key], where=name_of(path))
+        elif key in SECTIONS:
+            assert SECTIONS[key].from_dict(values[key], where=name_of(path))
         else:
             assert key == "stages", f"{name_of(path)}: a block of a kind that this test does not know"
             assert [Stage.from_dict(stage) for stage in values[key]]

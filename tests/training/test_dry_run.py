@@ -129,7 +129,7 @@ def test_everything_that_is_missing_is_listed(started, capsys):
         "bad.jsonl",
         "nostore: the feature store is not there",
         "side channel 'audio': its encoder gives features of width 64, but width is 63",
-        "data.stages draws samples of type 'smell', but there is none",
+        "data.stages draws samples of type 'smell', but no training sample is of it",
         "the base, some/base, is no folder",
         "nothing to resume from",
     ):
@@ -200,3 +200,16 @@ def test_the_memory_in_the_readme_is_what_a_dry_run_says(capsys):
     )
     assert f"activation checkpointing is about {two:.0f} GB." in text, two
     assert f"`training.batch_size=1 training.accumulation=32`, about {one:.0f} GB." in text, one
+
+
+def test_several_tasks_are_looked_at_one_by_one(started, capsys):
+    base = yaml.safe_load(Path("my/recipe.yaml").read_text())
+    base["data"].pop("train")
+    base["data"].pop("eval", None)
+    base["data"]["tasks"] = {"one": {"train": "train.jsonl"}, "two": {"train": "train.jsonl", "eval": "gone.jsonl"}}
+    base["init"] = "no-such-patch"
+    Path("my/tasks.yaml").write_text(yaml.safe_dump(base))
+    code, found = dry(capsys, "my/tasks.yaml")
+    assert code == 1 and found["samples"] == 64
+    text = "\n".join(found["missing"])
+    assert "gone.jsonl: the file of samples is not there" in text and "init, the patch to go on from, no-such-patch" in text

@@ -14,7 +14,7 @@ import torch
 
 from pave.patching import load_patch, read_record
 from pave.training import last_checkpoint, run_recipe
-from tiny_trainers import Items, base, build, weights
+from tiny_trainers import Items, base, build, two_tasks, weights
 from tiny_training import make_world, plan
 
 WORKER = Path(__file__).parents[1] / "training_worker.py"
@@ -55,6 +55,22 @@ def test_two_processes_train_the_patch_of_one(tmp_path, kind):
     assert {"rng_state_0.pth", "rng_state_1.pth", "patch.safetensors"} <= names
     assert not names & {"pytorch_model_fsdp.bin", "model.safetensors"}
     assert sum(p.stat().st_size for p in (tmp_path / "run" / "checkpoint-4").rglob("*") if p.is_file()) < 300_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_mix_tasks_and_drop_channels_as_one(tmp_path, kind):
+    scenes(kind, tmp_path, "tasks")
+    for name, train in (("tasks", None), ("frozen", ["fusion"])):
+        one = build(tmp_path / f"one_{name}", **two_tasks(train=train), batch_size=4)
+        one.train()
+        found, expected = json.loads((tmp_path / f"{name}.json").read_text()), one.evaluate()
+        assert found.keys() == {"eval_loss", "eval_loud_loss", "eval_quiet_loss"}
+        assert all(found[key] == pytest.approx(expected[key], rel=1e-4) for key in found)
+        model, _ = base()
+        load_patch(model, tmp_path / f"{name}_patch")
+        for two, own in zip(weights(model), weights(one.model), strict=True):
+            torch.testing.assert_close(two, own.to(torch.bfloat16).float(), rtol=1e-2, atol=2e-5)
 
 
 @pytest.mark.slow

@@ -72,6 +72,18 @@ def test_output_folders_are_not_mixed_up(world, finished, tmp_path):
         run_recipe(plan(world, tmp_path), folder=world, resume=True)
 
 
+def test_a_run_goes_on_though_its_recipe_was_written_before_a_field_was_added(world, finished, tmp_path):
+    output, result = finished
+    shutil.copytree(output / "checkpoint-4", tmp_path / "checkpoint-4")
+    file = tmp_path / "checkpoint-4" / "patch_config.json"
+    record = json.loads(file.read_text())
+    recipe = record["provenance"]["recipe"]
+    del recipe["init"], recipe["data"]["tasks"], recipe["data"]["mixing"], recipe["training"]["channel_dropout"]
+    text, length = json.dumps(record, indent=2, ensure_ascii=False), file.stat().st_size
+    file.write_text(text.ljust(length))
+    assert run_recipe(plan(world, tmp_path), folder=world, resume=True).eval_loss == result.eval_loss
+
+
 def test_a_run_goes_on_with_its_own_samples_only(world, finished, tmp_path):
     output, result = finished
     shutil.copytree(output, tmp_path / "again")

@@ -92,7 +92,8 @@ class _Plan:
     """What a recipe, or files and a patch, say."""
 
     files: list[Path]
-    root: Path | None
+    root: Path | dict[str, Path | None] | None
+    """Of all files, or of each by its path."""
     values: dict[str, Any]
     """Fields of a ``Setup``."""
 
@@ -132,8 +133,12 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
     if chosen is not None:
         values["base"] = chosen
         values["revision"] = recipe.base.revision if chosen == recipe.base.model else None
-    files = [folder / file for file in (recipe.data.train, recipe.data.eval) if file is not None]
-    return _Plan(files, None if recipe.data.root is None else folder / recipe.data.root, values)
+    roots: dict[str, Path | None] = {}
+    for task in recipe.data.all_tasks().values():
+        for file in (task.train, task.eval):
+            if file is not None:  # two tasks may share a file; it is looked at once
+                roots.setdefault(str(folder / file), None if task.root is None else folder / task.root)
+    return _Plan([Path(file) for file in roots], roots, values)
 
 
 def _base_here(recipe: Recipe, folder: Path) -> str | None:

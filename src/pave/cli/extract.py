@@ -107,19 +107,21 @@ def command(
 
 def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) -> Job:
     """What a recipe reads from its store."""
-    from pave.data.samples import read_samples
     from pave.data.store import VISION
     from pave.side_channels import build_encoder
     from pave.training.recipe import read_recipe
     from pave.training.run import base_of, base_vision
+    from pave.training.tasks import read_task
 
     recipe = read_recipe(source)
     data, folder = recipe.data, source.parent
     if store is None and data.store is None:
         raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
-    own_root = None if data.root is None else folder / data.root
-    files = [folder / file for file in (data.train, data.eval) if file is not None]
-    samples = [sample for file in files for sample in read_samples(file, data_root=own_root)]
+    channels = list(recipe.patch.side_channels)
+    files = [
+        (name, file, task) for name, task in data.all_tasks().items() for file in (task.train, task.eval) if file is not None
+    ]
+    samples = [sample for name, file, task in files for sample in read_task(name, file, task, folder, channels)]
     encoders: dict[str, Encoder] = {name: build_encoder(c.encoder) for name, c in recipe.patch.side_channels.items()}
     if storage is not None or data.vision == "store":
         encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)

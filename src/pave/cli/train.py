@@ -77,11 +77,14 @@ def command(
         "steps": result.steps,
         "train_loss": result.train_loss,
         "eval_loss": result.eval_loss,
+        **({"eval_losses": result.eval_losses} if result.eval_losses else {}),
         "seconds": round(result.seconds, 1),
     }
     losses = "nothing was left to train" if result.train_loss is None else f"mean loss {result.train_loss:.4g}"
     if result.eval_loss is not None:
         losses += f", held-out loss {result.eval_loss:.4g}"
+    if result.eval_losses:
+        losses += f" ({', '.join(f'{task} {loss:.4g}' for task, loss in result.eval_losses.items())})"
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
 
 

@@ -11,6 +11,7 @@ from pave.patching.checkpoint import (
     resolve_patch,
     save_patch,
 )
+from pave.patching.continuing import check_continues, continue_patch, patch_digest
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.model import (
     attach_patch,
@@ -26,11 +27,14 @@ __all__ = [
     "BaseFingerprint",
     "PatchRecord",
     "attach_patch",
+    "check_continues",
+    "continue_patch",
     "detach_patch",
     "fingerprint",
     "is_patched",
     "load_patch",
     "load_tensors",
+    "patch_digest",
     "patch_name",
     "patch_parameter_groups",
     "patch_parameters",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from torch import Tensor
@@ -36,6 +36,7 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
         for key, value in record.provenance.items()
         if not isinstance(value, dict)
     ]
+    provenance += _parent(record.provenance.get("parent"))
     return "\n".join(
         [
             "---",
@@ -72,6 +73,7 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "",
             *(provenance or ["Nothing was recorded."]),
             "",
+            *_tasks(record.provenance),
         ]
     )
 
@@ -106,6 +108,27 @@ def compression(record: PatchRecord) -> list[str]:
     if isinstance(measured, dict):
         lines.append(f"compressed: {measured['sentence']}")
     return lines
+
+
+def _parent(parent: Any) -> list[str]:
+    if not isinstance(parent, dict):
+        return []
+    revision = f" at revision {parent['revision']}" if parent.get("revision") else ""
+    return [f"- parent: went on from the patch {parent.get('patch')}{revision}, whose tensors are {parent.get('tensors')}"]
+
+
+def _tasks(provenance: Mapping[str, Any]) -> list[str]:
+    """A table of the tasks that the patch was trained on, where several were named."""
+    data, losses = provenance.get("data"), provenance.get("eval_losses")
+    tasks = data.get("tasks") if isinstance(data, dict) else None
+    if not isinstance(tasks, dict):
+        return []
+    lines = ["## Tasks", "", "| task | samples | share | manifest | held-out loss |", "| --- | --- | --- | --- | --- |"]
+    for name, task in tasks.items():
+        loss = losses.get(name) if isinstance(losses, dict) else None
+        share, shown = task.get("share"), "" if loss is None else f"{loss:.4g}"
+        lines.append(f"| {name} | {task.get('train_samples')} | {share:.3g} | `{task.get('train')}` | {shown} |")
+    return [*lines, ""]
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,7 +213,7 @@ def load_patch(
     _check_sizes(model, folder, record.patch, tensors)
     attach_patch(model, record.patch, name=name or record.name)
     try:
-        _copy_into(model, folder, tensors)
+        copy_into(model, folder, tensors)
     except BaseException:
         detach_patch(model)
         raise
@@ -230,9 +230,9 @@ def load_tensors(model: nn.Module, folder: str | Path) -> None:
     slot = patch_slot(model)
     if record.patch != slot.config:
         raise ValueError(
-            f"{folder} holds a patch of another config than the attached one: {_first_difference(record.patch, slot.config)}"
+            f"{folder} holds a patch of another config than the attached one: {first_difference(record.patch, slot.config)}"
         )
-    _copy_into(model, Path(folder), read_files(Path(folder), record))
+    copy_into(model, Path(folder), read_files(Path(folder), record))
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,16 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTen
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
 
 
-def _copy_into(model: nn.Module, folder: Path, tensors: PatchTensors) -> None:
+def copy_into(model: nn.Module, folder: Path, tensors: PatchTensors, channels: Iterable[str] | None = None) -> None:
+    """Copy tensors into the attached patch, strictly: all of them, or those of some channels (and LoRA where there are tensors of it).
+
+    Raises:
+        ValueError: naming a tensor that is missing, unexpected or of another shape.
+    """
     own = patch_slot(model).fusions.state_dict()
+    if channels is not None:
+        chosen = set(channels)
+        own = {key: value for key, value in own.items() if key.split(".", 1)[0] in chosen}
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
         lora.load_state_dict(model, patch_name(model), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
@@ -300,7 +308,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
 
 
-def _first_difference(was: PatchConfig, is_: PatchConfig) -> str:
+def first_difference(was: PatchConfig, is_: PatchConfig) -> str:
+    """In words: where two configs differ first."""
     flat_was, flat_is = _flatten(was.to_dict()), _flatten(is_.to_dict())
     for key in sorted(set(flat_was) | set(flat_is)):
         if flat_was.get(key) != flat_is.get(key):

@@ -7,15 +7,18 @@ from pave.training.callbacks import NonFiniteError
 from pave.training.checkpoints import CheckpointError, last_checkpoint
 from pave.training.loss import answer_loss
 from pave.training.measure import measure_features
+from pave.training.parts import train_only
 from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
 from pave.training.run import RunResult, run_recipe
 from pave.training.sampler import Stage, StagedSampler
+from pave.training.tasks import Mixing, Task
 from pave.training.trainer import PatchTrainer, parameter_groups
 
 __all__ = [
     "BaseConfig",
     "CheckpointError",
     "DataConfig",
+    "Mixing",
     "NonFiniteError",
     "PatchTrainer",
     "PatchTrainingArguments",
@@ -23,6 +26,7 @@ __all__ = [
     "RunResult",
     "Stage",
     "StagedSampler",
+    "Task",
     "TrainingConfig",
     "answer_loss",
     "last_checkpoint",
@@ -30,4 +34,5 @@ __all__ = [
     "parameter_groups",
     "read_recipe",
     "run_recipe",
+    "train_only",
 ]

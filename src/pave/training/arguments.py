@@ -87,6 +87,11 @@ class TrainingConfig(Strict):
     """AdamW."""
     beta2: float = 0.999
     """AdamW."""
+    train: tuple[str, ...] | None = None
+    """What is trained: fusion (every channel), fusion.CHANNEL, lora. The rest of the patch is frozen and saved as it came. null: all."""
+    channel_dropout: float | dict[str, float] = 0.0
+    """Probability that a side channel of a video is taken away in a training step, for all channels or by name. Under missing_channel
+    'base' a video keeps at least one of those it has."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     precision: Literal["float32", "bfloat16"] = "float32"

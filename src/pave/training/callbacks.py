@@ -92,7 +92,9 @@ class RunProgress(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        shown = {name: value for name, value in logs.items() if name in ("loss", "grad_norm", "learning_rate", "eval_loss")}
+        named = ("loss", "grad_norm", "learning_rate")
+        held_out = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+        shown = {name: value for name, value in logs.items() if name in named or name in held_out}
         if shown:
             numbers = ", ".join(f"{name.replace('_', ' ')} {float(value):.4g}" for name, value in shown.items())
             logger.info("step %d of %d: %s", state.global_step, state.max_steps, numbers)

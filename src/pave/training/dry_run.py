@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pave.data.samples import Sample, read_samples
+from pave.data.samples import Sample
 from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape
 from pave.side_channels import build_encoder, encoder_source
 from pave.training.checkpoints import last_checkpoint
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
+from pave.training.tasks import Task, read_task
 from pave.utils.embedded import model_path
 from pave.utils.optional import MissingExtraError, require
 from pave.video_llms.known import load_config
@@ -101,9 +102,7 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
     """
     assumed, folder = assumed or Assumptions(), Path(folder)
     found = _Found()
-    train = _samples(found, recipe, recipe.data.train, folder)
-    if recipe.data.eval is not None:
-        _samples(found, recipe, recipe.data.eval, folder)
+    train = _training_samples(found, recipe, folder)
     tokens_per_step = _encoders(found, recipe)
     _surroundings(found, recipe, folder, resume)
     config = _base(found, recipe, folder)
@@ -143,14 +142,30 @@ class _Found:
 # --- data ------------------------------------------------------------------------------------------------------------------
 
 
-def _samples(found: _Found, recipe: Recipe, path: str, folder: Path) -> list[Sample] | None:
+def _training_samples(found: _Found, recipe: Recipe, folder: Path) -> list[Sample] | None:
+    """The training samples of all tasks, or None where a file of them cannot be read; held-out files are looked at as well."""
+    files = []
+    for name, task in recipe.data.all_tasks().items():
+        files.append(_samples(found, recipe, name, task.train, task, folder))
+        if task.eval is not None:
+            _samples(found, recipe, name, task.eval, task, folder)
+    if any(file is None for file in files):
+        return None
+    train = [sample for file in files for sample in file or ()]
+    drawn = {kind for stage in recipe.data.stages for kind in stage.weights}
+    for kind in sorted(drawn - {sample.type for sample in train}):
+        found.missing.append(f"data.stages draws samples of type {kind!r}, but no training sample is of it")
+    return train
+
+
+def _samples(found: _Found, recipe: Recipe, task_name: str, path: str, task: Task, folder: Path) -> list[Sample] | None:
     """The samples of a file, or None where it cannot be read."""
     name = folder / path
     if not name.is_file():
         found.missing.append(f"{name}: the file of samples is not there")
         return None
     try:
-        samples = read_samples(name, data_root=None if recipe.data.root is None else folder / recipe.data.root)
+        samples = read_task(task_name, path, task, folder, recipe.patch.side_channels)
     except ValueError as error:
         found.missing.append(str(error))
         return None
@@ -162,12 +177,7 @@ def _samples(found: _Found, recipe: Recipe, path: str, folder: Path) -> list[Sam
     found.missing += [
         f"{name}: {file} is not there, {count} samples name it" for file, count in _absent(recipe, samples).items()
     ]
-    types = {sample.type for sample in samples}
-    for kind in sorted(
-        {kind for stage in recipe.data.stages for kind in stage.weights} - types if path == recipe.data.train else ()
-    ):
-        found.missing.append(f"{name}: data.stages draws samples of type {kind!r}, but there is none")
-    for channel, why in _never_there(recipe, samples).items():
+    for channel, why in _never_there(recipe, samples, task.channels).items():
         found.missing.append(f"{name}: no sample has side channel {channel!r}: {why}")
     return samples
 
@@ -189,10 +199,12 @@ def _absent(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, int]:
     return absent
 
 
-def _never_there(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, str]:
-    """Channels that need a file of their own, which no sample names."""
+def _never_there(recipe: Recipe, samples: Sequence[Sample], channels: Sequence[str] | None) -> dict[str, str]:
+    """Channels that need a file of their own, which no sample names. ``channels`` are those that the samples may have; None: all."""
     found = {}
     for name, channel in recipe.patch.side_channels.items():
+        if channels is not None and name not in channels:
+            continue
         try:
             source = encoder_source(channel.encoder)
         except ValueError:
@@ -290,6 +302,8 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
         found.notes.append(
             "whether the feature store holds everything is not checked; pave extract with this recipe says so at once"
         )
+    if recipe.init is not None and not (folder / recipe.init).is_dir():
+        _look_for(found, "init, the patch to go on from", recipe.init, recipe.init_revision)
     checkpoint = last_checkpoint(recipe.output)
     if checkpoint is not None and not resume:
         found.missing.append(

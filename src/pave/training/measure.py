@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ MOST_STREAMS = 256
 """Streams (of different videos or files) that are measured; more are thinned out evenly."""
 
 
-def measure_features(model: Any, data: PatchDataset, most: int = MOST_STREAMS) -> None:
+def measure_features(model: Any, data: PatchDataset, most: int = MOST_STREAMS, skip: Collection[str] = ()) -> None:
     """Measure the side features of every channel whose fusion has ``standardize``, and keep the numbers in the attached patch.
 
     ``pave train`` does this by itself; call it before the first step of a loop of your own. The choice of streams depends on the
@@ -26,13 +27,14 @@ def measure_features(model: Any, data: PatchDataset, most: int = MOST_STREAMS) -
         model: with a patch attached.
         data: the training samples.
         most: streams that are read.
+        skip: channels that keep the numbers they have, because they were trained with them.
 
     Raises:
         ValueError: if none of the streams has any feature.
         SampleError: if one cannot be read.
     """
     for name, fusion in patch_slot(model).fusions.items():
-        if fusion.standardize is None:  # type: ignore[union-attr]
+        if name in skip or fusion.standardize is None:  # type: ignore[union-attr]
             continue
         first: dict[tuple[str, str | None], int] = {}
         for index, sample in enumerate(data.samples):

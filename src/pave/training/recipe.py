@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pave.config import PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.training.arguments import TrainingConfig
+from pave.training.channel_dropout import dropout_rates
+from pave.training.parts import check_parts
 from pave.training.recipe_files import read_values
 from pave.training.sampler import Stage
+from pave.training.tasks import Mixing, Task, check_task_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,16 @@ class BaseConfig(Strict):
 class DataConfig(Strict):
     """The samples and how their videos are read. Paths are relative to the recipe."""
 
-    train: str
-    """Samples to learn from, a .jsonl file."""
+    train: str | None = None
+    """Samples to learn from, a .jsonl file. Not with tasks, which have files of their own."""
     eval: str | None = None
     """Samples whose loss is watched, a .jsonl file."""
     root: str | None = None
     """Folder that the paths inside the sample files start from; default each file's own folder."""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """Several tasks that are learnt at once, by name, in place of train and eval."""
+    mixing: Mixing = field(default_factory=Mixing)
+    """How the tasks are mixed."""
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=32))
     """Which frames of a video the base sees."""
     max_length: int | None = None
@@ -58,6 +65,7 @@ class DataConfig(Strict):
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
     def __post_init__(self) -> None:
+        self._check_tasks()
         if not 0 < self.cache_gigabytes < float("inf"):
             raise ValueError(f"cache_gigabytes must be a positive, finite number, got {self.cache_gigabytes}")
         if self.vision == "store" and self.store is None:
@@ -68,6 +76,27 @@ class DataConfig(Strict):
             )
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
+
+    def _check_tasks(self) -> None:
+        check_task_names(self.tasks)
+        if self.tasks and (self.train is not None or self.eval is not None):
+            raise ValueError("tasks have files of their own, but train or eval is given as well; name the files in one place")
+        if not self.tasks and self.train is None:
+            raise ValueError("there is nothing to learn from; give train, or tasks")
+        if not self.tasks and self.mixing != Mixing():
+            raise ValueError("mixing says how tasks are mixed, but there are no tasks")
+        weighted = [name for name, task in self.tasks.items() if task.weight is not None]
+        if weighted and self.mixing.temperature is not None:
+            raise ValueError(
+                f"mixing.temperature takes the shares from the sizes of the tasks, but the task {weighted[0]!r} has a weight; give one "
+                "of them"
+            )
+
+    def all_tasks(self) -> dict[str, Task]:
+        """The tasks with their roots; one with an empty name where none is named."""
+        if not self.tasks:
+            return {"": Task(train=str(self.train), eval=self.eval, root=self.root)}
+        return {name: task if task.root is not None else replace(task, root=self.root) for name, task in self.tasks.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +109,36 @@ class Recipe(Strict):
     """What is attached to it."""
     data: DataConfig
     """What it learns from."""
+    init: str | None = None
+    """A saved patch to go on from, a folder (relative to the recipe) or the id of a repository on the hub; its channels and its LoRA are
+    part of this patch, which may have further ones. null: a fresh patch."""
+    init_revision: str | None = None
+    """Commit, tag or branch of init on the hub."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     output: str
     """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
 
     def __post_init__(self) -> None:
-        for name, value in (("base.model", self.base.model), ("data.train", self.data.train), ("output", self.output)):
-            if not value.strip():
+        texts = {"base.model": self.base.model, "data.train": self.data.train, "init": self.init, "output": self.output}
+        for name, value in texts.items():
+            if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
         if self.data.stages and self.training.steps is not None:
             raise ValueError("training.steps and data.stages both say how long to train; give only one of them")
-        if self.training.eval_every and self.data.eval is None:
-            raise ValueError("training.eval_every needs data.eval")
+        if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
+            raise ValueError("training.eval_every needs data.eval, or a task with eval")
+        if self.init_revision is not None and self.init is None:
+            raise ValueError("init_revision is given, but there is no init")
+        for name, task in self.data.tasks.items():
+            unknown = [channel for channel in task.channels or () if channel not in self.patch.side_channels]
+            if unknown:
+                raise ValueError(
+                    f"data.tasks.{name}.channels: the patch has no side channel {unknown[0]!r}; it has: "
+                    f"{', '.join(self.patch.side_channels) or 'none'}"
+                )
+        dropout_rates(self.training.channel_dropout, self.patch)
+        check_parts(self.training.train, self.patch)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -16,18 +16,21 @@ import yaml
 
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset
-from pave.data.samples import Sample, manifest_hash, read_samples
+from pave.data.samples import Sample
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
-from pave.patching import attach_patch, patch_parameters, read_record
+from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import RunProgress
-from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
+from pave.training.checkpoints import check_room, held, sweep
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
+from pave.training.parts import train_only
 from pave.training.recipe import Recipe
+from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
+from pave.training.tasks import RunSamples
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
@@ -37,18 +40,6 @@ from pave.video_llms.vision import check_vision_stored
 logger = logging.getLogger(__name__)
 
 PATCH_FOLDER = "patch"
-RECIPE_FILE = "recipe.yaml"
-MAY_CHANGE = (
-    "output",
-    "data.cache",
-    "data.cache_gigabytes",
-    "training.workers",
-    "training.log_every",
-    "training.save_every",
-    "training.keep_checkpoints",
-    "training.report_to",
-)
-"""Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,9 @@ class RunResult:
     train_loss: float | None
     """Mean loss over the run (over the part since resuming); None where nothing was left to do."""
     eval_loss: float | None
-    """Loss on data.eval at the end, where given."""
+    """Loss on the held-out samples at the end, where given: over all answer tokens, of all tasks."""
+    eval_losses: dict[str, float]
+    """The same by task, where data.tasks names some with held-out samples."""
     seconds: float
     """Of this call, loading included."""
 
@@ -80,7 +73,7 @@ def run_recipe(
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
 ) -> RunResult:
-    """Load the base, attach a fresh patch, train it, save it under ``<output>/patch``.
+    """Load the base, attach a fresh patch (or that of ``recipe.init``), train it, save it under ``<output>/patch``.
 
     Args:
         recipe: what to do.
@@ -108,26 +101,61 @@ def _run(
     start: float,
 ) -> RunResult:
     output = Path(recipe.output)
-    checkpoint = _checkpoint(recipe, output, resume)
+    checkpoint = checkpoint_to_resume(recipe, output, resume)
     if "tensorboard" in recipe.training.report_to:
         require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
-    train = _samples(recipe, recipe.data.train, folder)
-    held_out = _samples(recipe, recipe.data.eval, folder) if recipe.data.eval else None
+    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
+    train, held_out = samples.train, samples.held_out
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
-    args, sampler = _plan(recipe, train)
-    provenance = _provenance(recipe, train, sampler)
+    args, sampler = _plan(recipe, samples)
+    provenance: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "data": {**samples.facts(), "samples_per_step": sampler.samples_per_step},
+        "seed": recipe.training.seed,
+    }
     if checkpoint is not None:
-        _check_same_data(checkpoint, provenance["data"])
+        check_same_data(checkpoint, provenance["data"])
+    elif recipe.init is not None:
+        check_continues(recipe.patch, _parent_of(recipe, folder), recipe.init_revision)
     if base is None:
         base = base_of(recipe, folder)
-    stored, vision = _stored(recipe, [*train, *(held_out or [])], encoders, folder, base)
+    stored, vision = _stored(recipe, [*train, *held_out], encoders, folder, base)
     train_data = _dataset(recipe, train, encoders, folder, stored, vision)
     held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
-    attach_patch(model, recipe.patch, seed=recipe.training.seed)
-    if checkpoint is None:
-        measure_features(model, train_data)
+    parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
+    if parent is not None:
+        provenance["parent"] = parent
+    train_only(model, recipe.training.train)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
+    trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
+    if args.should_save:
+        sweep(output)
+        check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
+        atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
+    train_loss, losses = _train(trainer, checkpoint, train_data.cache_report, bool(held_out))
+    eval_loss = losses.get("eval_loss")
+    by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
+    model.eval()
+    steps, patch = trainer.state.global_step, output / PATCH_FOLDER
+    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
+    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
+    logger.info("saved the patch to %s", patch)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
+
+
+def _trainer(
+    recipe: Recipe,
+    model: Any,
+    processor: Any,
+    args: PatchTrainingArguments,
+    sampler: StagedSampler,
+    train_data: PatchDataset,
+    held_out_data: PatchDataset | None,
+    samples: RunSamples,
+    provenance: Mapping[str, Any],
+    callbacks: Sequence[transformers.TrainerCallback],
+) -> PatchTrainer:
     collator = PatchCollator(
         processor,
         model.config,
@@ -137,7 +165,8 @@ def _run(
     )
     if recipe.training.length_grouping is not None:
         lengths = token_lengths(train_data, collator)
-        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps)
+        tasks = sampler.mix.tasks if sampler.mix.run > 1 else ()
+        sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps, tasks)
     trainer = PatchTrainer(
         model,
         args,
@@ -147,41 +176,56 @@ def _run(
         eval_dataset=held_out_data,
         provenance=provenance,
         processor=processor,
+        held_out_tasks=samples.held_out_tasks,
+        channel_dropout=recipe.training.channel_dropout,
         callbacks=list(callbacks),
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
         trainer.remove_callback(printer)
-    if args.should_save:
-        sweep(output)
-        check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
-        atomic_write_text(output / RECIPE_FILE, _as_yaml(recipe))
-    train_loss, eval_loss = _train(trainer, checkpoint, train_data.cache_report, held_out is not None)
-    model.eval()
-    steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    trainer.finish(patch, {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss})
-    logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, time.monotonic() - start)
+    return trainer
 
 
 def _train(
     trainer: PatchTrainer, checkpoint: Path | None, report: CacheReport, evaluate: bool
-) -> tuple[float | None, float | None]:
-    """The mean loss (None where the checkpoint was the end), and the loss on the held-out samples."""
+) -> tuple[float | None, dict[str, float]]:
+    """The mean loss (None where the checkpoint was the end), and the losses on the held-out samples by their names in the logs."""
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
-    eval_loss = trainer.evaluate()["eval_loss"] if evaluate else None
+    losses = trainer.evaluate() if evaluate else {}
     trainer.release_model()
     if report.items:
         logger.info(
             "the cache holds %d videos, %.2f GB, and was used %d times", report.items, report.num_bytes / 2**30, report.hits
         )
-    return mean_loss if trainer.state.global_step > done else None, eval_loss
+    return mean_loss if trainer.state.global_step > done else None, losses
 
 
-def _provenance(recipe: Recipe, train: list[Sample], sampler: StagedSampler) -> dict[str, Any]:
-    """What a patch records of the run that made it."""
-    data = {"train": manifest_hash(train), "train_samples": len(train), "samples_per_step": sampler.samples_per_step}
-    return {"recipe": recipe.to_dict(), "data": data, "seed": recipe.training.seed}
+def _attach(
+    recipe: Recipe, model: Any, processor: Any, folder: Path, checkpoint: Path | None, train_data: PatchDataset
+) -> dict[str, Any] | None:
+    """Attach the patch as the run begins with it, and say which patch it goes on from, if any.
+
+    A run that is resumed gets its tensors from the checkpoint later, and need not find that patch any more.
+    """
+    if checkpoint is not None:
+        attach_patch(model, recipe.patch, seed=recipe.training.seed)
+        earlier: dict[str, Any] | None = read_record(checkpoint).provenance.get("parent")
+        return earlier
+    if recipe.init is None:
+        attach_patch(model, recipe.patch, seed=recipe.training.seed)
+        measure_features(model, train_data)
+        return None
+    where, revision = _parent_of(recipe, folder), recipe.init_revision
+    record = continue_patch(model, recipe.patch, where, revision=revision, processor=processor, seed=recipe.training.seed)
+    measure_features(model, train_data, skip=record.patch.side_channels)
+    parent = {"patch": recipe.init, "revision": revision, "tensors": patch_digest(where, revision)}
+    return parent | {key: record.provenance[key] for key in ("data", "parent") if key in record.provenance}
+
+
+def _parent_of(recipe: Recipe, folder: Path) -> str | Path:
+    """Where the patch that a recipe goes on from is: a folder beside the recipe, else the hub id."""
+    init = str(recipe.init)
+    return folder / init if (folder / init).is_dir() else init
 
 
 def _stored(
@@ -262,44 +306,20 @@ def _dataset(
     )
 
 
-def _samples(recipe: Recipe, path: str, folder: Path) -> list[Sample]:
-    """Read a file of samples and check, before anything slow begins, that all can be learnt from."""
-    name = folder / path
-    samples = read_samples(name, data_root=None if recipe.data.root is None else folder / recipe.data.root)
-    if not samples:
-        raise ValueError(f"{name}: the file holds no sample")
-    for sample in samples:
-        if all(answer is None for _, answer in sample.turns):
-            raise ValueError(f"{name}: sample {sample.id!r} has no answer to learn from")
-    files = [
-        (s.id, path, path == s.video)
-        for s in samples
-        for path in (s.video, *(s.side_channels.get(c) for c in recipe.patch.side_channels))
-        if path is not None
-    ]
-    # a channel may be stored as a folder, a video may not
-    missing = [(i, f) for i, f, is_video in files if not (Path(f).is_file() if is_video else Path(f).exists())]
-    if missing:
-        sample_id, file = missing[0]
-        raise ValueError(
-            f"{name}: {len(missing)} of {len(files)} files are not there, the first is {file} of sample {sample_id!r}"
-        )
-    return samples
-
-
-def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, StagedSampler]:
+def _plan(recipe: Recipe, samples: RunSamples) -> tuple[PatchTrainingArguments, StagedSampler]:
     """The Trainer's arguments and the order of the samples. Both come from the final arguments, which may change sizes."""
     training = recipe.training
     args = training.arguments(recipe.output, num_steps=1)
     stages = recipe.data.stages
     if not stages:
         sized = replace(training, batch_size=args.train_batch_size, accumulation=args.gradient_accumulation_steps)
-        stages = (Stage(steps=sized.num_steps(len(train), args.world_size)),)
+        stages = (Stage(steps=sized.num_steps(len(samples.train), args.world_size)),)
     steps = sum(stage.steps for stage in stages)
     args = training.arguments(recipe.output, num_steps=steps)
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    sampler = StagedSampler([sample.type for sample in train], stages, per_step, seed=training.seed)
-    return args, sampler
+    per_pass = args.train_batch_size * args.world_size
+    types = [sample.type for sample in samples.train]
+    per_step = per_pass * args.gradient_accumulation_steps
+    return args, StagedSampler(types, stages, per_step, seed=training.seed, mix=samples.mix(per_pass))
 
 
 def _is_first_process() -> bool:
@@ -307,53 +327,5 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _checkpoint(recipe: Recipe, output: Path, resume: bool) -> Path | None:
-    """The checkpoint to resume from, if any; refuses to mix two runs in one folder."""
-    checkpoint = last_checkpoint(output)
-    if not resume:
-        if checkpoint is not None:
-            raise ValueError(
-                f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
-            )
-        return None
-    if checkpoint is None:
-        raise ValueError(f"{output}: nothing to resume from, the folder holds no complete checkpoint")
-    before, now = _flat(read_record(checkpoint).provenance.get("recipe")), _flat(recipe.to_dict())
-    changed = [key for key in [*now, *before] if before.get(key) != now.get(key) and key not in MAY_CHANGE]
-    if before and changed:
-        key = changed[0]
-        raise ValueError(
-            f"{output}: the checkpoints there come from another recipe, {key!r} was {before.get(key)!r} and is {now.get(key)!r}; "
-            f"resume with {output / RECIPE_FILE}"
-        )
-    return checkpoint
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted paths to the values of a recipe."""
-    if not isinstance(value, dict) or not value:
-        return {} if not prefix else {prefix: _plain(value)}
-    return {path: item for key, inner in value.items() for path, item in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other samples, or with a step that counts other samples: the order would be another one."""
-    before = read_record(checkpoint).provenance.get("data")
-    for key, value in now.items():
-        was = before.get(key) if isinstance(before, dict) else None
-        if was is not None and was != value:
-            what = "another number of processes" if key == "samples_per_step" else "other training samples"
-            raise ValueError(
-                f"{checkpoint}: it was written by a run with {what} ({key} was {was}, now it is {value}), so the run cannot go "
-                "on as if it had not been interrupted; restore them, or start a new run in another output folder"
-            )
-
-
 def _as_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return yaml.safe_dump(plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)

@@ -1,9 +1,10 @@
-"""Which samples each stage of a training run sees."""
+"""Which samples each stage of a training run sees, and how several tasks are mixed."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,20 +20,54 @@ class Stage(Strict):
     steps: int
     """Optimizer steps."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Share of each sample type, in any unit; a type that is not named is left out. Empty: every sample equally often."""
+    """Share of each sample type, in any unit; a type that is not named is left out. Empty: every sample equally often. With tasks
+    that have shares of their own: inside each task."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Share of each task, in any unit; a task that is not named is left out. Empty: as data.tasks and data.mixing say."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if any(not 0 <= w < float("inf") for w in self.weights.values()) or (self.weights and not sum(self.weights.values())):
-            raise ValueError(f"weights must not be negative and at least one must be positive, got {self.weights}")
+        for name in ("weights", "tasks"):
+            values = getattr(self, name)
+            if any(not 0 <= w < float("inf") for w in values.values()) or (values and not sum(values.values())):
+                raise ValueError(f"{name} must not be negative and at least one must be positive, got {values}")
+
+
+def shares_by_size(counts: Mapping[str, int], temperature: float = 1.0) -> dict[str, float]:
+    """How often each task is drawn: n_i^(1/T) / sum of n_j^(1/T), with n_i the samples of task i and T the temperature.
+
+    T = 1 draws every sample equally often; a larger T brings the tasks closer together (infinite: all alike), a smaller one favours
+    the large tasks. Temperature-scaled mixing of T5 (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2), without its limit on n.
+
+    Args:
+        counts: samples of each task.
+        temperature: T, positive.
+    """
+    largest = max(counts.values())  # n may be large and 1/T too: powers of n / max never overflow
+    raised = {name: (count / largest) ** (1.0 / temperature) for name, count in counts.items()}
+    total = sum(raised.values())
+    return {name: value / total for name, value in raised.items()}
+
+
+@dataclass(frozen=True)
+class TaskMix:
+    """Which task each sample belongs to, and how tasks share the forward passes."""
+
+    tasks: Sequence[str]
+    """Of every sample."""
+    shares: Mapping[str, float]
+    """Of each task, where a stage gives none. Empty: every sample equally often, where ``run`` is 1 in shuffled passes over all."""
+    run: int = 1
+    """Samples in a row that are of one task: 1, or those of a forward pass over all processes."""
 
 
 class StagedSampler(Sampler[int]):
     """Indices of the samples of a whole run: stage by stage, each stage with its own shares of the sample types.
 
-    Within a type every sample is seen once, in a shuffled order, before any is seen again; the passes go on across stages.
-    The order is a function of the arguments alone, so a resumed run skips to its place and goes on as if never stopped.
+    With several tasks, first a task is drawn by its share, then a sample of it. Within a type (and a task) every sample is seen once,
+    in a shuffled order, before any is seen again; the passes go on across stages. The order is a function of the arguments alone, so
+    a resumed run skips to its place and goes on as if never stopped.
 
     Args:
         types: type of every sample.
@@ -40,9 +75,11 @@ class StagedSampler(Sampler[int]):
         samples_per_step: samples in one optimizer step, over accumulation and all processes.
         seed: of the order.
         grouping: forward passes of similar length; None: in the order drawn.
+        mix: the tasks; None: one.
 
     Raises:
-        ValueError: if a stage names a type that no sample has.
+        ValueError: if a stage names a type that no sample has, or a task that there is not or that has none of its types, or a step
+            is no whole number of the mix's runs.
     """
 
     def __init__(
@@ -52,20 +89,46 @@ class StagedSampler(Sampler[int]):
         samples_per_step: int,
         seed: int,
         grouping: LengthGrouping | None = None,
+        mix: TaskMix | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.samples_per_step = samples_per_step
         self.seed = seed
         self.grouping = grouping
-        self._members: dict[str, list[int]] = {}
-        for index, kind in enumerate(types):
-            self._members.setdefault(kind, []).append(index)
+        self.mix = mix or TaskMix([""] * len(types), {})
+        if samples_per_step % self.mix.run:
+            raise ValueError(f"a step of {samples_per_step} samples cannot be cut into runs of {self.mix.run} of one task")
+        self._members: dict[tuple[str, str], list[int]] = {}
+        for index, key in enumerate(zip(self.mix.tasks, types, strict=True)):
+            self._members.setdefault(key, []).append(index)
         for number, stage in enumerate(self.stages, start=1):
-            unknown = [kind for kind in stage.weights if kind not in self._members]
-            if unknown:
+            self._check(stage, f"stage {number}")
+
+    def _check(self, stage: Stage, where: str) -> None:
+        tasks, types = ({key[part] for key in self._members} for part in (0, 1))
+        unknown = [kind for kind in stage.weights if kind not in types]
+        if unknown:
+            raise ValueError(f"{where}: no training sample has the type {unknown[0]!r}; the types are {sorted(types)}")
+        strange = [task for task in stage.tasks if task not in tasks]
+        if strange:
+            named = f"the tasks are {sorted(tasks)}" if tasks != {""} else "data.tasks names none"
+            raise ValueError(f"{where}: there is no task {strange[0]!r}; {named}")
+        for task, share in self._shares(stage).items():
+            if share and stage.weights and not self._weights(stage, task):
                 raise ValueError(
-                    f"stage {number}: no training sample has the type {unknown[0]!r}; the types are {sorted(self._members)}"
+                    f"{where}: the task {task!r} has no sample of the types {sorted(stage.weights)}; name one of its types in weights, "
+                    "or leave the task out of the stage with tasks"
                 )
+
+    def _shares(self, stage: Stage) -> Mapping[str, float]:
+        """Of each task in a stage; empty where it draws from all of them alike."""
+        if stage.tasks or self.mix.shares:
+            return stage.tasks or self.mix.shares
+        return {} if self.mix.run == 1 else shares_by_size(Counter(self.mix.tasks))
+
+    def _weights(self, stage: Stage, task: str) -> dict[str, float]:
+        """Positive shares of the types that a task has."""
+        return {kind: weight for kind, weight in stage.weights.items() if weight and (task, kind) in self._members}
 
     @property
     def num_steps(self) -> int:
@@ -85,22 +148,39 @@ class StagedSampler(Sampler[int]):
 
     def _drawn_by_stage(self) -> Iterator[Iterator[int]]:
         generator = torch.Generator().manual_seed(self.seed)
-        everything = sorted(index for members in self._members.values() for index in members)
-        all_passes = _passes(everything, generator)
-        passes = {kind: _passes(members, generator) for kind, members in self._members.items()}
+        passes = _Passes(self._members, generator)
         for stage in self.stages:
-            yield self._drawn(stage, passes, all_passes, generator)
+            yield self._drawn(stage, passes, generator)
 
-    def _drawn(
-        self, stage: Stage, passes: dict[str, Iterator[int]], all_passes: Iterator[int], generator: torch.Generator
-    ) -> Iterator[int]:
-        kinds = list(stage.weights)
-        weights = torch.tensor([stage.weights[kind] for kind in kinds], dtype=torch.float64)
-        for _ in range(stage.steps * self.samples_per_step):
-            if kinds:
-                yield next(passes[kinds[int(torch.multinomial(weights, 1, generator=generator))]])
-            else:
-                yield next(all_passes)
+    def _drawn(self, stage: Stage, passes: _Passes, generator: torch.Generator) -> Iterator[int]:
+        shares = {task: share for task, share in self._shares(stage).items() if share}
+        for _ in range(stage.steps * self.samples_per_step // self.mix.run):
+            task = _one_of(shares, generator) if shares else None
+            weights = stage.weights if task in (None, "") else self._weights(stage, task)
+            for _ in range(self.mix.run):
+                yield passes.next(task, _one_of(weights, generator) if weights else None)
+
+
+class _Passes:
+    """Shuffled passes without end over the samples of a task, of a type, of both, or over all."""
+
+    def __init__(self, members: Mapping[tuple[str, str], list[int]], generator: torch.Generator) -> None:
+        self._members = members
+        self._generator = generator
+        self._running: dict[tuple[str | None, str | None], Iterator[int]] = {}
+
+    def next(self, task: str | None, kind: str | None) -> int:
+        """The next sample; None stands for any task, any type."""
+        if (task, kind) not in self._running:
+            found = [m for key, m in self._members.items() if task in (None, key[0]) and kind in (None, key[1])]
+            self._running[task, kind] = _passes(sorted(itertools.chain(*found)), self._generator)
+        return next(self._running[task, kind])
+
+
+def _one_of(weights: Mapping[str, float], generator: torch.Generator) -> str:
+    """A name by its weight."""
+    values = torch.tensor(list(weights.values()), dtype=torch.float64)
+    return list(weights)[int(torch.multinomial(values, 1, generator=generator))]
 
 
 @dataclass(frozen=True)
@@ -117,12 +197,14 @@ class LengthGrouping:
     """Optimizer steps."""
     passes: int
     """Forward passes in a step: the accumulation."""
+    tasks: Sequence[str] = ()
+    """Of every sample, where a forward pass holds one task only."""
 
     def arranged(self, drawn: Iterator[int], samples_per_step: int, generator: torch.Generator) -> Iterator[int]:
         """The drawn samples, window by window."""
         size = samples_per_step // self.passes  # those of all processes, which wait for each other
         while window := list(itertools.islice(drawn, self.window * samples_per_step)):
-            ordered = sorted(window, key=lambda index: self.lengths[index])
+            ordered = sorted(window, key=lambda index: (self.tasks[index] if self.tasks else "", self.lengths[index]))
             for place in torch.randperm(len(ordered) // size, generator=generator).tolist():
                 yield from ordered[place * size : (place + 1) * size]
 

@@ -6,14 +6,13 @@ import contextlib
 import copy
 import itertools
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -21,8 +20,10 @@ from transformers.trainer_callback import ExportableState
 
 from pave.data.collator import PatchCollator
 from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
+from pave.tokens import SideTokens
 from pave.training.arguments import PatchTrainingArguments
-from pave.training.callbacks import NonFiniteError, NonFiniteGuard, listed
+from pave.training.callbacks import NonFiniteGuard
+from pave.training.channel_dropout import drop_channels, dropout_rates
 from pave.training.checkpoints import (
     CheckpointError,
     Manifest,
@@ -37,6 +38,7 @@ from pave.training.checkpoints import (
     rotate,
     staging_path,
 )
+from pave.training.held_out import HeldOut
 from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.together import problems_of_all, raise_together
 
@@ -44,12 +46,13 @@ logger = logging.getLogger(__name__)
 
 
 class PatchTrainer(transformers.Trainer):
-    """``transformers.Trainer`` for a patched model. It adds five things and nothing else:
+    """``transformers.Trainer`` for a patched model. It adds six things and nothing else:
 
     - saving: a checkpoint is the patch (in float32) with the Trainer's own optimizer, scheduler and random states, never the base;
     - parameter groups: each role of parameter at its own rate, weight decay on matrices only;
     - the loss on answers only (``pave.training.loss``);
-    - the evaluation loss is the mean over all answer tokens, whatever the batches they come in;
+    - the evaluation loss is the mean over all answer tokens, whatever the batches they come in, and that of each task beside it;
+    - channel dropout, in training only (``pave.training.channel_dropout``);
     - a NaN or infinity stops the run and names the samples.
 
     The base is frozen and is not changed, its config included.
@@ -61,10 +64,12 @@ class PatchTrainer(transformers.Trainer):
         train_sampler: order of the training samples; default the Trainer's own.
         provenance: JSON values that every saved patch records.
         processor: the base's processor, for the fingerprint in saved patches.
+        held_out_tasks: task of every held-out sample by its id; ``eval_TASK_loss`` is then reported beside ``eval_loss``.
+        channel_dropout: as in a recipe: a probability for all channels, or by channel.
         kwargs: other arguments of the Trainer.
 
     Raises:
-        ValueError: if the model carries no patch, or one process sees several GPUs.
+        ValueError: if the model carries no patch, one process sees several GPUs, or the patch cannot learn with the channel dropout.
     """
 
     model: Any
@@ -79,6 +84,8 @@ class PatchTrainer(transformers.Trainer):
         train_sampler: Sampler[int] | None = None,
         provenance: Mapping[str, Any] | None = None,
         processor: Any = None,
+        held_out_tasks: Mapping[str, str] | None = None,
+        channel_dropout: float | Mapping[str, float] = 0.0,
         **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:
@@ -91,7 +98,9 @@ class PatchTrainer(transformers.Trainer):
         self._train_sampler = train_sampler
         self._provenance = dict(provenance or {})
         self._base = fingerprint(model, processor)  # the weights of a sharded model cannot be read any more
-        self._held_out = HeldOut()
+        self._held_out_tasks = dict(held_out_tasks or {})
+        self._held_out = HeldOut(self._held_out_tasks)
+        self._rates = dropout_rates(channel_dropout, self._slot.config)
         if isinstance(data_collator, PatchCollator):
             data_collator = copy.copy(data_collator)
             data_collator.with_ids = True
@@ -127,6 +136,8 @@ class PatchTrainer(transformers.Trainer):
     ) -> Any:
         inputs = dict(inputs)
         sample_ids = inputs.pop("sample_ids", [])
+        if model.training and self._rates:
+            inputs["side_channels"] = self._without_dropped(inputs["side_channels"], sample_ids)
         if any(channel.fusion.adds_llm_tokens for channel in self._slot.config.side_channels.values()):
             loss, outputs = plain_loss(model, inputs, num_items_in_batch)
         else:
@@ -139,13 +150,20 @@ class PatchTrainer(transformers.Trainer):
             loss = loss * self.accelerator.num_processes  # DDP averages over processes what was already divided by all items
         return (loss, outputs) if return_outputs else loss
 
+    def _without_dropped(self, sides: Mapping[str, SideTokens], sample_ids: list[str]) -> dict[str, SideTokens]:
+        if not sample_ids:
+            raise ValueError("channel_dropout goes by the ids of the samples, but the batch has none; use a PatchCollator")
+        keep_one = self._slot.config.missing_channel == "base"
+        seed, step = self.args.seed, self.state.global_step
+        return drop_channels(sides, self._rates, sample_ids, seed=seed, step=step, keep_one=keep_one)
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._held_out = HeldOut()
+        self._held_out = HeldOut(self._held_out_tasks)
         kwargs["metric_key_prefix"] = metric_key_prefix
         output: Any = super().evaluation_loop(*args, **kwargs)
-        mean = self._held_out.mean(self.accelerator, output.num_samples)
-        if mean is not None:
-            output.metrics[f"{metric_key_prefix}_loss"] = mean  # the Trainer's is the mean of the batches' means
+        for task, mean in self._held_out.means(self.accelerator, output.num_samples).items():
+            # the Trainer's own loss is the mean of the batches' means
+            output.metrics[f"{metric_key_prefix}_{task}_loss" if task else f"{metric_key_prefix}_loss"] = mean
         return output
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -293,40 +311,6 @@ class PatchTrainer(transformers.Trainer):
         """Take the wrapper that mixed precision puts around ``forward`` off the model again. Call it when all is done."""
         for name in ("forward", "_original_forward"):
             vars(self.model).pop(name, None)
-
-
-class HeldOut:
-    """The loss over the answer tokens of an evaluation."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[str | None, float, int]] = []
-
-    def add(self, rows: Sequence[tuple[float, int]], sample_ids: Sequence[str]) -> None:
-        """One batch: summed loss and number of answer tokens of every row."""
-        ids: Sequence[str | None] = sample_ids or [None] * len(rows)
-        self._rows += [(name, total, count) for name, (total, count) in zip(ids, rows, strict=True)]
-
-    def mean(self, accelerator: Any, samples: int) -> float | None:
-        """Over all tokens of all processes; None where there is none.
-
-        Args:
-            samples: how many were evaluated. Processes get equally many batches, for which some samples are handed out twice.
-
-        Raises:
-            NonFiniteError: naming the samples, if it is not finite.
-        """
-        rows = self._rows if accelerator.num_processes == 1 else gather_object(self._rows)
-        if len(rows) > samples and all(name is not None for name, _, _ in rows):
-            rows = list({name: (name, total, count) for name, total, count in rows}.values())
-            if len(rows) < samples:
-                raise ValueError(f"{samples} held-out samples have only {len(rows)} different ids; give each its own")
-        bad = [str(name) for name, total, _ in rows if not math.isfinite(total)]
-        if bad:
-            raise NonFiniteError(
-                f"the loss on held-out samples is not finite for {listed(bad)}; look at their features and answers"
-            )
-        count = sum(count for _, _, count in rows)
-        return math.fsum(total for _, total, _ in rows) / count if count else None
 
 
 def _check_sharding(args: PatchTrainingArguments, accelerator: Any) -> None:

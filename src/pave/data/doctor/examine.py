@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def examine(
     files: Sequence[str | os.PathLike[str]],
     setup: Setup,
     *,
-    data_root: str | os.PathLike[str] | None = None,
+    data_root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | None] | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> Report:
@@ -36,7 +36,7 @@ def examine(
     Args:
         files: of samples; several are compared with each other.
         setup: what to look for.
-        data_root: the folder that paths in the files start from; None is each file's own.
+        data_root: the folder that paths in the files start from, or one for each file by its path; None is each file's own.
         workers: processes that read; 0 reads in this one, without a time limit.
         progress: show how far it is.
 
@@ -52,7 +52,7 @@ def examine(
         raise ValueError(f"the patch has no channel {unknown[0]!r} that could be required; it has {', '.join(setup.channels)}")
     splits, findings = [], []
     for name in names:
-        split, bad = _read(name, data_root)
+        split, bad = _read(name, data_root[name] if isinstance(data_root, Mapping) else data_root)
         splits.append(split)
         findings += [*bad, *check_texts(split)]
     findings += check_between(splits)
