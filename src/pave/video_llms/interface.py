@@ -62,6 +62,8 @@ class VideoLLMInterface(ABC):
     """True where ``generate`` repeats the pixels for beams before it encodes them."""
     lengthens_prompt: ClassVar[bool] = False
     """True where fusion by ``concat`` and ``interleave``, which add tokens to the prompt, is described and tested."""
+    shares_videos: ClassVar[bool] = False
+    """True where several questions in one row after one video (``pave.video_llms.branches``) are tested."""
     projector_path: ClassVar[str]
     """Where the module whose input holds the features before the projector is in the inner model."""
     vision_path: ClassVar[str] = ""
