@@ -127,7 +127,8 @@ class PatchCollator:
             text = self.processor.tokenizer(self._prompt(first).text)["input_ids"]
             ends.append(end)
             further.append([self._branch(item, text, ids.tolist(), end) for item in others])
-        return share_rows(batch, ends, further, self.processor.tokenizer.pad_token_id)
+        positions = self._interface.positions_of_rows(self.base_config, batch)
+        return share_rows(batch, ends, further, positions, self.processor.tokenizer.pad_token_id)
 
     def _branch(self, item: PatchItem, first_text: list[int], first_row: list[int], end: int) -> Branch:
         prompt = self._prompt(item)

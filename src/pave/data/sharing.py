@@ -63,13 +63,16 @@ def behind_video(text_ids: list[int], first_text: list[int], first_row: list[int
     return first_row[end : len(first_row) - common] + text_ids[len(head) :]
 
 
-def share_rows(batch: Mapping[str, Any], ends: Sequence[int], further: Sequence[Sequence[Branch]], pad: int) -> dict[str, Any]:
+def share_rows(
+    batch: Mapping[str, Any], ends: Sequence[int], further: Sequence[Sequence[Branch]], given: Tensor | None, pad: int
+) -> dict[str, Any]:
     """A batch of one conversation a row with further ones put behind them.
 
     Args:
-        batch: with ``labels``, and ``position_ids`` where the base needs explicit ones.
+        batch: with ``labels``.
         ends: of every row, tokens of the conversation up to the last one of its video.
         further: of every row, the other conversations about its video.
+        given: positions of the batch's tokens, (3, B, L), or None where they count the tokens.
         pad: the padding token.
 
     Raises:
@@ -78,7 +81,6 @@ def share_rows(batch: Mapping[str, Any], ends: Sequence[int], further: Sequence[
     B = len(ends)
     kept = [row.nonzero().flatten() for row in batch["attention_mask"]]
     width = max(len(row) + sum(len(b.ids) for b in more) for row, more in zip(kept, further, strict=True))
-    given = batch.get("position_ids")
     planes = 1 if given is None else len(given)
     ids_BL, labels_BL = torch.full((B, width), pad), torch.full((B, width), IGNORE)
     branches_BL, positions_PBL = torch.full((B, width), PADDING), torch.zeros(planes, B, width, dtype=torch.long)

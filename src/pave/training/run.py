@@ -15,7 +15,7 @@ import transformers
 import yaml
 
 from pave.data.collator import PatchCollator
-from pave.data.dataset import CacheReport, PatchDataset
+from pave.data.dataset import CacheReport, PatchDataset, source_of
 from pave.data.samples import Sample, manifest_hash, read_samples
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
@@ -28,9 +28,11 @@ from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.recipe import Recipe
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
+from pave.training.sharing import VideoGrouping
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
+from pave.video_llms.branches import check_base_shares
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
 
@@ -134,7 +136,10 @@ def _run(
         recipe.patch.side_channels,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
+        share_videos=recipe.data.share_videos,
     )
+    if recipe.data.share_videos is not None:
+        check_base_shares(model.config)
     if recipe.training.length_grouping is not None:
         lengths = token_lengths(train_data, collator)
         sampler.grouping = LengthGrouping(lengths, recipe.training.length_grouping, args.gradient_accumulation_steps)
@@ -299,6 +304,9 @@ def _plan(recipe: Recipe, train: list[Sample]) -> tuple[PatchTrainingArguments, 
     args = training.arguments(recipe.output, num_steps=steps)
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     sampler = StagedSampler([sample.type for sample in train], stages, per_step, seed=training.seed)
+    if recipe.data.share_videos is not None:
+        videos = [source_of(sample) for sample in train]
+        sampler.grouping = VideoGrouping(videos, recipe.data.share_videos, args.train_batch_size)
     return args, sampler
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pave.config import Strict
+from pave.training.sharing import VideoGrouping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class StagedSampler(Sampler[int]):
         stages: what to draw, in order.
         samples_per_step: samples in one optimizer step, over accumulation and all processes.
         seed: of the order.
-        grouping: forward passes of similar length; None: in the order drawn.
+        grouping: what stands together in a forward pass, samples of similar length or questions about one video; None: the order
+            drawn.
 
     Raises:
         ValueError: if a stage names a type that no sample has.
@@ -51,7 +53,7 @@ class StagedSampler(Sampler[int]):
         stages: Sequence[Stage],
         samples_per_step: int,
         seed: int,
-        grouping: LengthGrouping | None = None,
+        grouping: LengthGrouping | VideoGrouping | None = None,
     ) -> None:
         self.stages = tuple(stages)
         self.samples_per_step = samples_per_step
@@ -86,8 +88,9 @@ class StagedSampler(Sampler[int]):
     def _drawn_by_stage(self) -> Iterator[Iterator[int]]:
         generator = torch.Generator().manual_seed(self.seed)
         everything = sorted(index for members in self._members.values() for index in members)
-        all_passes = _passes(everything, generator)
-        passes = {kind: _passes(members, generator) for kind, members in self._members.items()}
+        over = self.grouping.passes if isinstance(self.grouping, VideoGrouping) else _passes
+        all_passes = over(everything, generator)
+        passes = {kind: over(members, generator) for kind, members in self._members.items()}
         for stage in self.stages:
             yield self._drawn(stage, passes, all_passes, generator)
 

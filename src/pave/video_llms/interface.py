@@ -233,6 +233,10 @@ class VideoLLMInterface(ABC):
         """Explicit positions that a batch must carry, or None where the model's own are right."""
         return None
 
+    def positions_of_rows(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The base's positions of every token of a batch, or None where they count the tokens. Used where ``shares_videos``."""
+        return self.position_ids(config, batch)
+
     # --- LoRA
 
     def decoder_linears(self, config: Any) -> tuple[str, ...]:
