@@ -26,6 +26,7 @@ from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import check_room, held, last_checkpoint, sweep
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
+from pave.training.profile import StepProfile
 from pave.training.recipe import Recipe
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
@@ -81,6 +82,7 @@ def run_recipe(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
+    profile: StepProfile | None = None,
 ) -> RunResult:
     """Load the base, attach a fresh patch, train it, save it under ``<output>/patch``.
 
@@ -91,6 +93,7 @@ def run_recipe(
         resume: go on from the last complete checkpoint in the output folder; the result is that of an uninterrupted run.
         progress: show a progress bar and log the losses.
         callbacks: further callbacks for the Trainer.
+        profile: times the parts of the run's first steps.
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
@@ -98,7 +101,8 @@ def run_recipe(
     """
     start = time.monotonic()
     with held(recipe.output) if _is_first_process() else contextlib.nullcontext():
-        return _run(recipe, Path(folder), base, resume, [*callbacks, *([RunProgress()] if progress else [])], start)
+        shown = [*callbacks, *([RunProgress()] if progress else [])]
+        return _run(recipe, Path(folder), base, resume, shown, start, profile)
 
 
 def _run(
@@ -108,6 +112,7 @@ def _run(
     resume: bool,
     callbacks: Sequence[transformers.TrainerCallback],
     start: float,
+    profile: StepProfile | None = None,
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = _checkpoint(recipe, output, resume)
@@ -156,6 +161,8 @@ def _run(
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
         trainer.remove_callback(printer)
+    if profile is not None:
+        profile.attach(trainer)
     if args.should_save:
         sweep(output)
         check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
