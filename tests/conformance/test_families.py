@@ -213,8 +213,6 @@ def test_text_behind_a_long_video_comes_after_it(family):
         assert int(text[0, 0]) == int(mine[:, : last + 1].max()) + 1
 
 
-
-
 # --- several questions in one row
 
 
@@ -245,6 +243,7 @@ def about(family, row, question, answer="one dog"):
 
 def has_other_layers(config):
     return bool(set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention"})
+
 
 # --- a patch that must not act
 

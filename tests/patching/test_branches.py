@@ -35,7 +35,9 @@ def items(ragged, channel=(True, True, False)):
         values = rng.standard_normal((6, 1, WIDTH)).astype(np.float32)
         side = SimpleNamespace(features_KMC=values, times_K=0.1 + 0.3 * np.arange(6)) if channel[video] else None
         times = 0.5 * np.arange(len(frames))
-        made += [PatchItem(f"{video}-{n}", frames, times, (TURNS[n],), {"audio": side}, source=str(video)) for n in range(count)]
+        made += [
+            PatchItem(f"{video}-{n}", frames, times, (TURNS[n],), {"audio": side}, source=str(video)) for n in range(count)
+        ]
     return made
 
 
@@ -72,9 +74,10 @@ def test_loss_and_every_gradient_are_those_of_the_questions_one_by_one(family, s
     expected, gradients = loss_and_gradients(model, single, num_items)
     actual, others = loss_and_gradients(model, [shared], num_items)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    noise = 1e-7 * max(float(one.abs().max()) for one in gradients)  # biases of keys have no gradient but rounding
     for one, other in zip(gradients, others, strict=True):
-        assert one.abs().max() > 0
-        torch.testing.assert_close(other, one, rtol=0, atol=float(one.abs().max()) * 1e-5)
+        torch.testing.assert_close(other, one, rtol=0, atol=max(noise, 1e-5 * float(one.abs().max())))
+    assert sum(float(one.abs().max()) > 100 * noise for one in gradients) > 0.8 * len(gradients)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -22,7 +22,7 @@ from pave.training.sharing import VideoGrouping
 from tiny_training import assert_same, make_world, plan, tensors
 
 VIDEOS = [video for video in range(20) for _ in range(1 + video % 6)]
-"""Of 67 samples: videos with one to six questions."""
+"""Of 66 samples: videos with one to six questions."""
 TYPES = ["odd" if index % 2 else "even" for index in range(len(VIDEOS))]
 
 
@@ -38,13 +38,13 @@ def rows(samples, batch=6, most=3):
 
 
 def test_every_sample_comes_once_before_any_comes_again_and_videos_stay_together():
-    drawn = order([Stage(steps=67)])
-    assert len(drawn) == 67 * 12
-    for start in range(0, len(drawn), 67):
-        assert sorted(drawn[start : start + 67]) == list(range(67))
+    drawn = order([Stage(steps=66)])
+    assert len(drawn) == 66 * 12
+    for start in range(0, len(drawn), 132):  # two passes in eleven steps
+        assert Counter(drawn[start : start + 132]) == dict.fromkeys(range(66), 2)
     fewest = sum(math.ceil(VIDEOS.count(video) / 3) for video in range(20))
-    assert rows(drawn) <= 1.05 * 12 * fewest < 0.6 * rows(order([Stage(steps=67)], share=False))
-    assert drawn[:67] != drawn[67:134]
+    assert rows(drawn) <= 1.05 * 12 * fewest < 0.6 * rows(order([Stage(steps=66)], share=False))
+    assert drawn[:132] != drawn[132:264]
 
 
 def test_full_bundles_fill_forward_passes_without_a_cut():
@@ -85,13 +85,18 @@ CHANGES = ("data.share_videos=2", "data.stages=[{steps: 4}]", "training.save_eve
 
 
 def test_a_run_trains_as_with_a_row_for_each_question_from_files_memory_or_stores(world, tmp_path, monkeypatch):
-    changes = [*CHANGES, "patch.lora.dropout=0"]
+    # Adam makes steps of any size out of the rounding of a gradient that is nearly zero
+    changes = [*CHANGES, "patch.lora.dropout=0", "training.trainer={adam_epsilon: 1e-4}"]
     shared = run_recipe(plan(world, tmp_path / "shared", *changes), folder=world, progress=False)
-    recipe = plan(world, tmp_path / "stored", *changes, f"data.store={tmp_path / 'store'}", "data.vision=store", "data.cache=null")
+    recipe = plan(
+        world, tmp_path / "stored", *changes, f"data.store={tmp_path / 'store'}", "data.vision=store", "data.cache=null"
+    )
     store = FeatureStore(tmp_path / "store", create=True)
     samples = [*read_samples(world / "train.jsonl"), *read_samples(world / "eval.jsonl")]
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
-    extract(plan_features(samples, {**encoders, VISION: base_vision(recipe, world / "base")}, store.hashes()), store, processes=0)
+    extract(
+        plan_features(samples, {**encoders, VISION: base_vision(recipe, world / "base")}, store.hashes()), store, processes=0
+    )
     run_recipe(recipe, folder=world, progress=False)
     run_recipe(plan(world, tmp_path / "memory", *changes, "data.vision=memory"), folder=world, progress=False)
     run_recipe(plan(world, tmp_path / "decoded", *changes, "data.cache=null"), folder=world, progress=False)
@@ -133,8 +138,14 @@ def test_the_video_of_a_forward_pass_is_read_once(world, monkeypatch, tmp_path):
     [
         (["data.share_videos=1"], "share_videos must be at least 2 or null, got 1"),
         (["data.share_videos=2", "training.length_grouping=1"], "both say which samples stand in one forward pass"),
-        (["data.share_videos=2", "patch.side_channels.audio.fusion.gate=true"], "the gate of channel 'audio' reads the question"),
-        (["data.share_videos=2", "patch.newline=grid", "patch.missing_channel=lora_only"], "newline 'grid' lengthens the prompt"),
+        (
+            ["data.share_videos=2", "patch.side_channels.audio.fusion.gate=true"],
+            "the gate of channel 'audio' reads the question",
+        ),
+        (
+            ["data.share_videos=2", "patch.newline=grid", "patch.missing_channel=lora_only"],
+            "newline 'grid' lengthens the prompt",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused_by_the_recipe(world, tmp_path, changes, complaint):

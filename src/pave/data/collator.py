@@ -76,7 +76,9 @@ class PatchCollator:
         share_videos: int | None = None,
     ) -> None:
         if share_videos is not None and not train:
-            raise ValueError("share_videos is for training: generation goes on at the end of a row, so a row holds one question")
+            raise ValueError(
+                "share_videos is for training: generation goes on at the end of a row, so a row holds one question"
+            )
         self.processor = processor
         self.base_config = base_config
         self.channels = dict(channels)

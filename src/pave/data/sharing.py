@@ -96,7 +96,9 @@ def share_rows(
         start = int(positions[:, :end].max()) + 1
         behind = torch.cat([torch.arange(int(count)) for count in counts[1:]]) + start
         if not bool((positions[:, end:] == behind[: n - end]).all()):
-            raise ValueError("the text behind the video does not go on at the next position, so questions cannot share the video")
+            raise ValueError(
+                "the text behind the video does not go on at the next position, so questions cannot share the video"
+            )
         positions_PBL[:, row, :n], positions_PBL[:, row, n : len(ids)] = positions, behind[n - end :]
         for name, values in kinds.items():
             values[row, :n] = batch[name][row, place]
