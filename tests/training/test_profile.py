@@ -19,16 +19,16 @@ def world(tmp_path_factory):
 
 
 def test_every_moment_is_charged_to_the_innermost_part():
-    at = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0, 28.0])
+    at = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0, 28.0, 30.0, 31.0, 35.0])
     clock = PartClock(lambda: next(at))
-    with clock.part("forward"):  # at 1
-        with clock.part("fusion"):  # 3 to 6
-            pass
-    with clock.part("saving"):  # 10 to 28, all that is inside too
-        with clock.part("forward"):
-            total, parts = clock.cut()
-    assert total == 21.0
-    assert {k: v for k, v in parts.items() if v} == {"other": 1.0 + 5.0, "forward": 2.0 + 4.0, "fusion": 3.0, "saving": 6.0}
+    with clock.part("forward"), clock.part("fusion"):  # from 1 to 10, from 3 to 6
+        pass
+    with clock.part("saving"), clock.part("forward"):  # from 15 to 31: all that is inside of saving is saving
+        total, parts = clock.cut()  # at 28
+    assert total == 28.0
+    assert {k: v for k, v in parts.items() if v} == {"other": 6.0, "forward": 6.0, "fusion": 3.0, "saving": 13.0}
+    total, parts = clock.cut()
+    assert total == 7.0 and {k: v for k, v in parts.items() if v} == {"saving": 3.0, "other": 4.0}
 
 
 class Checked(StepProfile):
