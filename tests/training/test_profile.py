@@ -46,9 +46,9 @@ class Checked(StepProfile):
 
 
 def test_the_parts_of_a_run_add_up_to_its_steps_and_leave_nothing_behind(world, tmp_path):
-    run_recipe(plan(world, tmp_path / "plain"), folder=world, progress=False)
+    changes = ["training.eval_every=2", "training.save_every=2", "data.cache=null"]
+    run_recipe(plan(world, tmp_path / "plain", *changes), folder=world, progress=False)
     profile = Checked(steps=3)
-    changes = ["training.eval_every=2", "training.save_every=2"]
     result = run_recipe(plan(world, tmp_path / "timed", *changes), folder=world, progress=False, profile=profile)
     assert len(profile.taken) == 4 and len(profile.marks) == 10
     for number, (seconds, parts) in enumerate(profile.taken):
