@@ -122,7 +122,8 @@ class PatchCollator:
 
     def _shared(self, batch: Mapping[str, Any], rows: Sequence[Sequence[PatchItem]]) -> dict[str, Any]:
         """The batch of each row's first item with the other items about the same video put behind it."""
-        ends, further = [], []
+        ends: list[int] = []
+        further: list[list[Branch]] = []
         for row, (first, *others) in enumerate(rows):
             ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
             end = int(self._interface.is_video_token(self.base_config, ids[None])[0].nonzero().max()) + 1

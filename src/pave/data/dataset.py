@@ -134,7 +134,7 @@ class PatchDataset(Dataset[PatchItem]):
         """The items of a batch, in order; a video that several of them are about is read once."""
         videos: dict[str, DecodedVideo] = {}
         items = []
-        for sample in map(self.samples.__getitem__, indices):
+        for sample in (self.samples[index] for index in indices):
             source = source_of(sample)
             try:
                 video = videos.get(source) or self._video(sample)

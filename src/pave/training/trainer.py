@@ -112,8 +112,9 @@ class PatchTrainer(transformers.Trainer):
         """One question a row, also where they share rows in training: every sample has a loss of its own."""
         in_training = self.data_collator
         if isinstance(in_training, PatchCollator):
-            self.data_collator = copy.copy(in_training)
-            self.data_collator.share_videos = None
+            alone: Any = copy.copy(in_training)
+            alone.share_videos = None
+            self.data_collator = alone
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
