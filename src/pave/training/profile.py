@@ -124,7 +124,7 @@ class StepProfile(transformers.TrainerCallback):
         if not args.dataloader_num_workers:
             self._time_calls(trainer.train_dataset, "_video", "decode")
             self._time_calls(trainer.train_dataset, "features", "side_features")
-            self._replace(trainer, "get_train_dataloader", lambda make: lambda: self._collating(make()))
+            self._replace(trainer, "get_train_dataloader", lambda make: lambda: self._collating(trainer, make))
         self._time_calls(trainer, "compute_loss", "forward")
         self._time_calls(model.base_model, get_interface(model.config).features_method, "vision_tower")
         self._time_calls(model, "loss_function", "loss")
@@ -220,8 +220,9 @@ class StepProfile(transformers.TrainerCallback):
         setattr(owner, name, around(getattr(owner, name)))
         self._undo.callback(delattr, owner, "_loss_function" if name == "loss_function" else name)
 
-    def _collating(self, loader: Any) -> Any:
-        collate = loader.collate_fn
+    def _collating(self, trainer: Any, make: Callable[[], Any]) -> Any:
+        """The loader of a collator with a timer; the trainer's own stays as it is."""
+        collate = trainer.data_collator
 
         def timed(items: Any) -> Any:
             if self._clock is None:
@@ -229,8 +230,11 @@ class StepProfile(transformers.TrainerCallback):
             with self._clock.part("collate"):
                 return collate(items)
 
-        loader.collate_fn = timed
-        return loader
+        trainer.data_collator = timed
+        try:
+            return make()
+        finally:
+            trainer.data_collator = collate
 
     def _time_module(self, module: nn.Module, part: str, clock: PartClock) -> None:
         before = module.register_forward_pre_hook(lambda *_: clock.enter(part), prepend=True)
