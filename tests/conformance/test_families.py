@@ -25,6 +25,7 @@ from pave.data.vision import VisionEncoder
 from pave.patching import patch_parameters
 from pave.patching.slot import batch_videos
 from pave.training.loss import answer_loss
+from pave.video_llms.branches import check_base_shares
 from pave.video_llms.vision import why_vision_is_not_stored
 
 
@@ -210,6 +211,38 @@ def test_text_behind_a_long_video_comes_after_it(family):
         text = mine[:, last + 1 :]
         assert (text == text[0]).all() and (text.diff() == 1).all()
         assert int(text[0, 0]) == int(mine[:, : last + 1].max()) + 1
+
+
+# --- several questions in one row
+
+
+def test_questions_in_one_row_are_computed_as_alone_or_refused(family):
+    if not family.interface.shares_videos or has_other_layers(family.base.config):
+        with pytest.raises(ValueError, match="cannot share a video's tokens"):
+            check_base_shares(family.base.config)
+        return
+    turns = [(question, answer) for question in QUESTIONS for answer in ("a red bell", "one dog")]
+    rows = [[about(family, 0, *turn) for turn in turns[:3]], [about(family, 1, *turns[3])]]
+    batch = PatchCollator(family.processor, family.base.config, {}, share_videos=3)([item for row in rows for item in row])
+    shared = logits(family.trained, batch)
+    for row, items in enumerate(rows):
+        for number, item in enumerate(items, start=1):
+            alone = PatchCollator(family.processor, family.base.config, {})([item])
+            own = batch["branches"][row] == number
+            assert torch.equal(batch["input_ids"][row][own], alone["input_ids"][0, -int(own.sum()) :])
+            assert torch.equal(batch["labels"][row][own], alone["labels"][0, -int(own.sum()) :])
+            expected = logits(family.trained, alone)[0, -int(own.sum()) :]
+            torch.testing.assert_close(shared[row][own], expected, atol=family.case.tolerance, rtol=1e-3)
+
+
+def about(family, row, question, answer="one dog"):
+    """An item about one of the two videos."""
+    frames = make_video(family.case.frames[row], row)
+    return PatchItem(f"{row} {question}", frames, make_times(len(frames)), ((question, answer),), source=str(row))
+
+
+def has_other_layers(config):
+    return bool(set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention"})
 
 
 # --- a patch that must not act

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pave.cli import main
 from pave.training.dry_run import Assumptions, dry_run

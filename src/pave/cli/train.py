@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -35,6 +36,10 @@ def command(
     tflops: float = typer.Option(
         200.0, "--tflops", help="With --dry-run: operations a device does in a second of training, in 10^12."
     ),
+    profile: bool = typer.Option(
+        False, "--profile", help="Time the parts of the first steps: a table, and <output>/profile.json."
+    ),
+    profile_steps: int = typer.Option(20, "--profile-steps", help="Steps that --profile times, after the first one."),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -65,14 +70,16 @@ def command(
         return result_of(plan, recipe.parent, assumed, resume)
     from pave.training.callbacks import NonFiniteError
     from pave.training.checkpoints import CheckpointError
+    from pave.training.profile import StepProfile
     from pave.training.run import run_recipe
     from pave.training.together import OtherProcessError
 
+    timers = StepProfile(profile_steps) if profile else None
     try:
-        result = run_recipe(plan, folder=recipe.parent, resume=resume)
+        result = run_recipe(plan, folder=recipe.parent, resume=resume, profile=timers)
     except (CheckpointError, NonFiniteError, OtherProcessError) as error:
         raise JobFailed(" ".join(str(error).split())) from error
-    data = {
+    data: dict[str, Any] = {
         "patch": str(result.patch),
         "steps": result.steps,
         "train_loss": result.train_loss,
@@ -85,6 +92,8 @@ def command(
         losses += f", held-out loss {result.eval_loss:.4g}"
     if result.eval_losses:
         losses += f" ({', '.join(f'{task} {loss:.4g}' for task, loss in result.eval_losses.items())})"
+    if timers is not None and timers.taken:
+        data["profile"] = timers.report()
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
 
 

@@ -14,12 +14,11 @@ from torch import Tensor
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
+from pave.data.sharing import IGNORE, Branch, behind_video, in_rows, share_rows
 from pave.data.vision_batch import features_for_pixels, processor_of_stored
 from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
-
-IGNORE = -100
 
 
 class PatchCollator:
@@ -37,10 +36,12 @@ class PatchCollator:
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
                          everywhere else (prompt, placeholders, padding, text between turns)
+    ``branches``         only where questions share a row (``share_videos``): (rows, tokens), 0 up to the last token of the video,
+                         then 1, 2, ... for each conversation behind it, -1 at padding; ``position_ids`` are given then
     ``sample_ids``       ``with_ids`` only: list of str; the Trainer takes it out before the model sees the batch
     ==================== ==================================================================================================
 
-    Guarantees: one row and one video per item, in order. The prompt tokens of a training row are those that generation
+    Guarantees: one row and one video per item, in order (with ``share_videos``: per video). The prompt tokens of a training row are those that generation
     sees. Nothing is ever truncated. Every training row has at least one target.
 
     Args:
@@ -53,10 +54,13 @@ class PatchCollator:
         with_ids: add ``sample_ids``.
         broken_features: "stop" makes a NaN or an infinity in the features an error, "missing" leaves it to the patch, which counts
             such steps as missing. Default: "stop" where ``train``.
+        share_videos: most items about one video (``PatchItem.source``) that stand in one row, behind one copy of the video's tokens;
+            only where ``train``. None: a row each.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
-            an answer has no target or a word that the vocabulary lacks, features have another width than the patch, or the videos of a batch cannot be stacked.
+            an answer has no target or a word that the vocabulary lacks, features have another width than the patch, the videos of a
+            batch cannot be stacked, or questions about one video have other texts before it.
     """
 
     def __init__(
@@ -69,7 +73,12 @@ class PatchCollator:
         train: bool = True,
         with_ids: bool = False,
         broken_features: Literal["stop", "missing"] | None = None,
+        share_videos: int | None = None,
     ) -> None:
+        if share_videos is not None and not train:
+            raise ValueError(
+                "share_videos is for training: generation goes on at the end of a row, so a row holds one question"
+            )
         self.processor = processor
         self.base_config = base_config
         self.channels = dict(channels)
@@ -77,6 +86,7 @@ class PatchCollator:
         self.train = train
         self.with_ids = with_ids
         self.broken_features = broken_features or ("stop" if train else "missing")
+        self.share_videos = share_videos
         self._interface = get_interface(base_config)
         added = processor.tokenizer.added_tokens_decoder
         self._special_ids = {i for i, token in added.items() if token.special} | set(processor.tokenizer.all_special_ids)
@@ -84,6 +94,16 @@ class PatchCollator:
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
     def __call__(self, items: Sequence[PatchItem]) -> dict[str, Any]:
+        rows = in_rows(items, self.share_videos or 1)
+        batch = self._batch([row[0] for row in rows])
+        if len(rows) < len(items):
+            batch = self._shared(batch, rows)
+        if self.with_ids:
+            batch["sample_ids"] = [item.id for row in rows for item in row]
+        return batch
+
+    def _batch(self, items: Sequence[PatchItem]) -> dict[str, Any]:
+        """One row per item."""
         prompts = [self._prompt(item) for item in items]
         batch = self._processed(items, prompts)
         if self.train:
@@ -98,9 +118,30 @@ class PatchCollator:
         positions = self._interface.position_ids(self.base_config, batch)
         if positions is not None:
             batch["position_ids"] = positions
-        if self.with_ids:
-            batch["sample_ids"] = [item.id for item in items]
         return batch
+
+    def _shared(self, batch: Mapping[str, Any], rows: Sequence[Sequence[PatchItem]]) -> dict[str, Any]:
+        """The batch of each row's first item with the other items about the same video put behind it."""
+        ends: list[int] = []
+        further: list[list[Branch]] = []
+        for row, (first, *others) in enumerate(rows):
+            ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+            end = int(self._interface.is_video_token(self.base_config, ids[None])[0].nonzero().max()) + 1
+            text = self.processor.tokenizer(self._prompt(first).text)["input_ids"]
+            ends.append(end)
+            further.append([self._branch(item, text, ids.tolist(), end) for item in others])
+        positions = self._interface.positions_of_rows(self.base_config, batch)
+        return share_rows(batch, ends, further, positions, self.processor.tokenizer.pad_token_id)
+
+    def _branch(self, item: PatchItem, first_text: list[int], first_row: list[int], end: int) -> Branch:
+        prompt = self._prompt(item)
+        try:
+            ids = behind_video(self.processor.tokenizer(prompt.text)["input_ids"], first_text, first_row, end)
+            targets = {place - end for place in self._targets(prompt, first_row[:end] + ids)}
+        except ValueError as error:
+            raise SampleError(f"sample {item.id!r}: {error}", getattr(error, "code", None)) from None
+        self._check_length(item, end + len(ids))
+        return Branch(ids, [token if place in targets else IGNORE for place, token in enumerate(ids)])
 
     def _prompt(self, item: PatchItem) -> Prompt:
         for text in (text for turn in item.turns for text in turn if text):
@@ -146,13 +187,16 @@ class PatchCollator:
         data = features_for_pixels(dict(batch), stored) if stored else dict(batch)
         lengths = data["attention_mask"].sum(dim=1).tolist()
         for item, length in zip(items, lengths, strict=True):
-            if self.max_length is not None and length > self.max_length:
-                raise SampleError(
-                    f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
-                    f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length",
-                    "prompt-long",
-                )
+            self._check_length(item, length)
         return data
+
+    def _check_length(self, item: PatchItem, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise SampleError(
+                f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
+                f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length",
+                "prompt-long",
+            )
 
     def _labels(self, items: Sequence[PatchItem], prompts: Sequence[Prompt], batch: Mapping[str, Any]) -> Tensor:
         labels = torch.full_like(batch["input_ids"], IGNORE)

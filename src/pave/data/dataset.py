@@ -128,12 +128,21 @@ class PatchDataset(Dataset[PatchItem]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> PatchItem:
-        sample = self.samples[index]
-        try:
-            video = self._video(sample)
-        except ValueError as error:
-            raise SampleError(f"sample {sample.id!r}: {error}", getattr(error, "code", None)) from error
-        return PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side, video.vision)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[PatchItem]:
+        """The items of a batch, in order; a video that several of them are about is read once."""
+        videos: dict[str, DecodedVideo] = {}
+        items = []
+        for sample in (self.samples[index] for index in indices):
+            source = source_of(sample)
+            try:
+                video = videos.get(source) or self._video(sample)
+            except ValueError as error:
+                raise SampleError(f"sample {sample.id!r}: {error}", getattr(error, "code", None)) from error
+            videos[source] = video
+            items.append(PatchItem(sample.id, video.frames_FHWC, video.times_F, sample.turns, video.side, video.vision, source))
+        return items
 
     @property
     def types(self) -> list[str]:
@@ -246,6 +255,11 @@ class PatchDataset(Dataset[PatchItem]):
             return None
         vision = self.vision.load(sample.video)  # kept elsewhere
         return DecodedVideo(vision.shape_of_frames, vision.times_F, side, vision)
+
+
+def source_of(sample: Sample) -> str:
+    """Names the files of a sample's video and side channels."""
+    return json.dumps([os.path.abspath(sample.video), dict(sample.side_channels)], sort_keys=True, default=str)
 
 
 @contextlib.contextmanager

@@ -73,3 +73,5 @@ class PatchItem:
     """Features by channel; a channel that is None or not there is missing."""
     vision: VideoVision | None = None
     """The base's frozen vision features. Where they are there, ``frames_FHWC`` has the right shape only, no pictures."""
+    source: str | None = None
+    """Names the files of the video and its side channels; items that agree in it may share a row (``share_videos``)."""

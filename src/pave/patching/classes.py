@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pave.config import PatchConfig
+from pave.patching.branches import with_branches
 from pave.patching.call import CheckpointInCall, FrameTimes, PatchCall, current_call, strength_overridden, strength_override
 from pave.patching.fuse import fuse, lengthen, put_newlines, touch_unused
 from pave.patching.fuse import patch_call as _patch_call
@@ -180,14 +181,25 @@ def _forward_method(base: Any) -> Any:
     signature = inspect.signature(original)
     parameters = list(signature.parameters.values())
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    for name in ("vision_features", "frame_times", "side_channels"):
+    for name in ("branches", "vision_features", "frame_times", "side_channels"):
         parameters.insert(at, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
     call_signature = signature
 
     @functools.wraps(original)
     def forward(
-        self: Any, *args: Any, side_channels: Any = None, frame_times: Any = None, vision_features: Any = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        side_channels: Any = None,
+        frame_times: Any = None,
+        vision_features: Any = None,
+        branches: Any = None,
+        **kwargs: Any,
     ) -> Any:
+        if branches is not None:
+            given = call_signature.bind(self, *args, **kwargs).arguments
+            further = given.pop("kwargs", {})
+            args, kwargs = (), with_branches(self, branches, {**given, **further})
+            del kwargs["self"]
         if vision_features is not None:
             with _played_back(self, vision_features, kwargs) as pixels:
                 return forward(self, *args, side_channels=side_channels, frame_times=frame_times, **pixels)
@@ -213,6 +225,8 @@ _ARGUMENTS = """
         side_channels (`dict[str, SideTokens]`, *optional*): tokens of each side channel, one row per video.
         frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
         vision_features (`VisionFeatures`, *optional*): stored frozen vision features of the videos, in place of their pixels.
+        branches (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): 0 where a token is seen by the whole row, else the number
+            of the question that it belongs to, -1 at padding; questions do not see each other.
 """
 
 

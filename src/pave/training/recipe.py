@@ -9,6 +9,7 @@ from typing import Literal
 
 from pave.config import PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
+from pave.patching.branches import check_patch_shares
 from pave.training.arguments import TrainingConfig
 from pave.training.channel_dropout import dropout_rates
 from pave.training.parts import check_parts
@@ -61,6 +62,8 @@ class DataConfig(Strict):
     broken_features: Literal["stop", "missing"] = "stop"
     """What a NaN or an infinity in the side features of a training sample does: stop the run and name the sample, or count the step as
     missing, as inference does."""
+    share_videos: int | None = None
+    """Most questions about one video in one row: they share its tokens and do not see each other. null: a row for each question."""
     stages: tuple[Stage, ...] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
@@ -76,6 +79,8 @@ class DataConfig(Strict):
             )
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
+        if self.share_videos is not None and self.share_videos < 2:
+            raise ValueError(f"share_videos must be at least 2 or null, got {self.share_videos}")
 
     def _check_tasks(self) -> None:
         check_task_names(self.tasks)
@@ -139,6 +144,18 @@ class Recipe(Strict):
                 )
         dropout_rates(self.training.channel_dropout, self.patch)
         check_parts(self.training.train, self.patch)
+        if self.data.share_videos is not None:
+            check_patch_shares(self.patch)
+            if self.training.length_grouping is not None:
+                raise ValueError(
+                    "data.share_videos and training.length_grouping both say which samples stand in one forward pass; give only one "
+                    "of them"
+                )
+            if self.data.mixing.batches == "per_task":
+                raise ValueError(
+                    "data.share_videos puts questions about one video together, whatever their tasks, and data.mixing.batches 'per_task' "
+                    "keeps tasks apart; give only one of them"
+                )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

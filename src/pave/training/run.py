@@ -15,7 +15,7 @@ import transformers
 import yaml
 
 from pave.data.collator import PatchCollator
-from pave.data.dataset import CacheReport, PatchDataset
+from pave.data.dataset import CacheReport, PatchDataset, source_of
 from pave.data.samples import Sample
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
@@ -27,13 +27,16 @@ from pave.training.checkpoints import check_room, held, sweep
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.parts import train_only
+from pave.training.profile import StepProfile
 from pave.training.recipe import Recipe
 from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
+from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
 from pave.training.trainer import PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
+from pave.video_llms.branches import check_base_shares
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
 
@@ -72,6 +75,7 @@ def run_recipe(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
+    profile: StepProfile | None = None,
 ) -> RunResult:
     """Load the base, attach a fresh patch (or that of ``recipe.init``), train it, save it under ``<output>/patch``.
 
@@ -82,6 +86,7 @@ def run_recipe(
         resume: go on from the last complete checkpoint in the output folder; the result is that of an uninterrupted run.
         progress: show a progress bar and log the losses.
         callbacks: further callbacks for the Trainer.
+        profile: times the parts of the run's first steps.
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
@@ -89,7 +94,8 @@ def run_recipe(
     """
     start = time.monotonic()
     with held(recipe.output) if _is_first_process() else contextlib.nullcontext():
-        return _run(recipe, Path(folder), base, resume, [*callbacks, *([RunProgress()] if progress else [])], start)
+        shown = [*callbacks, *([RunProgress()] if progress else [])]
+        return _run(recipe, Path(folder), base, resume, shown, start, profile)
 
 
 def _run(
@@ -99,6 +105,7 @@ def _run(
     resume: bool,
     callbacks: Sequence[transformers.TrainerCallback],
     start: float,
+    profile: StepProfile | None = None,
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = checkpoint_to_resume(recipe, output, resume)
@@ -129,6 +136,8 @@ def _run(
     train_only(model, recipe.training.train)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
     trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
+    if profile is not None:
+        profile.attach(trainer)
     if args.should_save:
         sweep(output)
         check_room(output, patch_parameters(model), args.save_total_limit if args.save_strategy != "no" else 0)
@@ -162,7 +171,10 @@ def _trainer(
         recipe.patch.side_channels,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
+        share_videos=recipe.data.share_videos,
     )
+    if recipe.data.share_videos is not None:
+        check_base_shares(model.config)
     if recipe.training.length_grouping is not None:
         lengths = token_lengths(train_data, collator)
         tasks = sampler.mix.tasks if sampler.mix.run > 1 else ()
@@ -319,7 +331,11 @@ def _plan(recipe: Recipe, samples: RunSamples) -> tuple[PatchTrainingArguments, 
     per_pass = args.train_batch_size * args.world_size
     types = [sample.type for sample in samples.train]
     per_step = per_pass * args.gradient_accumulation_steps
-    return args, StagedSampler(types, stages, per_step, seed=training.seed, mix=samples.mix(per_pass))
+    sampler = StagedSampler(types, stages, per_step, seed=training.seed, mix=samples.mix(per_pass))
+    if recipe.data.share_videos is not None:
+        videos = [source_of(sample) for sample in samples.train]
+        sampler.grouping = VideoGrouping(videos, recipe.data.share_videos, args.train_batch_size)
+    return args, sampler
 
 
 def _is_first_process() -> bool:

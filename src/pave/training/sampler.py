@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Sampler
 
 from pave.config import Strict
+from pave.training.sharing import VideoGrouping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ class StagedSampler(Sampler[int]):
         stages: what to draw, in order.
         samples_per_step: samples in one optimizer step, over accumulation and all processes.
         seed: of the order.
-        grouping: forward passes of similar length; None: in the order drawn.
+        grouping: what stands together in a forward pass, samples of similar length or questions about one video; None: the order
+            drawn.
         mix: the tasks; None: one.
 
     Raises:
@@ -88,7 +90,7 @@ class StagedSampler(Sampler[int]):
         stages: Sequence[Stage],
         samples_per_step: int,
         seed: int,
-        grouping: LengthGrouping | None = None,
+        grouping: LengthGrouping | VideoGrouping | None = None,
         mix: TaskMix | None = None,
     ) -> None:
         self.stages = tuple(stages)
@@ -148,7 +150,8 @@ class StagedSampler(Sampler[int]):
 
     def _drawn_by_stage(self) -> Iterator[Iterator[int]]:
         generator = torch.Generator().manual_seed(self.seed)
-        passes = _Passes(self._members, generator)
+        over = self.grouping.passes if isinstance(self.grouping, VideoGrouping) else _passes
+        passes = _Passes(self._members, over, generator)
         for stage in self.stages:
             yield self._drawn(stage, passes, generator)
 
@@ -164,8 +167,14 @@ class StagedSampler(Sampler[int]):
 class _Passes:
     """Shuffled passes without end over the samples of a task, of a type, of both, or over all."""
 
-    def __init__(self, members: Mapping[tuple[str, str], list[int]], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        members: Mapping[tuple[str, str], list[int]],
+        over: Callable[[list[int], torch.Generator], Iterator[int]],
+        generator: torch.Generator,
+    ) -> None:
         self._members = members
+        self._over = over
         self._generator = generator
         self._running: dict[tuple[str | None, str | None], Iterator[int]] = {}
 
@@ -173,7 +182,7 @@ class _Passes:
         """The next sample; None stands for any task, any type."""
         if (task, kind) not in self._running:
             found = [m for key, m in self._members.items() if task in (None, key[0]) and kind in (None, key[1])]
-            self._running[task, kind] = _passes(sorted(itertools.chain(*found)), self._generator)
+            self._running[task, kind] = self._over(sorted(itertools.chain(*found)), self._generator)
         return next(self._running[task, kind])
 
 

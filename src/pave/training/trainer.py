@@ -117,6 +117,18 @@ class PatchTrainer(transformers.Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         return super()._get_train_sampler(*args, **kwargs) if self._train_sampler is None else self._train_sampler
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """One question a row, also where they share rows in training: every sample has a loss of its own."""
+        in_training = self.data_collator
+        if isinstance(in_training, PatchCollator):
+            alone: Any = copy.copy(in_training)
+            alone.share_videos = None
+            self.data_collator = alone
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = in_training
+
     # --- parameter groups
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

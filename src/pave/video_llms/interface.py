@@ -62,6 +62,8 @@ class VideoLLMInterface(ABC):
     """True where ``generate`` repeats the pixels for beams before it encodes them."""
     lengthens_prompt: ClassVar[bool] = False
     """True where fusion by ``concat`` and ``interleave``, which add tokens to the prompt, is described and tested."""
+    shares_videos: ClassVar[bool] = False
+    """True where several questions in one row after one video (``pave.video_llms.branches``) are tested."""
     projector_path: ClassVar[str]
     """Where the module whose input holds the features before the projector is in the inner model."""
     vision_path: ClassVar[str] = ""
@@ -230,6 +232,10 @@ class VideoLLMInterface(ABC):
     def position_ids(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Explicit positions that a batch must carry, or None where the model's own are right."""
         return None
+
+    def positions_of_rows(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The base's positions of every token of a batch, or None where they count the tokens. Used where ``shares_videos``."""
+        return self.position_ids(config, batch)
 
     # --- LoRA
 

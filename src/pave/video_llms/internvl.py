@@ -12,6 +12,7 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface, videos_of_
 
 class InternVLInterface(VideoLLMInterface):
     model_types = ("internvl",)
+    shares_videos = True
     features_method = "get_image_features"
     needs_frame_counts = True
     projector_path = "multi_modal_projector"

@@ -14,6 +14,7 @@ from pave.video_llms.stand_ins import StandIn
 
 class LlavaNextVideoInterface(VideoLLMInterface):
     model_types = ("llava_next_video",)
+    shares_videos = True
     projector_path = "multi_modal_projector"
     vision_path = "vision_tower"
 

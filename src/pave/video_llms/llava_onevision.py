@@ -14,6 +14,7 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 class LlavaOnevisionInterface(VideoLLMInterface):
     model_types = ("llava_onevision",)
     lengthens_prompt = True
+    shares_videos = True
     projector_path = "multi_modal_projector"
     vision_path = "vision_tower"
 

@@ -15,6 +15,7 @@ class Qwen2VLInterface(GridInterface):
     model_types = ("qwen2_vl",)
     frames_per_step = 2
     lengthens_prompt = True
+    shares_videos = True
     width_field = "embed_dim"
 
     def position_ids(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -25,6 +26,7 @@ class Qwen2_5VLInterface(GridInterface):
     model_types = ("qwen2_5_vl",)
     frames_per_step = 2
     lengthens_prompt = True
+    shares_videos = True
     windowed = True
 
     def position_ids(self, config: Any, batch: Mapping[str, Tensor]) -> Tensor | None:

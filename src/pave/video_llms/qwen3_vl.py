@@ -5,11 +5,13 @@ The deepstack features that Qwen3-VL adds inside the language model's first laye
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pave.video_llms.interface import ATTENTION_LINEARS, MLP_LINEARS, GridInterface
+from pave.video_llms.mrope import rotary_positions
 
 GATED_DELTA_LINEARS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
 """Of the linear-attention layers that take turns with full attention in Qwen3.5."""
@@ -18,10 +20,17 @@ GATED_DELTA_LINEARS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "ou
 class Qwen3VLInterface(GridInterface):
     model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     frames_per_step = 2
+    shares_videos = True
 
     def vision_points(self, inner: Any) -> list[nn.Module]:
         """With the mergers of the deepstack features, which take the states of earlier layers."""
         return [*getattr(inner.visual, "deepstack_merger_list", ()), *super().vision_points(inner)]
+
+    def positions_of_rows(self, config: Any, batch: Mapping[str, Any]) -> Tensor | None:
+        """Every step is a run of its own, and so are its positions."""
+        grid = batch["video_grid_thw"].repeat_interleave(batch["video_grid_thw"][:, 0], dim=0)
+        grid[:, 0] = 1
+        return rotary_positions({**batch, "video_grid_thw": grid}, spatial_merge=config.vision_config.spatial_merge_size)
 
     def decoder_linears(self, config: Any) -> tuple[str, ...]:
         return {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 
-from pave.data.collator import IGNORE, PatchCollator
+from pave.data.collator import PatchCollator
 from pave.data.doctor.setup import Setup
 from pave.data.items import PatchItem, SampleError
 from pave.data.media import VideoClip
 from pave.data.samples import Sample
+from pave.data.sharing import IGNORE
 from pave.side_channels.base import SideFeatures
 from pave.video_llms.loading import load_processor
 
