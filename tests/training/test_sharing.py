@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from itertools import islice
@@ -10,15 +11,19 @@ import pytest
 import torch
 
 import pave.data.collator
+from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.samples import read_samples
 from pave.data.store import FeatureStore, extract, plan_features
 from pave.data.store.plan import VISION
+from pave.patching import attach_patch
 from pave.side_channels import build_encoder
-from pave.training import run_recipe
+from pave.training import PatchTrainer, TrainingConfig, run_recipe
 from pave.training.run import base_vision
 from pave.training.sampler import Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
+from tiny_models import tiny_llava_onevision
+from tiny_trainers import Items, base, patch_config
 from tiny_training import assert_same, make_world, plan, tensors
 
 VIDEOS = [video for video in range(20) for _ in range(1 + video % 6)]
@@ -137,6 +142,10 @@ def test_the_video_of_a_forward_pass_is_read_once(world, monkeypatch, tmp_path):
     ("changes", "complaint"),
     [
         (["data.share_videos=1"], "share_videos must be at least 2 or null, got 1"),
+        (
+            ["data.share_videos=2", "training.channel_dropout=0.5", "patch.missing_channel=lora_only"],
+            "draws for every question whether a channel is taken away",
+        ),
         (["data.share_videos=2", "training.length_grouping=1"], "both say which samples stand in one forward pass"),
         (
             ["data.share_videos=2", "patch.side_channels.audio.fusion.gate=true"],
@@ -151,3 +160,12 @@ def test_the_video_of_a_forward_pass_is_read_once(world, monkeypatch, tmp_path):
 def test_what_cannot_be_shared_is_refused_by_the_recipe(world, tmp_path, changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         plan(world, tmp_path, *changes)
+
+
+def test_a_trainer_of_ones_own_refuses_channel_dropout_for_shared_videos(tmp_path):
+    model, processor = base(tiny_llava_onevision)
+    attach_patch(model, dataclasses.replace(patch_config(), missing_channel="lora_only"))
+    collator = PatchCollator(processor, model.config, model.patch_config.side_channels, share_videos=2)
+    args = TrainingConfig().arguments(str(tmp_path), 1)
+    with pytest.raises(ValueError, match=r"training\.channel_dropout draws for every question.*data\.share_videos"):
+        PatchTrainer(model, args, data_collator=collator, train_dataset=Items(), channel_dropout=0.5)

@@ -43,6 +43,23 @@ def dropout_rates(given: float | Mapping[str, float], patch: PatchConfig) -> dic
     return rates
 
 
+def check_not_shared(rates: Mapping[str, float], share_videos: int | None) -> None:
+    """Refuse questions that share a video where channels are taken away: that is drawn sample by sample, and they have one video.
+
+    Args:
+        rates: what ``dropout_rates`` gave.
+        share_videos: most questions in a row.
+
+    Raises:
+        ValueError: if both are on.
+    """
+    if rates and share_videos is not None:
+        raise ValueError(
+            "training.channel_dropout draws for every question whether a channel is taken away, and with data.share_videos several "
+            "questions have one video; give only one of them"
+        )
+
+
 def drop_channels(
     sides: Mapping[str, SideTokens],
     rates: Mapping[str, float],

@@ -11,7 +11,7 @@ from pave.config import PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.patching.branches import check_patch_shares
 from pave.training.arguments import TrainingConfig
-from pave.training.channel_dropout import dropout_rates
+from pave.training.channel_dropout import check_not_shared, dropout_rates
 from pave.training.parts import check_parts
 from pave.training.recipe_files import read_values
 from pave.training.sampler import Stage
@@ -142,7 +142,7 @@ class Recipe(Strict):
                     f"data.tasks.{name}.channels: the patch has no side channel {unknown[0]!r}; it has: "
                     f"{', '.join(self.patch.side_channels) or 'none'}"
                 )
-        dropout_rates(self.training.channel_dropout, self.patch)
+        check_not_shared(dropout_rates(self.training.channel_dropout, self.patch), self.data.share_videos)
         check_parts(self.training.train, self.patch)
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)

@@ -23,7 +23,7 @@ from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter
 from pave.tokens import SideTokens
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import NonFiniteGuard
-from pave.training.channel_dropout import drop_channels, dropout_rates
+from pave.training.channel_dropout import check_not_shared, drop_channels, dropout_rates
 from pave.training.checkpoints import (
     CheckpointError,
     Manifest,
@@ -102,6 +102,7 @@ class PatchTrainer(transformers.Trainer):
         self._held_out = HeldOut(self._held_out_tasks)
         self._rates = dropout_rates(channel_dropout, self._slot.config)
         if isinstance(data_collator, PatchCollator):
+            check_not_shared(self._rates, data_collator.share_videos)
             data_collator = copy.copy(data_collator)
             data_collator.with_ids = True
         with _unchanged_config(model):
