@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -199,7 +200,8 @@ def main(kind: str, folder: str, *scenes: str) -> None:
         globals()[scene](kind, Path(folder))
         dist.barrier()
         print(f"process {dist.get_rank()}: {kind} {scene} done", flush=True)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may outlive the interpreter and abort it ("terminate called without an active exception")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def test_a_base_spread_by_accelerate_sees_the_side_channels(name, first, tmp_pat
 
 def test_a_forward_bound_to_the_instance_is_refused():
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of tests that were here before
     case = CASES["llava_onevision"]
     model, _ = case.build()
     prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
@@ -98,6 +99,7 @@ def test_a_forward_bound_to_the_instance_is_refused():
     accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
     with pytest.raises(ValueError, match="was replaced on the instance"):
         detach_patch(model)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Rows(torch.utils.data.Dataset):
