@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusion.slow_reference import make_module, slow_residual
-from pave.fusion import TemporalAlignedCrossAttention
+from pave.fusion import TemporalAlignedCrossAttention, cross_attention
 from pave.fusion.attention import Packing
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
@@ -439,6 +439,38 @@ def test_a_packed_ragged_batch_is_the_padded_one(monkeypatch, alignment, empty_f
     assert (packed[0][2] == 0).all() and (packed[0][1, 2:] == 0).all() and (packed[0][0] != 0).any()
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", [{}, {"rope": True}, {"share_key_value_projection": True}, {"query_source": "learnable"}])
+def test_some_frames_at_a_time_are_all_at_once(monkeypatch, options, packed, grad):
+    """However the frames are cut, with gradients or without, the residual is one and the same; so are the gradients."""
+    B, T, S, K, M = 3, 5, 4, 40, 4
+    table = {"num_frames": T, "tokens_per_frame": S, "query_width": None} if "query_source" in options else {}
+    module = make_module(width=16, num_heads=2, gate=True, alignment="index", **options, **table)
+    counts = torch.tensor([5, 1, 3]) if packed else torch.tensor([5, 5, 5])
+    video = VideoTokens(torch.randn(B, T, S, 6).double(), torch.arange(T)[None] < counts[:, None], grid=(2, 2))
+    steps = torch.tensor([7, 40, 0] if packed else [40, 40, 40])
+    embeds = torch.randn(B, K, M, 5).double().requires_grad_()
+    side = SideTokens(embeds, torch.arange(K)[None] < steps[:, None])
+    question = QuestionTokens(torch.randn(B, 3, 12).double(), torch.ones(B, 3, dtype=torch.bool))
+    outputs = [("whole", 2**40)] + [(name, size) for name, size in (("two", 2 * S * 32 * 8), ("one", 1))]
+    results = []
+    for name, size in outputs:
+        monkeypatch.setitem(cross_attention._PART_BYTES, "cpu", size)
+        module.zero_grad()
+        embeds.grad = None
+        with torch.set_grad_enabled(grad or name == "whole"):
+            out = module(video, side, question)
+        if out.requires_grad:
+            (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
+            results.append((out.detach(), embeds.grad, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
+        else:
+            torch.testing.assert_close(out, results[0][0], rtol=1e-12, atol=1e-12)
+            assert (out[0] != 0).any()
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-10, atol=1e-10)
+
+
 def test_what_is_left_out_is_not_computed():
     module = make_module(alignment="index")
     valid_BT = torch.arange(4)[None] < torch.tensor([4, 1])[:, None]
@@ -448,4 +480,4 @@ def test_what_is_left_out_is_not_computed():
     for name in ("query_embed", "side_embed"):
         getattr(module, name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
     module(video, side)
-    assert seen == {"query_embed": (1, 5, 3, 6), "side_embed": (1, 10, 1, 5)}
+    assert seen == {"query_embed": (5, 3, 6), "side_embed": (1, 10, 1, 5)}

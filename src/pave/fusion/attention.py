@@ -7,6 +7,7 @@ of the window lengths, never with frames x steps. Letters are those of :mod:`pav
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -142,30 +143,83 @@ class _Rows:
         return FrameGroup(frames_F, steps_FW, None if exact else offset_W < length_F[:, None])
 
 
-def windowed_attention(
-    query_BTSD: Tensor, key_BRMD: Tensor, value_BRMD: Tensor, groups: list[FrameGroup], num_heads: int
-) -> Tensor:
-    """Softmax attention of each frame's queries over the side tokens in its window; heads concatenated, (B, T, S, D)."""
-    B, T = query_BTSD.shape[:2]
-    query_FNSH = _split_heads(query_BTSD.flatten(0, 1), num_heads)
-    parts = []
-    for group in groups:
-        rows_FNSH = query_FNSH if group.frames_F is None else query_FNSH[group.frames_F]
-        key_FNXH = _gather(key_BRMD, group, num_heads)
-        value_FNXH = key_FNXH if value_BRMD is key_BRMD else _gather(value_BRMD, group, num_heads)
-        mask = _token_mask(group, key_BRMD.shape[2])
-        parts.append(F.scaled_dot_product_attention(rows_FNSH, key_FNXH, value_FNXH, attn_mask=mask))
-    return _in_frame_order(parts, groups).transpose(1, 2).flatten(2).unflatten(0, (B, T))
+@dataclass(frozen=True)
+class FrameParts:
+    """All frames of a row, some at a time. What belongs to the parts stands in lists, in the order of the groups.
+
+    Attributes:
+        groups: from :func:`group_frames`.
+        sizes: frames of a part, for each group.
+    """
+
+    groups: list[FrameGroup]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, groups: list[FrameGroup], frame_bytes: int, step_bytes: int, most: int) -> FrameParts:
+        """Parts in which no tensor is larger than ``most`` bytes.
+
+        Args:
+            groups: from :func:`group_frames`.
+            frame_bytes, step_bytes: of the largest tensor that the tokens of one frame, or of one side step, become.
+            most: a part of one frame may be larger.
+        """
+        return cls(groups, [max(1, most // max(frame_bytes, group.steps_FW.shape[1] * step_bytes)) for group in groups])
+
+    def cut(self, rows_F: Tensor) -> list[Tensor]:
+        """Rows of all frames in parts. Gradients of the parts come together in one tensor once."""
+        rows = (rows_F if group.frames_F is None else rows_F[group.frames_F] for group in self.groups)
+        return [part for row, size in zip(rows, self.sizes, strict=True) for part in row.split(size)]
+
+    def places(self) -> list[Tensor | slice]:
+        """Which of all frames a part holds."""
+        found: list[Tensor | slice] = []
+        for group, size in zip(self.groups, self.sizes, strict=True):
+            if group.frames_F is None:
+                count = len(group.steps_FW)
+                found += [slice(start, min(start + size, count)) for start in range(0, count, size)]
+            else:
+                found += group.frames_F.split(size)
+        return found
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The rows of all frames from their parts."""
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _in_frame_order(rows, self.groups)
+
+    def windows(self, steps_BRMD: Tensor) -> Iterator[Tensor]:
+        """Each part's side tokens, (F, W * M, D). Without gradients they are gathered when their part comes."""
+        flat = steps_BRMD.flatten(0, 1)
+        for group, size in zip(self.groups, self.sizes, strict=True):
+            if torch.is_grad_enabled():
+                yield from flat[group.steps_FW].flatten(1, 2).split(size)
+            else:
+                for steps_FW in group.steps_FW.split(size):
+                    yield flat[steps_FW].flatten(1, 2)
+
+    def masks(self, tokens_per_step: int) -> list[Tensor | None]:
+        """Where attention may look, (F, 1, 1, W * M); None where it may look everywhere."""
+        found: list[Tensor | None] = []
+        for group, size in zip(self.groups, self.sizes, strict=True):
+            mask = _token_mask(group, tokens_per_step)
+            found += [None] * -(-len(group.steps_FW) // size) if mask is None else mask.split(size)
+        return found
+
+
+def windowed_attention(query_FSD: Tensor, key_FXD: Tensor, value_FXD: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
+    """Softmax attention of each frame's queries over the side tokens in its window; heads concatenated, (F, S, D)."""
+    query, key, value = (_split_heads(tokens, num_heads) for tokens in (query_FSD, key_FXD, value_FXD))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def windowed_attention_weights(query_BTSD: Tensor, key_BRMD: Tensor, groups: list[FrameGroup], num_heads: int) -> Tensor:
-    """The weights of :func:`windowed_attention`, dense: (B, T, N, S, R, M), zero outside the windows. For small inputs."""
+    """The weights of :func:`windowed_attention` for all frames, dense: (B, T, N, S, R, M), zero outside the windows. For small inputs."""
     (B, T), (R, M) = query_BTSD.shape[:2], key_BRMD.shape[1:3]
     query_FNSH = _split_heads(query_BTSD.flatten(0, 1), num_heads)
     parts = []
     for group in groups:
         rows_FNSH = query_FNSH if group.frames_F is None else query_FNSH[group.frames_F]
-        key_FNXH = _gather(key_BRMD, group, num_heads)
+        key_FNXH = _split_heads(key_BRMD.flatten(0, 1)[group.steps_FW].flatten(1, 2), num_heads)
         score_FNSX = rows_FNSH @ key_FNXH.transpose(-1, -2) / rows_FNSH.shape[-1] ** 0.5
         mask = _token_mask(group, M)
         if mask is not None:
@@ -174,23 +228,18 @@ def windowed_attention_weights(query_BTSD: Tensor, key_BRMD: Tensor, groups: lis
         index_FNSWM = (group.steps_FW % R)[:, None, None, :, None].expand_as(weight_FNSWM)
         dense_FNSRM = weight_FNSWM.new_zeros(*weight_FNSWM.shape[:3], R, M)
         parts.append(dense_FNSRM.scatter_add(3, index_FNSWM, weight_FNSWM))
-    return _in_frame_order(parts, groups).unflatten(0, (B, T))
+    return _in_frame_order(torch.cat(parts), groups).unflatten(0, (B, T))
 
 
 def _split_heads(tokens_FXD: Tensor, num_heads: int) -> Tensor:
     return tokens_FXD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def _gather(steps_BRMD: Tensor, group: FrameGroup, num_heads: int) -> Tensor:
-    return _split_heads(steps_BRMD.flatten(0, 1)[group.steps_FW].flatten(1, 2), num_heads)
-
-
 def _token_mask(group: FrameGroup, tokens_per_step: int) -> Tensor | None:
     return None if group.mask_FW is None else group.mask_FW.repeat_interleave(tokens_per_step, dim=1)[:, None, None]
 
 
-def _in_frame_order(parts: list[Tensor], groups: list[FrameGroup]) -> Tensor:
+def _in_frame_order(rows: Tensor, groups: list[FrameGroup]) -> Tensor:
+    """Rows in the order of the groups, in that of the frames."""
     indices = [group.frames_F for group in groups if group.frames_F is not None]
-    if not indices:
-        return parts[0]
-    return torch.cat(parts)[torch.cat(indices).argsort()]
+    return rows[torch.cat(indices).argsort()] if indices else rows

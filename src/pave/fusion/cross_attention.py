@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pave.fusion.attention import FrameGroup, Packing, group_frames, windowed_attention, windowed_attention_weights
+from pave.fusion.attention import FrameParts, Packing, group_frames, windowed_attention, windowed_attention_weights
 from pave.fusion.base import ResidualFusion
 from pave.fusion.gate import InstructionGate
 from pave.fusion.rope import Rotation, rotations, sections, square_grid
@@ -16,6 +16,11 @@ from pave.fusion.temporal_alignment import Alignment, EmptyFrames, Resampled, Wi
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
 QuerySource = Literal["post_projector", "pre_projector", "learnable"]
+
+_PART_BYTES = {"cpu": 16 * 2**20}
+_PART_BYTES_ELSEWHERE = 512 * 2**20
+"""Size of the largest tensor between input and output. On a processor larger blocks come as fresh pages from the system each time they are
+made, which costs as much as a matrix product over them; elsewhere a part only bounds memory."""
 
 
 class CrossAttentionLayer(nn.Module):
@@ -42,24 +47,34 @@ class CrossAttentionLayer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(self, token_BTSD: Tensor, stream: SideStream) -> Tensor:
-        """One layer over (B, T, S, D) tokens."""
-        query_BTSD, key_BRMD, value_BRMD = self._project(token_BTSD, stream)
-        token_BTSD = token_BTSD + windowed_attention(query_BTSD, key_BRMD, value_BRMD, stream.groups, self.num_heads)
-        return token_BTSD + self.ffn(token_BTSD)
+    def forward(self, tokens: list[Tensor], stream: SideStream) -> None:
+        """One layer over the (F, S, D) tokens of each part of the frames; each part is replaced by what becomes of it."""
+        key_BRMD, value_BRMD = self._project(stream)
+        keys = stream.parts.windows(key_BRMD)
+        values = None if value_BRMD is key_BRMD else stream.parts.windows(value_BRMD)
+        masks = stream.parts.masks(key_BRMD.shape[2])
+        for place, (key_FXD, mask) in enumerate(zip(keys, masks, strict=True)):
+            query_FSD = self._query(tokens[place], key_BRMD.dtype, stream.query_rotation(place))
+            value_FXD = key_FXD if values is None else next(values)
+            token_FSD = tokens[place] + windowed_attention(query_FSD, key_FXD, value_FXD, mask, self.num_heads)
+            tokens[place] = token_FSD + self.ffn(token_FSD)
 
-    def attention_weights(self, token_BTSD: Tensor, stream: SideStream) -> Tensor:
+    def attention_weights(self, tokens: list[Tensor], stream: SideStream) -> Tensor:
         """The weights that ``forward`` uses on these tokens, (B, T, N, S, R, M)."""
-        query_BTSD, key_BRMD, _ = self._project(token_BTSD, stream)
-        return windowed_attention_weights(query_BTSD, key_BRMD, stream.groups, self.num_heads)
+        key_BRMD, _ = self._project(stream)
+        queries = [self._query(token, key_BRMD.dtype, stream.query_rotation(place)) for place, token in enumerate(tokens)]
+        query_BTSD = stream.parts.join(queries).unflatten(0, stream.windows.length_BT.shape)
+        return windowed_attention_weights(query_BTSD, key_BRMD, stream.parts.groups, self.num_heads)
 
-    def _project(self, token_BTSD: Tensor, stream: SideStream) -> tuple[Tensor, Tensor, Tensor]:
-        query_BTSD, key_BRMD = self.query(token_BTSD), self.key(stream.embeds)
+    def _query(self, token_FSD: Tensor, dtype: torch.dtype, rotary: Rotation | None) -> Tensor:
+        query_FSD = self.query(token_FSD)
+        return (query_FSD if rotary is None else rotary.apply(query_FSD)).to(dtype)
+
+    def _project(self, stream: SideStream) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, R, M, D) of all steps, once."""
+        key_BRMD = self.key(stream.embeds)
         value_BRMD = key_BRMD if self.value is None else self.value(stream.embeds)
-        if stream.rotations is not None:
-            query_BTSD = stream.rotations[0].apply(query_BTSD)
-            key_BRMD = stream.rotations[1].apply(key_BRMD)
-        return query_BTSD.to(key_BRMD.dtype), key_BRMD, value_BRMD
+        return key_BRMD if stream.key_rotation is None else stream.key_rotation.apply(key_BRMD), value_BRMD
 
 
 class SideStream:
@@ -67,21 +82,38 @@ class SideStream:
 
     Attributes:
         embeds: (B, R, M, embed width): K mapped steps, then T resampled ones where there are any. Packed: one row of the steps kept.
-        windows, groups: which of them each frame reads.
-        rotations: rotary angles of queries and keys, or None without rope.
+        windows: which of them each frame reads.
         packing: what the row is made of; None where the batch is as it came.
+        parts: the frames, packed or as they came in one row, some at a time.
+        key_rotation: rotary angles of the steps, or None without rope.
     """
 
     def __init__(
-        self, embeds: Tensor, windows: Windows, rotary: tuple[Rotation, Rotation] | None, packing: Packing | None
+        self,
+        embeds: Tensor,
+        windows: Windows,
+        rotary: tuple[Rotation, Rotation] | None,
+        packing: Packing | None,
+        frame_bytes: int,
     ) -> None:
         self.embeds = embeds
         self.windows = windows
-        self.groups: list[FrameGroup] = group_frames(windows, packing)
         self.packing = packing
-        self.rotations = rotary
-        if rotary is not None and packing is not None:
-            self.rotations = (rotary[0].map(packing.frames), rotary[1].map(packing.steps))
+        step_bytes = embeds[0, 0].numel() * embeds.element_size()
+        most = _PART_BYTES.get(embeds.device.type, _PART_BYTES_ELSEWHERE)
+        self.parts = FrameParts.of(group_frames(windows, packing), frame_bytes, step_bytes, most)
+        self.key_rotation: Rotation | None = None
+        self._query_rotations: list[Rotation] | None = None
+        if rotary is not None:
+            queries, self.key_rotation = rotary
+            if packing is not None:
+                queries, self.key_rotation = queries.map(packing.frames), self.key_rotation.map(packing.steps)
+            cos, sin = (self.parts.cut(angle.flatten(0, 1)) for angle in (queries.cos, queries.sin))
+            self._query_rotations = [Rotation(*angles) for angles in zip(cos, sin, strict=True)]
+
+    def query_rotation(self, part: int) -> Rotation | None:
+        """Rotary angles of the tokens of a part of the frames, or None without rope."""
+        return None if self._query_rotations is None else self._query_rotations[part]
 
 
 class TemporalAlignedCrossAttention(ResidualFusion):
@@ -233,24 +265,48 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         Raises:
             ValueError: if widths, counts of videos or needed inputs do not fit the module.
         """
+        if self.gate is not None and question is None:
+            raise ValueError("gate: the instruction-aware gate needs the prompt's tokens, but no question was given")
+        source_FSC = self._query_source(video).flatten(0, 1)
         stream = self._side_stream(video, side, side_grid, pack=True)
-        packing = stream.packing
-        token_BTSD = self._queries(video, packing)
+        (B, T), packing = video.valid_BT.shape, stream.packing
+        tokens = [
+            self._queries(part) for part in stream.parts.cut(source_FSC if packing is None else source_FSC[packing.frames_F])
+        ]
         for layer in self.layers:
-            token_BTSD = layer(token_BTSD, stream)
-        residual_BTSE = token_BTSD if self.output_mlp is None else self.output_mlp(token_BTSD)
-        residual_BTSE = self.dropout(residual_BTSE)
+            layer(tokens, stream)
+        frames = torch.arange(B * T, device=source_FSC.device) if packing is None else packing.frames_F
+        reads = None if packing is not None else (stream.windows.length_BT > 0).flatten()
+        places = stream.parts.places()
+        outputs = (self._output(token, frames[place], T, question, reads) for token, place in zip(tokens, places, strict=True))
+        dtype = self.side_embed.weight.dtype
+        if torch.is_grad_enabled():
+            residual_FSE = stream.parts.join(list(outputs)).to(dtype)
+            return residual_FSE.unflatten(0, (B, T)) if packing is None else packing.spread(residual_FSE[None], B, T)
+        residual_FSE = self.side_embed.weight.new_zeros(B * T, source_FSC.shape[1], self.llm_width)
+        for place, output in zip(places, outputs, strict=True):
+            residual_FSE[place if packing is None else frames[place]] = output.to(dtype)
+        return residual_FSE.unflatten(0, (B, T))
+
+    def _output(
+        self, token_FSD: Tensor, frame_F: Tensor, T: int, question: QuestionTokens | None, reads: Tensor | None
+    ) -> Tensor:
+        """From the tokens of the last layer to the residual (F, S, E).
+
+        Args:
+            token_FSD: of some frames.
+            frame_F: which of the B * T frames they are.
+            T: frames of a video.
+            question: for the gate.
+            reads: for each of the B * T frames whether it reads a step; None where all of these do.
+        """
+        residual_FSE = self.dropout(token_FSD if self.output_mlp is None else self.output_mlp(token_FSD))
         if self.output_norm is not None:
-            residual_BTSE = self.output_norm(residual_BTSE)
+            residual_FSE = self.output_norm(residual_FSE)
         if self.gate is not None:
-            if question is None:
-                raise ValueError("gate: the instruction-aware gate needs the prompt's tokens, but no question was given")
-            T = video.valid_BT.shape[1]
-            residual_BTSE = residual_BTSE * self.gate(token_BTSD, question, None if packing is None else packing.frames_F // T)
-        if packing is not None:
-            return packing.spread(residual_BTSE, *video.valid_BT.shape).to(self.side_embed.weight.dtype)
-        reached_BT11 = (stream.windows.length_BT > 0)[:, :, None, None]
-        return torch.where(reached_BT11, residual_BTSE, 0.0).to(self.side_embed.weight.dtype)
+            assert question is not None
+            residual_FSE = residual_FSE * self.gate(token_FSD[None], question, frame_F // T)[0]
+        return residual_FSE if reads is None else torch.where(reads[frame_F, None, None], residual_FSE, 0.0)
 
     @torch.no_grad()
     def attention_map(
@@ -262,11 +318,11 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         so the weights of a token sum to 1, or to 0 where its frame reads nothing.
         """
         stream = self._side_stream(video, side, side_grid, pack=False)
-        token_BTSD = self._queries(video, None)
+        tokens = [self._queries(part) for part in stream.parts.cut(self._query_source(video).flatten(0, 1))]
         *before, last = list(self.layers)[: layer % len(self.layers) + 1]
         for earlier in before:
-            token_BTSD = earlier(token_BTSD, stream)
-        weight_BTNSRM = last.attention_weights(token_BTSD, stream)  # type: ignore[operator]
+            earlier(tokens, stream)
+        weight_BTNSRM = last.attention_weights(tokens, stream)  # type: ignore[operator]
         weight_BTNSRM = torch.where((stream.windows.length_BT > 0)[:, :, None, None, None, None], weight_BTNSRM, 0.0)
         K = max(side.valid_BK.shape[1], 1)
         weight_BTNSKM = weight_BTNSRM[..., :K, :]
@@ -280,8 +336,12 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                 weight_BTNSKM = weight_BTNSKM.scatter_add(4, index, extra * share)
         return weight_BTNSKM[..., : side.valid_BK.shape[1], :]
 
-    def _queries(self, video: VideoTokens, packing: Packing | None) -> Tensor:
-        """The mapped queries, (B, T, S, D); packed (1, F, S, D)."""
+    def _queries(self, source: Tensor) -> Tensor:
+        """The mapped queries (..., S, D) of what :meth:`_query_source` gives."""
+        return source if self.query_embed is None else self.query_embed(source.to(self.query_embed.weight.dtype))
+
+    def _query_source(self, video: VideoTokens) -> Tensor:
+        """What queries are made of, (B, T, S, C)."""
         B, T, S = video.post_projector_BTSE.shape[:3]
         if self.query_table is not None:
             if self.query_table.shape[:2] != (T, S):
@@ -290,8 +350,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                     f"query_source 'learnable': the table is for {known} tokens (frames x tokens per frame), "
                     f"but the video has {T} x {S}; sample that many frames"
                 )
-            queries_BTSD = self.query_table.expand(B, T, S, self.width)
-            return queries_BTSD if packing is None else packing.frames(queries_BTSD)
+            return self.query_table.expand(B, T, S, self.width)
         assert self.query_embed is not None
         source = video.pre_projector_BTSC if self.query_source == "pre_projector" else video.post_projector_BTSE
         if source is None:
@@ -304,9 +363,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                 f"query_source {self.query_source!r}: features are {source.shape[3]} wide, "
                 f"but the patch was built for width {self.query_embed.in_features}"
             )
-        if packing is not None:
-            source = packing.frames(source)
-        return self.query_embed(source.to(self.query_embed.weight.dtype))
+        return source
 
     def _side_stream(
         self, video: VideoTokens, side: SideTokens, side_grid: tuple[int, int] | None, *, pack: bool
@@ -339,7 +396,10 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             key_grid = side_grid or square_grid(M, "side tokens per step")
             frames, steps = (video.valid_BT, video.times_BT), (side.valid_BK, side.times_BK)
             rotary = rotations(self.alignment, self.width // self.num_heads, windows, frames, steps, query_grid, key_grid)
-        return SideStream(embeds, windows, rotary, packing)
+        query_width = 0 if self.query_embed is None else self.query_embed.in_features
+        tokens = video.post_projector_BTSE.shape[2]
+        frame_bytes = tokens * max(2 * self.width, self.llm_width, query_width) * embeds.element_size()
+        return SideStream(embeds, windows, rotary, packing, frame_bytes)
 
 
 def _resample(embeds: Tensor, made: Resampled) -> Tensor:
