@@ -86,7 +86,7 @@ def measure_prefill(
     batch = _prompt(config, frames, getattr(torch, dtype), device)
     sides = _sides(patch, frames, device)
     seconds: dict[str, list[float]] = {"base": [], "patched": [], "fusion": []}
-    peaks = {}
+    peaks: dict[str, int | None] = {}
     with torch.no_grad(), _clocked(patch_slot(model), device) as inside:
         for round_number in range(rounds + 1):
             for name, given in (("base", {}), ("patched", sides)):
