@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pave.evidence.measured import measure_prefill, timed
 from pave.fusion import TemporalAlignedCrossAttention
 from pave.tokens import SideTokens, VideoTokens
 
@@ -133,17 +134,6 @@ def products(module: TemporalAlignedCrossAttention, video: VideoTokens, side: Si
     return run
 
 
-def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def with_backward(run: Callable[[], Tensor], module: torch.nn.Module) -> Callable[[], None]:
     """Forward and backward to every parameter; the video's tokens take a gradient as they do under LoRA below them."""
 
@@ -229,43 +219,18 @@ def scaling(dtype_name: str) -> list[dict[str, float]]:
     return rows
 
 
-def prefill(rounds: int, dtype_name: str, device: str) -> dict[str, float]:
+def prefill(rounds: int, dtype_name: str, device: str) -> dict[str, object]:
     """Seconds of a prompt of 32 frames through a randomly initialised LLaVA-OneVision 0.5B, with a patch whose LoRA is merged."""
-    import transformers
+    from pave import PatchConfig
 
-    from pave import PatchConfig, attach_patch
-    from pave.video_llms.known import load_config
-
-    config = load_config("llava-onevision-qwen2-0.5b")
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=DTYPES[dtype_name]).eval()
-    tokens = 32 * 196 + 1
-    ids = torch.cat([torch.full((1, tokens), config.video_token_id), torch.randint(0, 1000, (1, 64))], dim=1)
-    pixels = torch.randn(1, 32, 3, 384, 384, dtype=DTYPES[dtype_name])
-    batch = {
-        "input_ids": ids.to(device),
-        "attention_mask": torch.ones_like(ids).to(device),
-        "pixel_values_videos": pixels.to(device),
-    }
-    keep = {"logits_to_keep": 1, "use_cache": True}
     compact = PatchConfig.compact(audio=128)
     merged = PatchConfig(side_channels=compact.side_channels, lora=None)  # merged LoRA costs nothing
-    seconds: dict[str, list[float]] = {"base": [], "patched": []}
-    side = SideTokens.from_videos([torch.randn(64, 128)], [torch.linspace(0, 32, 64)])
-    times = torch.linspace(0.5, 31.5, 32, dtype=torch.float64)[None]
-    with torch.no_grad():
-        attach_patch(model, merged)
-        for round_number in range(rounds + 1):
-            for name in seconds:
-                extra = {"side_channels": {"audio": side.to(device)}, "frame_times": times} if name == "patched" else {}
-                taken = timed(lambda e=extra: model(**batch, **keep, **e), device)
-                if round_number:
-                    seconds[name].append(taken)
-    ratio = statistics.median(a / b for a, b in zip(seconds["patched"], seconds["base"]))
-    row = {"base_seconds": statistics.median(seconds["base"]), "ratio": ratio}
-    print(f"prefill of {ids.shape[1]} tokens, 0.5B, {dtype_name}: base {row['base_seconds']:.2f} s, patched / base {ratio:.4f}")
-    return row
+    row = measure_prefill(merged, rounds=rounds, dtype=dtype_name, device=device)
+    print(
+        f"prefill of {row.tokens} tokens, 0.5B, {dtype_name}: base {row.base_seconds:.2f} s, patched / base {row.ratio:.4f}, "
+        f"in the fusion {row.fusion_seconds:.2f} s"
+    )
+    return row.to_dict()
 
 
 def main() -> None:

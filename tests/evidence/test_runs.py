@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evidence_files import leave
 from pave.data.samples import read_samples
 from pave.evaluation.metrics import accuracy_interval
-from pave.evaluation.predictions import Prediction, PredictionFile
 from pave.evidence.document import reproduce
 from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT, Plan
@@ -17,24 +17,6 @@ from pave.evidence.sections.common import video_only
 from pave.evidence.worlds import WORLDS, merge_worlds, write_world
 from pave.playground.clips import read_scenes
 from pave.training import read_recipe
-
-
-def leave(run, root, right, name=AS_IT_IS):
-    """A finished run whose answers to one question on each video are right or wrong as told."""
-    folder = run.folder(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = PredictionFile(folder / f"answers-{name.replace(' ', '_').replace('=', '_')}.jsonl", {})
-    file.append(
-        [
-            Prediction(
-                id=f"{kind}{i}", type=kind, video=f"v{i}", question="?", references=("a",), prediction="a" if ok else "b"
-            )
-            for kind, values in right.items()
-            for i, ok in enumerate(values)
-        ]
-    )
-    file.finish(list(file.done))
-    return run
 
 
 def test_accuracy_is_pooled_over_seeds_and_clustered_by_video(tmp_path):

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 AS_IT_IS = "as it is"
 """The streams without a counterfactual."""
+_SILENT_UNDER = "silent questions, "
 _BATCH, _MAX_NEW_TOKENS = 64, 4
 
 
@@ -53,9 +54,13 @@ class Run:
     training: dict[str, Any] = field(default_factory=dict)
     """Changes to the training settings."""
     counterfactuals: tuple[str, ...] = ()
-    """Changes to the streams under which the questions of the world's own types are asked again."""
+    """Changes to the streams under which the questions of the world's own types are asked again; ``silent(change)`` asks the silent
+    ones."""
     asked_with: dict[str, Any] = field(default_factory=dict)
-    """Settings of the fusion that change nothing in training here, and are set when the questions are asked: ``empty_frames``."""
+    """Settings that change nothing in training here, and are set when the questions are asked: ``empty_frames`` of the fusion, and
+    ``missing_channel`` of the patch, where every sample has its channel."""
+    added: tuple[Run, ...] = ()
+    """Runs whose patches are added up instead of training one (``pave.evidence.added``); they are made first."""
     base: str = PLAYGROUND
     clips: int = 0
     """Clips that the data has for training; part of what the run is."""
@@ -69,12 +74,19 @@ class Run:
         """What decides the weights: everything but its name and what is asked afterwards. Settings at their default are left out, so that
         a run stays the same run when the library gets a new one."""
         values = _changed(self)
+        if self.added:
+            values["added"] = [part.trained for part in self.added]
         return {k: v for k, v in values.items() if k not in ("variant", "counterfactuals", "asked_with")}
 
     def folder(self, root: Path) -> Path:
         """Where its files are: the same for runs of any name that have the same weights."""
         key = hashlib.sha256(json.dumps(self.trained, sort_keys=True).encode()).hexdigest()[:12]
         return root / "runs" / self.world.replace("+", "_") / f"seed{self.seed}-{key}"
+
+
+def silent(change: str) -> str:
+    """The name under which the silent questions are asked with a change to the streams."""
+    return _SILENT_UNDER + change
 
 
 def _changed(config: Any) -> Any:
@@ -144,11 +156,12 @@ def execute(run: Run, data: Path, root: Path) -> Path:
     result = folder / RESULT
     patch: Path | None = None
     facts: dict[str, Any] = {"run": run.to_dict()}
-    if run.patch is not None:
+    if run.patch is not None or run.added:
         patch = folder / "patch"
         if not (folder / "trained.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            atomic_write_json(folder / "trained.json", _train(run, data, folder))
+            made = _add(run, folder, root) if run.added else _train(run, data, folder)
+            atomic_write_json(folder / "trained.json", made)
         facts |= json.loads((folder / "trained.json").read_text())
     samples = list(read_samples(data / "test.jsonl"))
     for name in (AS_IT_IS, *run.counterfactuals):
@@ -181,6 +194,13 @@ def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - start, 1), "train_loss": done.train_loss, "curve": curve}
 
 
+def _add(run: Run, folder: Path, root: Path) -> dict[str, Any]:
+    from pave.evidence.added import add_patches
+
+    add_patches([part.folder(root) / "patch" for part in run.added], folder / "patch")
+    return {"seconds": 0.0}
+
+
 def _file(run: Run, root: Path, name: str) -> Path:
     words = "-".join([name, *(f"{key}={value}" for key, value in sorted(run.asked_with.items()))])
     return run.folder(root) / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in words)}.jsonl"
@@ -195,14 +215,12 @@ def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], roo
     done = predictions.with_suffix(".done")
     if done.exists():
         return
-    change = None if name == AS_IT_IS else Counterfactual.parse(name)
+    change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
-    asked = samples if change is None else [s for s in samples if s.type in own]
+    asked = samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)]
     qa = VideoQA.from_pretrained(run.base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
     if patch is not None:
-        for fusion in patch_slot(qa.model).fusions.values():
-            for setting, value in run.asked_with.items():
-                setattr(fusion, setting, value)
+        _set(patch_slot(qa.model), run.asked_with)
     evaluate(
         qa,
         asked,
@@ -214,6 +232,15 @@ def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], roo
         progress=False,
     )
     done.touch()
+
+
+def _set(slot: Any, settings: Mapping[str, Any]) -> None:
+    for setting, value in settings.items():
+        if setting == "missing_channel":
+            slot.config = replace(slot.config, missing_channel=value)
+            continue
+        for fusion in slot.fusions.values():
+            setattr(fusion, setting, value)
 
 
 def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
@@ -233,8 +260,6 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
     Raises:
         RuntimeError: naming the run that failed, after the others that go on have ended.
     """
-    import multiprocessing
-
     waiting: dict[Path, list[Run]] = {}
     for run in runs:
         waiting.setdefault(run.folder(root), []).append(run)
@@ -244,25 +269,29 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
         return
     logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
     start = time.monotonic()
+    number = 0
+    for added in (False, True):  # patches can be added up once they are trained
+        for run in _made([alike for alike in missing if bool(alike[0].added) is added], data, root, processes):
+            number += 1
+            seconds = time.monotonic() - start
+            logger.info("%d of %d: %s, %s, seed %d (%.0f s)", number, len(missing), run.world, run.variant, run.seed, seconds)
+
+
+def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, processes: int) -> Iterator[Run]:
+    """The first of each list of runs with the same weights, as they are finished."""
+    import multiprocessing
+
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
         futures = {pool.submit(execute_alike, alike, data[alike[0].world], root): alike[0] for alike in missing}
-        for number, future in enumerate(as_completed(futures), start=1):
+        for future in as_completed(futures):
             run = futures[future]
             try:
                 future.result()
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
                 raise RuntimeError(f"{run.world}, {run.variant}, seed {run.seed}: {error}") from error
-            logger.info(
-                "%d of %d: %s, %s, seed %d (%.0f s)",
-                number,
-                len(missing),
-                run.world,
-                run.variant,
-                run.seed,
-                time.monotonic() - start,
-            )
+            yield run
 
 
 def _one_thread() -> None:
@@ -294,12 +323,16 @@ class Accuracy:
         return f"{100 * self.mean:.1f} [{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
 
 
+def _types(run: Run, kind: str) -> tuple[str, str]:
+    """A type alone, and with its world in front: ``colour`` and ``audio:colour``, whether the run has one world or several."""
+    world, _, bare = kind.rpartition(":")
+    return bare, f"{world or run.world}:{bare}"
+
+
 def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
     wanted = set(kinds)
     for run in runs:
-        rows = [
-            (p.video, p.correct) for p in answers(run, root, name) if p.type.rpartition(":")[2] in wanted or p.type in wanted
-        ]
+        rows = [(p.video, p.correct) for p in answers(run, root, name) if wanted.intersection(_types(run, p.type))]
         yield f"{run.variant} {run.seed}", rows
 
 

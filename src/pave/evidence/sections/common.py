@@ -24,6 +24,8 @@ class Plan:
     test_clips: int = 300
     steps: int | None = None
     """Optimizer steps of every run; None: what each world needs."""
+    measure: bool = True
+    """Whether times are taken, which needs minutes at any size."""
 
     def steps_of(self, world: str) -> int:
         """Optimizer steps on a world."""
@@ -32,7 +34,7 @@ class Plan:
 
 FULL = Plan()
 ONE_SEED = Plan(seeds=(0,))
-SHORT = Plan(seeds=(0,), train_clips=40, test_clips=10, steps=4)
+SHORT = Plan(seeds=(0,), train_clips=40, test_clips=10, steps=4, measure=False)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""Time and memory of a patch on a base of real size with random weights: what arithmetic counts, measured on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pave.config import PatchConfig, Strict, read_strict
+from pave.patching import attach_patch, patch_slot
+from pave.tokens import SideTokens
+from pave.utils.files import atomic_write_json
+from pave.video_llms import get_interface
+from pave.video_llms.known import load_config
+
+BASE = "llava-onevision-qwen2-0.5b"
+FILE = "measured.json"
+_TEXT_TOKENS, _SIDE_STEPS = 64, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Strict):
+    """The prefill of one prompt."""
+
+    base: str
+    """Its configuration; the weights are random."""
+    frames: int
+    tokens: int
+    """Of the prompt."""
+    dtype: str
+    rounds: int
+    base_seconds: float
+    """Median over the rounds."""
+    ratio: float
+    """Median over the rounds of the patched model's seconds over the base's in the same round."""
+    fusion_seconds: float
+    """Median of the time inside the fusion modules, part of the patched model's."""
+    base_bytes: int | None
+    """Most memory that the process has held after a prompt through the base, weights included; null where the system does not say."""
+    patched_bytes: int | None
+    """The same after prompts through the patched model as well."""
+    machine: str
+
+
+def measure_prefill(
+    patch: PatchConfig,
+    *,
+    frames: int = 32,
+    rounds: int = 2,
+    dtype: str = "bfloat16",
+    device: str = "cpu",
+    base: str = BASE,
+    config: Any = None,
+) -> Measured:
+    """Send one prompt through a randomly initialised base, with and without a patch, in turns.
+
+    Args:
+        patch: with one channel, whose features are random; its LoRA is not merged.
+        frames: of the video.
+        rounds: of both in turns; one prompt of each comes first and is not counted.
+        dtype: of the base.
+        device: where it is.
+        base: name of a known LLaVA-OneVision configuration.
+        config: another configuration of that family than the one of this name.
+    """
+    import transformers
+
+    config = load_config(base) if config is None else config
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: Any = transformers.AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype)).eval()
+    attach_patch(model, patch)
+    batch = _prompt(config, frames, getattr(torch, dtype), device)
+    sides = _sides(patch, frames, device)
+    seconds: dict[str, list[float]] = {"base": [], "patched": [], "fusion": []}
+    peaks: dict[str, int | None] = {}
+    with torch.no_grad(), _clocked(patch_slot(model), device) as inside:
+        for round_number in range(rounds + 1):
+            for name, given in (("base", {}), ("patched", sides)):
+                inside.clear()
+                taken = timed(lambda e=given: model(**batch, **e, logits_to_keep=1, use_cache=True), device)  # type: ignore[misc]
+                peaks.setdefault(name, peak_bytes())
+                if round_number:
+                    seconds[name].append(taken)
+                    seconds["fusion"] += [sum(inside)] if inside else []
+    return Measured(
+        base=base,
+        frames=frames,
+        tokens=batch["input_ids"].shape[1],
+        dtype=dtype,
+        rounds=rounds,
+        base_seconds=statistics.median(seconds["base"]),
+        ratio=statistics.median(a / b for a, b in zip(seconds["patched"], seconds["base"], strict=True)),
+        fusion_seconds=statistics.median(seconds["fusion"]),
+        base_bytes=peaks["base"],
+        patched_bytes=peaks["patched"],
+        machine=_machine(device),
+    )
+
+
+def _prompt(config: Any, frames: int, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    side = config.vision_config.image_size
+    layout = get_interface(config).layouts(config, {"pixel_values_videos": torch.empty(1, frames, device="meta")})[0]
+    video = torch.full((1, layout.steps * layout.tokens_per_step + layout.trailing), config.video_token_id)
+    text = torch.randint(0, min(1000, config.video_token_id), (1, _TEXT_TOKENS))
+    ids = torch.cat([video, text], dim=1).to(device)
+    pixels = torch.randn(1, frames, 3, side, side).to(device, dtype)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+
+
+def _sides(patch: PatchConfig, frames: int, device: str) -> dict[str, Any]:
+    times = torch.linspace(0.5, frames - 0.5, frames, dtype=torch.float64)[None]
+    steps = torch.linspace(0, frames, _SIDE_STEPS, dtype=torch.float64)
+    sides = {
+        name: SideTokens.from_videos([torch.randn(_SIDE_STEPS, channel.width)], [steps]).to(device)
+        for name, channel in patch.side_channels.items()
+    }
+    return {"side_channels": sides, "frame_times": times}
+
+
+@contextmanager
+def _clocked(slot: nn.Module, device: str) -> Iterator[list[float]]:
+    """The seconds of every call of the fusion modules inside the block."""
+    inside: list[float] = []
+    begun: list[float] = []
+
+    def begin(*_: Any) -> None:
+        _wait(device)
+        begun.append(time.perf_counter())
+
+    def end(*_: Any) -> None:
+        _wait(device)
+        inside.append(time.perf_counter() - begun.pop())
+
+    hooks = [slot.register_forward_pre_hook(begin), slot.register_forward_hook(end)]
+    try:
+        yield inside
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    """Seconds."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int | None:
+    """Most memory that this process has held, as Linux counts it (VmHWM); None elsewhere. What the parent held is no part of it."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
+
+
+def _machine(device: str) -> str:
+    return (
+        f"{platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads, device {device}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
+    """``measure_prefill`` in a process of its own, kept in a file of the folder and read from there the next time.
+
+    Raises:
+        ValueError: if the file is no such file; the message names it.
+    """
+    path = root / FILE
+    if path.is_file():
+        try:
+            return read_strict(Measured, json.loads(path.read_text(encoding="utf-8")), str(path))
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}: not valid JSON; remove it") from None
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        measured = pool.submit(measure_prefill, patch, **settings).result()
+    atomic_write_json(path, measured.to_dict())
+    return measured
