@@ -180,3 +180,18 @@ def test_recipes_of_the_project_are_valid(path):
     assert path.read_text().startswith("# "), "a recipe starts with what it is and how to run it"
     assert f"pave train recipes/{path.name}" in path.read_text()
     recipe.training.arguments("unused", 10)
+
+
+def test_passes_are_counted_as_written_and_absurd_numbers_are_refused():
+    assert 1.1 * 10 > 11  # a step too many, if steps were counted so
+    assert TrainingConfig(epochs=1.1, batch_size=1).num_steps(10) == 11
+    assert TrainingConfig(epochs=0.1, batch_size=1).num_steps(30) == 3
+    with pytest.raises(ValueError, match=r"training\.epochs 1e\+300 makes 3e\+300 steps of 12 samples; lower it"):
+        TrainingConfig(epochs=1e300, batch_size=4).num_steps(12)
+    for name, value, complaint in (
+        ("steps", 10**12, "steps must be at most 1,000,000,000, got 1,000,000,000,000"),
+        ("beta1", 1.0, "beta1 must be at least 0 and below 1, got 1.0"),
+        ("beta2", float("nan"), "beta2 must be at least 0 and below 1, got nan"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            TrainingConfig(**{name: value})

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 from typing import Any, Literal
 
 import torch
 import transformers
 
 from pave.config import Strict
+
+
+MOST_STEPS = 10**9
+"""Of a run; more are a slip of the pen."""
 
 
 @dataclass
@@ -129,16 +135,31 @@ class TrainingConfig(Strict):
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number that is not negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}")
         unknown = sorted(set(self.trainer) - _known())
         if unknown:
             raise ValueError(f"trainer: transformers.TrainingArguments has no argument {unknown[0]!r}")
 
     def num_steps(self, samples: int, world_size: int = 1) -> int:
-        """Optimizer steps for that many training samples."""
+        """Optimizer steps for that many training samples.
+
+        Raises:
+            ValueError: if epochs makes absurdly many.
+        """
         if self.steps is not None:
             return self.steps
         per_step = self.batch_size * self.accumulation * world_size
-        return max(1, -int(-self.epochs * samples // per_step))
+        passes = Fraction(
+            repr(float(self.epochs))
+        )  # as written: 1.1 x 10 is 11.000000000000002 in floating point, a step too many
+        steps = max(1, ceil(passes * samples / per_step))
+        if steps > MOST_STEPS:
+            raise ValueError(f"training.epochs {self.epochs} makes {float(steps):.3g} steps of {samples} samples; lower it")
+        return steps
 
     def arguments(self, output_dir: str, num_steps: int) -> PatchTrainingArguments:
         """The arguments for the Trainer.
