@@ -13,7 +13,6 @@ import transformers
 
 from pave.config import Strict
 
-
 MOST_STEPS = 10**9
 """Of a run; more are a slip of the pen."""
 
@@ -117,7 +116,7 @@ class TrainingConfig(Strict):
     report_to: tuple[str, ...] = ()
     """Trackers by the Trainer's names: tensorboard, wandb, ..."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above."""
+    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed and output are not among them."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "log_every"):
