@@ -152,9 +152,7 @@ class TrainingConfig(Strict):
         if self.steps is not None:
             return self.steps
         per_step = self.batch_size * self.accumulation * world_size
-        passes = Fraction(
-            repr(float(self.epochs))
-        )  # as written: 1.1 x 10 is 11.000000000000002 in floating point, a step too many
+        passes = Fraction(repr(float(self.epochs)))  # as written: as floats, 0.07 x 100 is above 7, a step too many
         steps = max(1, ceil(passes * samples / per_step))
         if steps > MOST_STEPS:
             raise ValueError(f"training.epochs {self.epochs} makes {float(steps):.3g} steps of {samples} samples; lower it")
