@@ -158,7 +158,7 @@ def test_numbers_reach_the_trainer():
     assert (args.learning_rate, args.warmup_steps, args.weight_decay, args.adam_beta2) == (1e-3, 20, 0.01, 0.98)
     assert (args.max_steps, args.gradient_accumulation_steps, args.save_steps, args.seed) == (200, 3, 7, 5)
     assert args.lr_scheduler_type == "linear" and args.save_strategy == "steps" and args.report_to == []
-    assert TrainingConfig(trainer={"seed": 9}).arguments("out", 1).seed == 9
+    assert TrainingConfig(trainer={"weight_decay": 0.5}).arguments("out", 1).weight_decay == 0.5
     assert TrainingConfig(activation_checkpointing=True).arguments("out", 1).gradient_checkpointing is True
     with pytest.raises(ValueError, match="output_norm_multiplier"):
         TrainingConfig(output_norm_multiplier=-1).arguments("out", 1)

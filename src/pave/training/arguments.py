@@ -53,6 +53,15 @@ class PatchTrainingArguments(transformers.TrainingArguments):
         }
 
 
+_DECIDED = {
+    "max_steps": "training.steps or data.stages",
+    "num_train_epochs": "training.epochs",
+    "output_dir": "output",
+    "seed": "training.seed",
+}
+"""Arguments on which more than the Trainer depends (the order of the samples, resuming), with what sets them."""
+
+
 def _known() -> set[str]:
     return {f.name for f in dataclasses.fields(PatchTrainingArguments) if f.init}
 
@@ -116,7 +125,8 @@ class TrainingConfig(Strict):
     report_to: tuple[str, ...] = ()
     """Trackers by the Trainer's names: tensorboard, wandb, ..."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed and output are not among them."""
+    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed
+    and output are not among them."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "log_every"):
@@ -139,9 +149,19 @@ class TrainingConfig(Strict):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.steps is not None and self.steps > MOST_STEPS:
             raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}")
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
         unknown = sorted(set(self.trainer) - _known())
         if unknown:
             raise ValueError(f"trainer: transformers.TrainingArguments has no argument {unknown[0]!r}")
+        for name, own in _DECIDED.items():
+            if name in self.trainer:
+                raise ValueError(f"trainer: {name} is decided elsewhere; set {own}")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            value = self.trainer.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"trainer: {name} must be a whole number of at least 1, got {value!r}")
 
     def num_steps(self, samples: int, world_size: int = 1) -> int:
         """Optimizer steps for that many training samples.
