@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from pave.patching import attach_patch, patch_parameters
 from pave.training.arguments import TrainingConfig
 from pave.training.parts import train_only
 from pave.training.sampler import Stage, StagedSampler, TaskMix
+from pave.training.sharing import VideoGrouping
 from pave.training.trainer import PatchTrainer
 from tiny_models import SIDE, tiny_llava_onevision
 
@@ -47,6 +49,42 @@ class Items(Dataset):
         return ["loud" if i % 2 else "quiet" for i in range(len(self))]
 
 
+class SharedItems(Items):
+    """Twenty questions about eight videos, with one to four questions each; one video lacks its side channel."""
+
+    def __init__(self, missing=(2,)):
+        super().__init__(8, missing=missing)
+        asked = [(video, number) for video in range(8) for number in range(1 + video % 4)]
+        questions = ("what sound is heard?", "which object was moving when the bell rang?", "yes or no?", "is it loud?")
+        self.videos = [str(video) for video, _ in asked]
+        self.items = [
+            dataclasses.replace(
+                self.items[video],
+                id=f"{video}-{number}",
+                turns=((questions[number], ("a bell", "a dog barks")[(video + number) % 2]),),
+                source=str(video),
+            )
+            for video, number in asked
+        ]
+
+    @property
+    def types(self):
+        return ["odd" if int(item.id[-1]) % 2 else "even" for item in self.items]
+
+
+def shared_videos(**changes):
+    """Arguments of ``build``: questions about one video share its row, two at most, in forward passes of four or of a multiple."""
+    dataset = SharedItems()
+    return {
+        "dataset": dataset,
+        "stages": [Stage(steps=4), Stage(steps=2, weights={"odd": 1, "even": 1})],
+        "grouping": VideoGrouping(dataset.videos, 2, 4),
+        "share_videos": 2,
+        "eval_dataset": Items(6),
+        **changes,
+    }
+
+
 def patch_config(dropout=0.0, gate=False, kind="cross_attention", missing_channel="base", **lora):
     fusion = FusionConfig(kind=kind, width=16, embed_width=16, num_heads=2, num_layers=1, dropout=dropout, gate=gate)
     return PatchConfig(
@@ -73,6 +111,8 @@ def build(
     eval_dataset=None,
     mix=None,
     held_out_tasks=None,
+    grouping=None,
+    share_videos=None,
     **training,
 ):
     model, processor = base(family)
@@ -84,13 +124,12 @@ def build(
     dataset = dataset or Items()
     sampler = None
     if stages:
-        sampler = StagedSampler(
-            dataset.types, stages, args.world_size * settings.batch_size * settings.accumulation, settings.seed, mix=mix
-        )
+        per_step = args.world_size * settings.batch_size * settings.accumulation
+        sampler = StagedSampler(dataset.types, stages, per_step, settings.seed, grouping, mix)
     return PatchTrainer(
         model,
         args,
-        data_collator=PatchCollator(processor, model.config, model.patch_config.side_channels),
+        data_collator=PatchCollator(processor, model.config, model.patch_config.side_channels, share_videos=share_videos),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         train_sampler=sampler,

@@ -23,7 +23,7 @@ from pave.patching import patch_parameters
 from pave.training import CheckpointError, NonFiniteError, last_checkpoint
 from pave.training.together import OtherProcessError
 from tiny_models import tiny_llava_onevision
-from tiny_trainers import Items, build, patch_config, two_tasks
+from tiny_trainers import Items, build, patch_config, shared_videos, two_tasks
 
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Qwen2DecoderLayer"]}}
 
@@ -90,6 +90,28 @@ def tasks(kind: str, folder: Path) -> None:
         made.finish(folder / f"{name}_patch", {})
         if made.args.should_save:
             (folder / f"{name}.json").write_text(json.dumps({key: found[key] for key in found if key.endswith("_loss")}))
+
+
+def shared(kind: str, folder: Path) -> None:
+    """Questions that share a video's row, in two forward passes a step; then once more from the middle."""
+    made = build(
+        folder / "shared", **shared_videos(), batch_size=4, accumulation=2, save_every=3, keep_checkpoints=None,
+        trainer=FSDP if kind == "fsdp2" else {},
+    )  # fmt: skip
+    first = list(made._train_sampler)[:4]
+    assert "branches" in made.data_collator([made.train_dataset[index] for index in first])
+    made.train()
+    made.finish(folder / "shared_patch", {})
+    again = build(
+        folder / "shared_again", **shared_videos(), batch_size=4, accumulation=2, trainer=FSDP if kind == "fsdp2" else {}
+    )
+    again.train(resume_from_checkpoint=str(folder / "shared" / "checkpoint-3"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(made), weights(again), strict=True))
+    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    if made.args.should_save:
+        (folder / "shared.json").write_text(json.dumps([*losses, made.evaluate()["eval_loss"]]))
+    else:
+        made.evaluate()
 
 
 def half(kind: str, folder: Path) -> None:

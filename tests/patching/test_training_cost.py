@@ -13,10 +13,12 @@ from transformers import SmolVLMConfig
 
 from cases import Case, shake
 from pave import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, SideTokens, attach_patch
+from pave.data.sharing import Branch, share_rows
 from pave.patching import patch_parameter_groups, patch_parameters
 from pave.patching.training_cost import training_cost
-from pave.patching.training_memory import StepSettings, StepShape
+from pave.patching.training_memory import SharedRows, StepSettings, StepShape
 from pave.training.loss import answer_loss
+from pave.video_llms import get_interface
 from pave.video_llms.known import load_config
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 
@@ -32,7 +34,9 @@ PATCH = PatchConfig(
 class Step:
     """A training step of a patched tiny base, and its shape."""
 
-    def __init__(self, build, settings: StepSettings, videos: int = 2, patch: PatchConfig = PATCH, **text) -> None:
+    def __init__(
+        self, build, settings: StepSettings, videos: int = 2, patch: PatchConfig = PATCH, share: int = 1, **text
+    ) -> None:
         self.model, processor = build(**text)
         self.model.to(getattr(torch, settings.base_dtype))
         shake(attach_patch(self.model, patch)).train()
@@ -46,19 +50,32 @@ class Step:
         times = (torch.arange(K).double() * FRAMES / K + 0.1).expand(videos, -1).clone()
         side = SideTokens(torch.randn(videos, K, M, WIDTH), times_BK=times)
         self.inputs = {**batch, "labels": labels, "side_channels": {"audio": side}}
+        if share > 1:
+            self._share(share)
         self.optimizer = torch.optim.AdamW(patch_parameters(self.model), 1e-3)
         video = FRAMES * 4 + 1 if build is tiny_llava_onevision else FRAMES // 2 * 4
         self.shape = StepShape(
-            batch_size=videos,
+            batch_size=videos * share,
             num_frames=FRAMES,
-            text_tokens=ids.shape[1] - video,
+            shared=SharedRows(rows=videos, longest=share, mean_rows=videos) if share > 1 else None,
+            text_tokens=(self.inputs["input_ids"].shape[1] - video) // share,
             answer_tokens=ANSWER,
             side_steps={"audio": K},
             side_tokens_per_step={"audio": M},
             grid=(2, 2),
         )
         self.cost = training_cost(self.model.config, patch, self.shape, settings)
-        assert self.cost.tokens.total == ids.shape[1] and self.cost.tokens.video == video
+        assert self.cost.tokens.row(share) == self.inputs["input_ids"].shape[1] and self.cost.tokens.video == video
+
+    def _share(self, share: int) -> None:
+        """The text behind the video once more for every further question."""
+        batch, video = self.inputs, get_interface(self.model.config).is_video_token(self.model.config, self.inputs["input_ids"])
+        end = int(video[0].nonzero().max()) + 1
+        more = [
+            [Branch(ids[end:].tolist(), labels[end:].tolist())] * (share - 1)
+            for ids, labels in zip(batch["input_ids"], batch["labels"])
+        ]
+        self.inputs = share_rows(batch, [end] * len(more), more, None, 0)
 
     def __call__(self) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.mixed_precision):
@@ -85,6 +102,19 @@ class Step:
 def test_operations_are_those_that_torch_counts(build, checkpointing):
     step = Step(build, StepSettings(base_dtype="float32", mixed_precision=False, activation_checkpointing=checkpointing))
     # the math kernel: torch's counter does not see the fused one of the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    assert step.cost.step_flops * step.shape.batch_size == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_of_shared_videos_costs_what_it_takes(checkpointing):
+    settings = StepSettings(base_dtype="float32", mixed_precision=False, activation_checkpointing=checkpointing)
+    larger = Step(tiny_llava_onevision, settings, share=3, **LARGER)
+    assert larger.inputs["branches"].max() == 3
+    memory = larger.cost.memory
+    assert memory.peak - memory.fixed == pytest.approx(larger.measured_peak(), rel=0.25)
+    step = Step(tiny_llava_onevision, settings, share=3)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     assert step.cost.step_flops * step.shape.batch_size == pytest.approx(counter.get_total_flops(), rel=0.02)

@@ -214,3 +214,46 @@ def test_several_tasks_are_looked_at_one_by_one(started, capsys):
     assert code == 1 and found["samples"] == 64
     text = "\n".join(found["missing"])
     assert "gone.jsonl: the file of samples is not there" in text and "init, the patch to go on from, no-such-patch" in text
+
+
+SHARE = ["data.share_videos=2", "patch.side_channels.audio.fusion.gate=false", "training.batch_size=4"]
+
+
+def test_questions_that_share_videos_are_counted_as_the_run_groups_them(started, capsys, monkeypatch):
+    import pave.data.collator
+
+    changes = [*SHARE, "data.stages=[]", "training.epochs=1", "training.save_every=null", "output=shared", "data.eval=null"]
+    code, found = dry(capsys, "my/recipe.yaml", *changes)
+    _, alone = dry(capsys, "my/recipe.yaml", *changes, "data.share_videos=null")
+    assert code == 0 and alone["shape"]["shared"] is None
+    rows = []
+    in_rows = pave.data.collator.in_rows
+    monkeypatch.setattr(pave.data.collator, "in_rows", lambda *args: rows.append(in_rows(*args)) or rows[-1])
+    run_recipe(read_recipe("my/recipe.yaml", changes), folder="my", progress=False)
+    shared = found["shape"]["shared"]
+    assert len(rows) == 8 and shared["mean_rows"] == pytest.approx(sum(map(len, rows)) / 8)
+    assert shared["rows"] == max(map(len, rows)) < 4 and shared["longest"] == 2
+    assert found["cost"]["step_flops"] < 0.8 * alone["cost"]["step_flops"]
+    assert found["cost"]["memory"]["activations"] < alone["cost"]["memory"]["activations"]
+    assert main(["train", "my/recipe.yaml", *changes, "output=other", "--dry-run"]) == 0
+    said = f"of 4 questions in a forward pass: {shared['mean_rows']:.3g} videos on average and at most {shared['rows']}"
+    assert said in capsys.readouterr().out
+
+
+def test_without_samples_every_row_is_taken_to_be_full(capsys):
+    path = RECIPES / "avsd_paper.yaml"
+    changes = ["data.share_videos=2", "patch.newline=base", "training.batch_size=8"]
+    _, found = dry(capsys, path, *changes)
+    assert found["shape"]["shared"] == {"rows": 4, "longest": 2, "mean_rows": 4.0}
+    assert any("every row is taken to be full" in note for note in found["notes"])
+    _, small = dry(capsys, path, *changes, "training.trainer={per_device_train_batch_size: 1}")
+    assert any("data.share_videos is 2, but a forward pass has 1 questions" in line for line in small["missing"])
+    assert small["shape"]["batch_size"] == 1 and small["shape"]["shared"] is None
+
+
+def test_what_the_order_of_the_samples_refuses_is_missing(started, capsys):
+    tasks = "data.tasks={one: {train: train.jsonl}, two: {train: train.jsonl}}"
+    code, found = dry(
+        capsys, "my/recipe.yaml", "data.train=null", "data.eval=null", tasks, "data.stages=[{steps: 2, tasks: {three: 1}}]"
+    )
+    assert code == 1 and found["missing"] == ["stage 1: there is no task 'three'; the tasks are ['one', 'two']"]

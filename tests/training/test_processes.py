@@ -14,7 +14,7 @@ import torch
 
 from pave.patching import load_patch, read_record
 from pave.training import last_checkpoint, run_recipe
-from tiny_trainers import Items, base, build, two_tasks, weights
+from tiny_trainers import Items, base, build, shared_videos, two_tasks, weights
 from tiny_training import make_world, plan
 
 WORKER = Path(__file__).parents[1] / "training_worker.py"
@@ -71,6 +71,26 @@ def test_two_processes_mix_tasks_and_drop_channels_as_one(tmp_path, kind):
         load_patch(model, tmp_path / f"{name}_patch")
         for two, own in zip(weights(model), weights(one.model), strict=True):
             torch.testing.assert_close(two, own.to(torch.bfloat16).float(), rtol=1e-2, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_share_videos_as_one_and_resume(tmp_path, kind):
+    scenes(kind, tmp_path, "shared")
+    found = json.loads((tmp_path / "shared.json").read_text())
+    for name, arguments in (
+        ("one", {"batch_size": 8, "accumulation": 2}),
+        ("large", {"batch_size": 16}),
+        ("alone", {"batch_size": 8, "accumulation": 2, "share_videos": None}),
+    ):
+        one = build(tmp_path / name, **{**shared_videos(), **arguments})
+        one.train()
+        losses = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
+        np.testing.assert_allclose(found, [*losses, one.evaluate()["eval_loss"]], rtol=1e-4, err_msg=name)
+        model, _ = base()
+        load_patch(model, tmp_path / "shared_patch")
+        for two, own in zip(weights(model), weights(one.model), strict=True):
+            torch.testing.assert_close(two, own.to(torch.bfloat16).float(), rtol=1e-2, atol=2e-5, msg=name)
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_numbers_reach_the_trainer():
     assert (args.learning_rate, args.warmup_steps, args.weight_decay, args.adam_beta2) == (1e-3, 20, 0.01, 0.98)
     assert (args.max_steps, args.gradient_accumulation_steps, args.save_steps, args.seed) == (200, 3, 7, 5)
     assert args.lr_scheduler_type == "linear" and args.save_strategy == "steps" and args.report_to == []
-    assert TrainingConfig(trainer={"seed": 9}).arguments("out", 1).seed == 9
+    assert TrainingConfig(trainer={"weight_decay": 0.5}).arguments("out", 1).weight_decay == 0.5
     assert TrainingConfig(activation_checkpointing=True).arguments("out", 1).gradient_checkpointing is True
     with pytest.raises(ValueError, match="output_norm_multiplier"):
         TrainingConfig(output_norm_multiplier=-1).arguments("out", 1)
@@ -180,3 +180,31 @@ def test_recipes_of_the_project_are_valid(path):
     assert path.read_text().startswith("# "), "a recipe starts with what it is and how to run it"
     assert f"pave train recipes/{path.name}" in path.read_text()
     recipe.training.arguments("unused", 10)
+
+
+def test_passes_are_counted_as_written_and_absurd_numbers_are_refused():
+    assert 0.07 * 100 > 7  # a step too many, if steps were counted so
+    assert TrainingConfig(epochs=0.07, batch_size=1).num_steps(100) == 7
+    assert TrainingConfig(epochs=0.1, batch_size=1).num_steps(30) == 3
+    with pytest.raises(ValueError, match=r"training\.epochs 1e\+300 makes 3e\+300 steps of 12 samples; lower it"):
+        TrainingConfig(epochs=1e300, batch_size=4).num_steps(12)
+    for name, value, complaint in (
+        ("steps", 10**12, "steps must be at most 1,000,000,000, got 1,000,000,000,000"),
+        ("trainer", {"max_steps": -5}, "trainer: max_steps is decided elsewhere; set training.steps or data.stages"),
+        ("trainer", {"seed": 3}, "trainer: seed is decided elsewhere; set training.seed"),
+        ("trainer", {"output_dir": "x"}, "trainer: output_dir is decided elsewhere; set output"),
+        (
+            "trainer",
+            {"gradient_accumulation_steps": 0},
+            "trainer: gradient_accumulation_steps must be a whole number of at least 1",
+        ),
+        (
+            "trainer",
+            {"per_device_train_batch_size": "two"},
+            "trainer: per_device_train_batch_size must be a whole .* got 'two'",
+        ),
+        ("beta1", 1.0, "beta1 must be at least 0 and below 1, got 1.0"),
+        ("beta2", float("nan"), "beta2 must be at least 0 and below 1, got nan"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            TrainingConfig(**{name: value})

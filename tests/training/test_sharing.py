@@ -125,6 +125,41 @@ def test_a_run_resumes_bit_for_bit(world, tmp_path):
     assert_same(whole.patch, tmp_path / "again" / "patch")
 
 
+TASKS = (
+    "data.train=null",
+    "data.eval=null",
+    "data.stages=[{steps: 4}, {steps: 4, tasks: {quiet: 1, both: 1}, weights: {silent: 1}}]",
+    "data.tasks={both: {train: train.jsonl, eval: eval.jsonl, weight: 2}, quiet: {train: train.jsonl, channels: []}}",
+    "data.share_videos=2",
+    "patch.missing_channel=lora_only",
+)
+
+
+def test_tasks_that_share_videos_train_as_alone_and_resume_within_a_pass(world, tmp_path, monkeypatch):
+    """Two tasks have the same videos, one of them without their sound; workers decode; the resumed run begins within a pass."""
+    changes = [*TASKS, "training.save_every=3", "patch.lora.dropout=0.1"]
+    whole = run_recipe(plan(world, tmp_path / "whole", *changes), folder=world, progress=False)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "again" / "checkpoint-3")
+    again = plan(world, tmp_path / "again", *changes, "training.workers=1")
+    run_recipe(again, folder=world, resume=True, progress=False)
+    assert_same(whole.patch, tmp_path / "again" / "patch")
+    changes = [*TASKS, "training.save_every=null", "patch.lora.dropout=0", "training.trainer={adam_epsilon: 1e-4}"]
+    rows = []
+    in_rows = pave.data.collator.in_rows
+    monkeypatch.setattr(pave.data.collator, "in_rows", lambda *args: rows.append(in_rows(*args)) or rows[-1])
+    shared = run_recipe(plan(world, tmp_path / "shared", *changes), folder=world, progress=False)
+    together = [row for made in rows for row in made if len(row) == 2]
+    assert any(len({item.id.split("/")[0] for item in row}) == 1 for row in together)
+    assert all(len({(item.source, item.side["audio"] is None) for item in row}) == 1 for row in together)
+    monkeypatch.setattr(pave.data.collator, "in_rows", lambda items, most: [[item] for item in items])
+    alone = run_recipe(plan(world, tmp_path / "alone", *changes), folder=world, progress=False)
+    expected = tensors(alone.patch)
+    for name, value in tensors(shared.patch).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5, msg=name)
+    assert shared.eval_losses == pytest.approx(alone.eval_losses, rel=1e-4)
+
+
 def test_the_video_of_a_forward_pass_is_read_once(world, monkeypatch, tmp_path):
     recipe = plan(world, tmp_path)
     channels = recipe.patch.side_channels
@@ -147,6 +182,10 @@ def test_the_video_of_a_forward_pass_is_read_once(world, monkeypatch, tmp_path):
             "draws for every question whether a channel is taken away",
         ),
         (["data.share_videos=2", "training.length_grouping=1"], "both say which samples stand in one forward pass"),
+        (
+            [*TASKS, "data.mixing.batches=per_task"],
+            "data.mixing.batches 'per_task' keeps tasks apart; give only one",
+        ),
         (
             ["data.share_videos=2", "patch.side_channels.audio.fusion.gate=true"],
             "the gate of channel 'audio' reads the question",

@@ -17,7 +17,7 @@ from pave.patching import read_record
 from pave.training import Mixing, Task, run_recipe
 from pave.training.recipe import read_recipe
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler, TaskMix, shares_by_size
-from pave.training.tasks import RunSamples
+from pave.training.tasks import RunSamples, task_shares
 from tiny_trainers import Items, build, weights
 from tiny_training import assert_same, make_world, plan
 
@@ -36,6 +36,25 @@ def test_shares_by_size_are_powers_of_the_counts(temperature, share):
 
 def test_a_small_temperature_and_large_tasks_do_not_overflow():
     assert shares_by_size({"a": 10**6, "b": 1}, 0.001) == {"a": 1.0, "b": 0.0}
+
+
+def test_a_type_that_no_drawn_task_has_is_refused_rather_than_left_out():
+    for stage, drawn in (
+        (Stage(steps=1, tasks={"a": 1, "b": 1}, weights={"x": 1, "z": 2}), "a, b"),
+        (Stage(steps=1, tasks={"b": 1}, weights={"x": 1, "y": 2}), "b"),
+    ):
+        with pytest.raises(ValueError, match=rf"stage 1: no task that it draws from \({drawn}\) has a sample of the type"):
+            StagedSampler(TYPES, [stage], 4, seed=0, mix=TaskMix(TASKS, {"a": 1, "b": 1, "c": 1}))
+    zero = Stage(steps=1, tasks={"a": 1}, weights={"x": 1, "z": 0})
+    StagedSampler(TYPES, [zero], 4, seed=0, mix=TaskMix(TASKS, {}))
+
+
+def test_weights_whose_sum_overflows_are_shares_all_the_same():
+    sampler = StagedSampler(TYPES, [Stage(steps=50, weights={"x": 1.5e308, "z": 1.5e308})], 4, seed=0)
+    kinds = Counter(TYPES[i] for i in sampler)
+    assert kinds["x"] / 200 == pytest.approx(0.5, abs=0.1) and kinds["x"] + kinds["z"] == 200
+    weights = {"a": 1.5e308, "b": 1.5e308}
+    assert task_shares(weights, {"a": 1, "b": 9}, Mixing()) == {"a": 0.5, "b": 0.5}
 
 
 def test_tasks_are_drawn_by_their_shares_and_pass_over_their_own_samples():

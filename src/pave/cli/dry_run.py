@@ -56,12 +56,22 @@ def _sizes(cost: TrainingCost, found: DryRun) -> list[str]:
         if shape.grid is None
         else f" ({shape.grid[0]} x {shape.grid[1]} a step at {found.assumed.video_size[1]} x {found.assumed.video_size[0]})"
     )
+    shared = shape.shared
+    together = (
+        []
+        if shared is None
+        else [
+            f"of {shape.batch_size} questions in a forward pass: {shared.mean_rows:.3g} videos on average and at most {shared.rows}, "
+            f"with up to {shared.longest} questions each (data.share_videos)"
+        ]
+    )
     side = ", ".join(f"{name} {K} x {M}" for name in shape.side_steps for K, M in [shape.side(name)]) or "none"
     return [
         f"base {cost.base_parameters:,} parameters; patch {cost.fusion_parameters + cost.lora_parameters:,}, {cost.patch_bytes / 1e6:.2f} MB "
         f"(fusion {cost.fusion_parameters:,}, LoRA {cost.lora_parameters:,})",
         f"tokens per sample: video {tokens.video:,} of {shape.num_frames} frames{grid}, extra {tokens.extra:,}, text {tokens.text:,}, "
         f"all {tokens.total:,}; side tokens (steps x tokens): {side}",
+        *together,
     ]
 
 

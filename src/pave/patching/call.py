@@ -107,6 +107,8 @@ class CheckpointInCall:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
+        self.keywords: dict[str, Any] = getattr(function, "keywords", {})
+        """Of the checkpointing itself, such as ``use_reentrant``."""
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = current_call()

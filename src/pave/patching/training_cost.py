@@ -84,6 +84,7 @@ def training_cost(
         vision = 0.0 if settings.stored_vision else vision_flops(model, interface, base_config, shape.num_frames, per_step)
         attach_patch(model, patch)
     tokens = _tokens(patch, shape, steps, per_step, trailing)
+    questions = shape.mean_questions
     forward, step = _flops(model, patch, shape, settings, tokens, decoder_flops, (steps, per_step))
     fusion_parameters = sum(p.numel() for p in patch_slot(model).parameters())
     lora_parameters = sum(p.numel() for p in lora.parameters(model, "default"))
@@ -97,8 +98,8 @@ def training_cost(
         tokens=tokens,
         memory=memory_of(sizes, patch, shape, settings, tokens),
         memory_other=memory_of(sizes, patch, shape, other, tokens),
-        forward_flops=vision + forward,
-        step_flops=vision + step,
+        forward_flops=(vision + forward) / questions,
+        step_flops=(vision + step) / questions,
     )
 
 
@@ -118,12 +119,12 @@ def _flops(
     per_token: float,
     video: tuple[int, int],
 ) -> tuple[float, float]:
-    """Of the fusion, the language model and its head: forward alone, and forward with backward."""
-    text, L = model.config.get_text_config(), tokens.total
+    """Of one row in the fusion, the language model and its head: forward alone, and forward with backward."""
+    text, L = model.config.get_text_config(), tokens.row(shape.mean_questions)
     frozen = per_token * L
     attention = text.num_hidden_layers * 4.0 * L**2 * head_widths(text)[0]
     update = 2.0 * sum(p.numel() for p in lora.parameters(model, "default")) * L
-    learnt = L if adds_tokens(patch) else shape.answer_tokens
+    learnt = L if adds_tokens(patch) else shape.answer_tokens * shape.mean_questions
     head = 2.0 * text.hidden_size * text.vocab_size * learnt
     layers = frozen + attention + update
     again = layers if settings.activation_checkpointing else 0.0

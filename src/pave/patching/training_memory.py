@@ -37,11 +37,23 @@ _MASTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedRows:
+    """A forward pass in which questions about one video share its row (``data.share_videos``)."""
+
+    rows: int
+    """Videos at most: the forward pass that takes most memory."""
+    longest: int
+    """Most questions in a row of it."""
+    mean_rows: float
+    """Videos on average, for operations."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepShape:
     """The shape of one forward pass of training."""
 
     batch_size: int = 1
-    """Videos."""
+    """Questions; each has a video of its own unless ``shared`` says otherwise."""
     num_frames: int = 32
     """Sampled frames of a video."""
     text_tokens: int = 64
@@ -54,6 +66,23 @@ class StepShape:
     """M by channel; 1 where a channel is not named."""
     grid: tuple[int, int] | None = None
     """Rows and columns of tokens of a step, for bases of dynamic resolution; default 14 x 14."""
+    shared: SharedRows | None = None
+    """How questions share videos; None: a row for each question."""
+
+    @property
+    def rows(self) -> int:
+        """Rows, each with one video; with ``shared``, of the forward pass that takes most memory."""
+        return self.batch_size if self.shared is None else self.shared.rows
+
+    @property
+    def mean_questions(self) -> float:
+        """Questions in a row on average."""
+        return 1.0 if self.shared is None else self.batch_size / self.shared.mean_rows
+
+    @property
+    def padded(self) -> bool:
+        """Whether attention takes a mask."""
+        return self.rows > 1 or self.shared is not None
 
     def side(self, channel: str) -> tuple[int, int]:
         """(K, M) of a channel."""
@@ -88,6 +117,10 @@ class Tokens:
     @property
     def total(self) -> int:
         return self.video + self.extra + self.text
+
+    def row(self, questions: float) -> float:
+        """Length of a row in which so many questions stand behind one video."""
+        return self.video + self.extra + questions * self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +224,7 @@ def memory_of(sizes: Sizes, patch: PatchConfig, shape: StepShape, settings: Step
     shards, trained = settings.shards, _MASTER * sizes.trained
     gathered = 2 * r * sizes.layer_parameters if shards > 1 else 0
     layer, work = _layer(sizes, patch, shape, settings, tokens, r, a)
-    rows = shape.batch_size * tokens.total
+    rows = _tokens(shape, tokens)
     kept = rows * (2 * r * sizes.E + 4 * sizes.E)  # embeddings, embeddings with the video's tokens, last norm
     if settings.activation_checkpointing:
         kept += sizes.layers * rows * r * sizes.E
@@ -220,32 +253,38 @@ def _layer(
     sizes: Sizes, patch: PatchConfig, shape: StepShape, settings: StepSettings, tokens: Tokens, r: int, a: int
 ) -> tuple[int, int]:
     """What one layer of the language model keeps, and what is at work in its backward pass beside that."""
-    rows, padded = shape.batch_size * tokens.total, shape.batch_size > 1
-    keys = sizes.Q if padded else sizes.G
+    rows = _tokens(shape, tokens)
+    keys = sizes.Q if shape.padded else sizes.G
     kept = rows * (8 * sizes.E + a * (2 * sizes.Q + 2 * keys) + 3 * a * sizes.F)
     if patch.lora is not None:
         size = 2 if settings.mixed_precision else 4
         for width in sizes.lora_inputs:
             kept += rows * (size * (width + patch.lora.rank) + (width if patch.lora.dropout else 0))
-    mask = shape.batch_size * tokens.total**2 * (1 + a) if padded else 0
+    mask = rows**2 // shape.rows * (1 + a) if shape.padded else 0
     return kept, rows * (3 * a * sizes.F + 2 * r * sizes.E) + mask
+
+
+def _tokens(shape: StepShape, tokens: Tokens) -> int:
+    """Of all rows, each as long as the longest."""
+    longest = 1 if shape.shared is None else shape.shared.longest
+    return shape.rows * int(tokens.row(longest))
 
 
 def _fusion(sizes: Sizes, name: str, config: FusionConfig, shape: StepShape, r: int, a: int) -> int:
     """What the fusion of one channel keeps."""
     source, side_widths = sizes.fusions[name]
     K, M = shape.side(name)
-    video = shape.batch_size * sizes.steps * sizes.per_step
+    video = shape.rows * sizes.steps * sizes.per_step
     D, E = config.width, sizes.E
     per_token = (r + a) * source + config.num_layers * (8 * a + 4) * D + (5 * a * D + 4 * E + a * E if config.output_mlp else 0)
     reach = 1 + 2 * config.neighbourhood_frames
-    gathered = config.num_layers * 2 * a * D * shape.batch_size * max(K, sizes.steps) * M * reach
-    return video * per_token + shape.batch_size * K * M * a * side_widths + gathered
+    gathered = config.num_layers * 2 * a * D * shape.rows * max(K, sizes.steps) * M * reach
+    return video * per_token + shape.rows * K * M * a * side_widths + gathered
 
 
 def _vision(sizes: Sizes, shape: StepShape, settings: StepSettings, a: int) -> int:
     """While the tower or the projector runs: nothing is kept for a backward pass."""
-    rows = shape.batch_size * sizes.steps
+    rows = shape.rows * sizes.steps
     projector = rows * sizes.projected * a * (sizes.vision_width + 3 * sizes.E)
     states = rows * sizes.vision_patches * a * sizes.vision_width * sizes.vision_states
     if settings.stored_vision:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 from typing import Any, Literal
 
 import torch
 import transformers
 
 from pave.config import Strict
+
+MOST_STEPS = 10**9
+"""Of a run; more are a slip of the pen."""
 
 
 @dataclass
@@ -46,6 +51,15 @@ class PatchTrainingArguments(transformers.TrainingArguments):
             "gate": rate if self.gate_learning_rate is None else self.gate_learning_rate,
             "lora": rate if self.lora_learning_rate is None else self.lora_learning_rate,
         }
+
+
+_DECIDED = {
+    "max_steps": "training.steps or data.stages",
+    "num_train_epochs": "training.epochs",
+    "output_dir": "output",
+    "seed": "training.seed",
+}
+"""Arguments on which more than the Trainer depends (the order of the samples, resuming), with what sets them."""
 
 
 def _known() -> set[str]:
@@ -111,7 +125,8 @@ class TrainingConfig(Strict):
     report_to: tuple[str, ...] = ()
     """Trackers by the Trainer's names: tensorboard, wandb, ..."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above."""
+    """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed
+    and output are not among them."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "log_every"):
@@ -129,16 +144,39 @@ class TrainingConfig(Strict):
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number that is not negative, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.steps is not None and self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}")
+        self._check_trainer()
+
+    def _check_trainer(self) -> None:
         unknown = sorted(set(self.trainer) - _known())
         if unknown:
             raise ValueError(f"trainer: transformers.TrainingArguments has no argument {unknown[0]!r}")
+        for name, own in _DECIDED.items():
+            if name in self.trainer:
+                raise ValueError(f"trainer: {name} is decided elsewhere; set {own}")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            value = self.trainer.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"trainer: {name} must be a whole number of at least 1, got {value!r}")
 
     def num_steps(self, samples: int, world_size: int = 1) -> int:
-        """Optimizer steps for that many training samples."""
+        """Optimizer steps for that many training samples.
+
+        Raises:
+            ValueError: if epochs makes absurdly many.
+        """
         if self.steps is not None:
             return self.steps
         per_step = self.batch_size * self.accumulation * world_size
-        return max(1, -int(-self.epochs * samples // per_step))
+        passes = Fraction(repr(float(self.epochs)))  # as written: as floats, 0.07 x 100 is above 7, a step too many
+        steps = max(1, ceil(passes * samples / per_step))
+        if steps > MOST_STEPS:
+            raise ValueError(f"training.epochs {self.epochs} makes {float(steps):.3g} steps of {samples} samples; lower it")
+        return steps
 
     def arguments(self, output_dir: str, num_steps: int) -> PatchTrainingArguments:
         """The arguments for the Trainer.

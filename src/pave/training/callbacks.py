@@ -69,6 +69,17 @@ def listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:20]) + (f" and {len(ids) - 20} more" if len(ids) > 20 else "") if ids else "(ids not in the batch)"
 
 
+class FrozenInputs(transformers.TrainerCallback):
+    """With activation checkpointing, transformers lets the embeddings require gradients, which only reentrant checkpointing needs. Here
+    they are frozen, and the backward pass would go on through every frozen layer below the first one that is trained."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: Any = kwargs["model"]
+        functions = [getattr(module, "_gradient_checkpointing_func", None) for module in model.modules()]
+        if not any(getattr(f, "keywords", {}).get("use_reentrant", True) for f in functions if f is not None):
+            model.disable_input_require_grads()
+
+
 class RunProgress(transformers.TrainerCallback):
     """A bar on a terminal, and a log line with the losses at every log step; both on standard error."""
 

@@ -12,12 +12,15 @@ from pave.data.samples import Sample
 from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape
 from pave.side_channels import build_encoder, encoder_source
+from pave.training.arguments import TrainingConfig
 from pave.training.checkpoints import last_checkpoint
+from pave.training.dry_run_order import look_at_order
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
 from pave.utils.embedded import model_path
 from pave.utils.optional import MissingExtraError, require
+from pave.video_llms.branches import check_base_shares
 from pave.video_llms.known import load_config
 
 BYTES_PER_TOKEN, TEMPLATE_TOKENS = 4, 16
@@ -102,16 +105,24 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
     """
     assumed, folder = assumed or Assumptions(), Path(folder)
     found = _Found()
-    train = _training_samples(found, recipe, folder)
+    tasks = _training_samples(found, recipe, folder)
+    train = None if tasks is None else [sample for samples in tasks.values() for sample in samples]
     tokens_per_step = _encoders(found, recipe)
     _surroundings(found, recipe, folder, resume)
     config = _base(found, recipe, folder)
     samples = len(train) if train is not None else assumed.samples
-    per_step, steps = _steps(recipe, samples, assumed.processes)
+    training = _settled(recipe)
+    per_step, steps = _steps(recipe, training, samples, assumed.processes)
+    order = look_at_order(recipe, training, tasks, per_step, steps)
+    found.missing += order.missing
+    found.notes += order.notes
     shape, cost = None, None
     if config is not None:
         try:
+            if order.shared is not None:
+                _shares(found, config)
             shape = _shape(recipe, config, train, assumed, tokens_per_step)
+            shape = replace(shape, batch_size=training.batch_size, shared=order.shared)
             cost = training_cost(config, recipe.patch, shape, _settings(recipe, config, assumed.processes))
         except ValueError as error:
             found.notes.append(f"the cost is not known: {error}")
@@ -142,20 +153,16 @@ class _Found:
 # --- data ------------------------------------------------------------------------------------------------------------------
 
 
-def _training_samples(found: _Found, recipe: Recipe, folder: Path) -> list[Sample] | None:
-    """The training samples of all tasks, or None where a file of them cannot be read; held-out files are looked at as well."""
-    files = []
+def _training_samples(found: _Found, recipe: Recipe, folder: Path) -> dict[str, list[Sample]] | None:
+    """The training samples of each task, or None where a file of them cannot be read; held-out files are looked at as well."""
+    tasks: dict[str, list[Sample]] = {}
     for name, task in recipe.data.all_tasks().items():
-        files.append(_samples(found, recipe, name, task.train, task, folder))
+        train = _samples(found, recipe, name, task.train, task, folder)
+        if train is not None:
+            tasks[name] = train
         if task.eval is not None:
             _samples(found, recipe, name, task.eval, task, folder)
-    if any(file is None for file in files):
-        return None
-    train = [sample for file in files for sample in file or ()]
-    drawn = {kind for stage in recipe.data.stages for kind in stage.weights}
-    for kind in sorted(drawn - {sample.type for sample in train}):
-        found.missing.append(f"data.stages draws samples of type {kind!r}, but no training sample is of it")
-    return train
+    return tasks if len(tasks) == len(recipe.data.all_tasks()) else None
 
 
 def _samples(found: _Found, recipe: Recipe, task_name: str, path: str, task: Task, folder: Path) -> list[Sample] | None:
@@ -264,6 +271,14 @@ def _base(found: _Found, recipe: Recipe, folder: Path) -> Any:
         return None
 
 
+def _shares(found: _Found, config: Any) -> None:
+    """Whether questions can share a video on this base."""
+    try:
+        check_base_shares(config, loaded=False)
+    except ValueError as error:
+        found.missing.append(str(error))
+
+
 def _look_for(found: _Found, what: str, model: str, revision: str | None) -> bool:
     """Whether a model's files are on this machine or on the hub; says so."""
     import huggingface_hub
@@ -316,14 +331,18 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
 # --- length and shape ------------------------------------------------------------------------------------------------------
 
 
-def _steps(recipe: Recipe, samples: int | None, processes: int) -> tuple[int, int | None]:
-    """Samples per optimizer step, and optimizer steps."""
+def _settled(recipe: Recipe) -> TrainingConfig:
+    """The numbers of the run, with those that the Trainer's own arguments change."""
     training, over = recipe.training, recipe.training.trainer
-    training = replace(
+    return replace(
         training,
         batch_size=over.get("per_device_train_batch_size", training.batch_size),
         accumulation=over.get("gradient_accumulation_steps", training.accumulation),
     )
+
+
+def _steps(recipe: Recipe, training: TrainingConfig, samples: int | None, processes: int) -> tuple[int, int | None]:
+    """Samples per optimizer step, and optimizer steps."""
     per_step = training.batch_size * training.accumulation * processes
     if recipe.data.stages:
         return per_step, sum(stage.steps for stage in recipe.data.stages)
@@ -344,7 +363,6 @@ def _shape(
     text, answer = _text_tokens(train)
     channels = recipe.patch.side_channels
     return StepShape(
-        batch_size=recipe.training.batch_size,
         num_frames=count,
         text_tokens=text + answer,
         answer_tokens=answer,

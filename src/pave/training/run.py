@@ -331,11 +331,19 @@ def _plan(recipe: Recipe, samples: RunSamples) -> tuple[PatchTrainingArguments, 
     per_pass = args.train_batch_size * args.world_size
     types = [sample.type for sample in samples.train]
     per_step = per_pass * args.gradient_accumulation_steps
-    sampler = StagedSampler(types, stages, per_step, seed=training.seed, mix=samples.mix(per_pass))
-    if recipe.data.share_videos is not None:
-        videos = [source_of(sample) for sample in samples.train]
-        sampler.grouping = VideoGrouping(videos, recipe.data.share_videos, args.train_batch_size)
-    return args, sampler
+    grouping = video_grouping(recipe, samples.train, args.train_batch_size)
+    return args, StagedSampler(types, stages, per_step, training.seed, grouping, samples.mix(per_pass))
+
+
+def video_grouping(recipe: Recipe, train: Sequence[Sample], batch_size: int) -> VideoGrouping | None:
+    """What puts questions about one video into one forward pass, where the recipe lets them share it.
+
+    Raises:
+        ValueError: if a forward pass is too small for it.
+    """
+    if recipe.data.share_videos is None:
+        return None
+    return VideoGrouping([source_of(sample) for sample in train], recipe.data.share_videos, batch_size)
 
 
 def _is_first_process() -> bool:

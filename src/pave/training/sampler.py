@@ -31,7 +31,7 @@ class Stage(Strict):
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         for name in ("weights", "tasks"):
             values = getattr(self, name)
-            if any(not 0 <= w < float("inf") for w in values.values()) or (values and not sum(values.values())):
+            if any(not 0 <= w < float("inf") for w in values.values()) or (values and not any(values.values())):
                 raise ValueError(f"{name} must not be negative and at least one must be positive, got {values}")
 
 
@@ -121,6 +121,13 @@ class StagedSampler(Sampler[int]):
                     f"{where}: the task {task!r} has no sample of the types {sorted(stage.weights)}; name one of its types in weights, "
                     "or leave the task out of the stage with tasks"
                 )
+        drawn = {task for task, share in self._shares(stage).items() if share} or tasks
+        for kind, weight in stage.weights.items():
+            if weight and not any((task, kind) in self._members for task in drawn):
+                raise ValueError(
+                    f"{where}: no task that it draws from ({', '.join(sorted(drawn))}) has a sample of the type {kind!r}; name a task "
+                    "that has one in tasks, or leave the type out of weights"
+                )
 
     def _shares(self, stage: Stage) -> Mapping[str, float]:
         """Of each task in a stage; empty where it draws from all of them alike."""
@@ -189,6 +196,7 @@ class _Passes:
 def _one_of(weights: Mapping[str, float], generator: torch.Generator) -> str:
     """A name by its weight."""
     values = torch.tensor(list(weights.values()), dtype=torch.float64)
+    values /= values.max()  # their sum may overflow
     return list(weights)[int(torch.multinomial(values, 1, generator=generator))]
 
 

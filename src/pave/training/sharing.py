@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,18 @@ class VideoGrouping:
         """The drawn samples, those of each step put together by video."""
         while step := list(itertools.islice(drawn, samples_per_step)):
             yield from self._filling(self._bundles(step), 0)
+
+    def rows(self, order: Iterable[int]) -> list[tuple[int, int]]:
+        """Of every forward pass of an order: rows, and most questions in one of them.
+
+        Args:
+            order: of the samples; a last forward pass that is not full is left out.
+        """
+        found, drawn = [], iter(order)
+        while len(samples := list(itertools.islice(drawn, self.batch))) == self.batch:
+            counts = Counter(self.videos[index] for index in samples).values()
+            found.append((sum(-(-count // self.most) for count in counts), min(self.most, max(counts))))
+        return found
 
     def _bundles(self, samples: Sequence[int]) -> list[list[int]]:
         by_video: dict[Hashable, list[int]] = {}

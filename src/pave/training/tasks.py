@@ -88,6 +88,38 @@ def read_task(name: str, path: str, task: Task, folder: Path, channels: Iterable
     return samples
 
 
+def task_shares(weights: Mapping[str, float | None], counts: Mapping[str, int], mixing: Mixing) -> dict[str, float]:
+    """Share of each task, adding up to 1; empty where nothing says so and every sample is drawn equally often.
+
+    Args:
+        weights: of each task, as the recipe has them.
+        counts: training samples of each task.
+        mixing: how they are mixed.
+    """
+    if mixing.temperature is not None:
+        return shares_by_size(counts, mixing.temperature)
+    if all(weight is None for weight in weights.values()):
+        return {}
+    given = {name: 1.0 if weight is None else weight for name, weight in weights.items()}
+    largest = max(given.values())  # the sum of weights may overflow
+    total = sum(weight / largest for weight in given.values())
+    return {name: weight / largest / total for name, weight in given.items()}
+
+
+def task_mix(weights: Mapping[str, float | None], counts: Mapping[str, int], mixing: Mixing, samples_per_pass: int) -> TaskMix:
+    """For the sampler, of samples that stand task by task in the order of ``counts``.
+
+    Args:
+        weights: of each task, as the recipe has them.
+        counts: training samples of each task.
+        mixing: how they are mixed.
+        samples_per_pass: samples in a forward pass, over all processes.
+    """
+    names = [name for name, count in counts.items() for _ in range(count)]
+    shares = task_shares(weights, counts, mixing)
+    return TaskMix(names, shares, samples_per_pass if mixing.batches == "per_task" else 1)
+
+
 @dataclass(frozen=True)
 class TaskSamples:
     """The samples of one task."""
@@ -138,12 +170,7 @@ class RunSamples:
 
     def shares(self) -> dict[str, float]:
         """Of each task, adding up to 1; empty where nothing says so and every sample is drawn equally often."""
-        if self.mixing.temperature is not None:
-            return shares_by_size({task.name: len(task.train) for task in self.tasks}, self.mixing.temperature)
-        if all(weight is None for weight in self.weights.values()):
-            return {}
-        given = {name: 1.0 if weight is None else weight for name, weight in self.weights.items()}
-        return {name: weight / sum(given.values()) for name, weight in given.items()}
+        return task_shares(self.weights, {task.name: len(task.train) for task in self.tasks}, self.mixing)
 
     def mix(self, samples_per_pass: int) -> TaskMix:
         """For the sampler.
@@ -151,8 +178,7 @@ class RunSamples:
         Args:
             samples_per_pass: samples in a forward pass, over all processes.
         """
-        names = [task.name for task in self.tasks for _ in task.train]
-        return TaskMix(names, self.shares(), samples_per_pass if self.mixing.batches == "per_task" else 1)
+        return task_mix(self.weights, {task.name: len(task.train) for task in self.tasks}, self.mixing, samples_per_pass)
 
     def facts(self) -> dict[str, Any]:
         """What a patch records of its samples: the hash of the manifest over all, and with named tasks that of each."""

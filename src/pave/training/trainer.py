@@ -22,7 +22,7 @@ from pave.data.collator import PatchCollator
 from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
 from pave.tokens import SideTokens
 from pave.training.arguments import PatchTrainingArguments
-from pave.training.callbacks import NonFiniteGuard
+from pave.training.callbacks import FrozenInputs, NonFiniteGuard
 from pave.training.channel_dropout import check_not_shared, drop_channels, dropout_rates
 from pave.training.checkpoints import (
     CheckpointError,
@@ -110,6 +110,7 @@ class PatchTrainer(transformers.Trainer):
         _check_sharding(args, self.accelerator)
         self._guard = NonFiniteGuard(self.accelerator)
         self.add_callback(self._guard)
+        self.add_callback(FrozenInputs())
         # The batch is counted over and scaled by the whole optimizer step, as for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = True
 

@@ -36,11 +36,12 @@ def branch_mask(branches_BL: Tensor, implementation: str, dtype: torch.dtype) ->
     return torch.where(seen_B1LL, nothing, torch.finfo(dtype).min)
 
 
-def check_base_shares(config: Any) -> None:
+def check_base_shares(config: Any, *, loaded: bool = True) -> None:
     """Refuse a base that cannot keep questions in one row apart.
 
     Args:
-        config: the base's config, of the loaded model, so that it says which attention runs.
+        config: the base's config; of the loaded model, so that it says which attention runs.
+        loaded: whether it is; else attention is not looked at.
 
     Raises:
         ValueError: if the family is not described for it, has layers that are no full attention, or runs an attention that takes
@@ -53,7 +54,7 @@ def check_base_shares(config: Any) -> None:
         reason = f"that is not described and tested for {config.model_type!r}"
     elif others:
         reason = f"{config.model_type!r} has layers of {others[0]}, which know no such mask"
-    elif text._attn_implementation not in ATTENTIONS:
+    elif loaded and text._attn_implementation not in ATTENTIONS:
         reason = f"the attention {text._attn_implementation!r} takes no such mask; load the base with {' or '.join(ATTENTIONS)}"
     if reason is not None:
         raise ValueError(f"several questions cannot share a video's tokens (data.share_videos): {reason}")
