@@ -68,7 +68,7 @@ def _write(plan: Plan, root: Path) -> str:
             f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse, as "
             "it was never taught their answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
             "that trusts them must fail where a question needs a frame and the channel at one moment: that column is a check, not a loss. "
-            "The other columns leave the answer in the stream.",
+            "The other columns leave the answer in the stream, noise less clearly.",
             _own_questions(plan, root),
             "The silent questions with the channel there and with it removed, and the loss by removing it. The frames answer them, so nothing "
             f"needs to be lost. `missing_channel: base`, the default of the *{PATCH}*, must give the answers of the *{BASE}* there. "
