@@ -42,11 +42,7 @@ def generate_ids(
     model: Any, batch: Mapping[str, Any], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
 ) -> Tensor:
     """The token ids behind ``generate_texts``: (rows, new tokens), without the prompt."""
-    device = model.get_input_embeddings().weight.device
-    inputs = {key: _to(value, device, model.dtype) for key, value in batch.items() if key not in ("labels", "sample_ids")}
-    if not (patch and is_patched(model)):
-        for key in _PATCH_INPUTS:
-            inputs.pop(key, None)
+    inputs = model_inputs(model, batch, patch=patch)
     features = inputs.pop("vision_features", None)
     playback: contextlib.AbstractContextManager[dict[str, Tensor]] = (
         contextlib.nullcontext({}) if features is None else vision_played_back(model, features)
@@ -61,6 +57,17 @@ def generate_ids(
         model.train(was_training)
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]
     return new
+
+
+def model_inputs(model: Any, batch: Mapping[str, Any], *, patch: bool = True) -> dict[str, Any]:
+    """What the model is called with: a batch of ``PatchCollator`` on the model's device, without labels and ids, and without what
+    only a patch takes where there is none."""
+    device = model.get_input_embeddings().weight.device
+    inputs = {key: _to(value, device, model.dtype) for key, value in batch.items() if key not in ("labels", "sample_ids")}
+    if not (patch and is_patched(model)):
+        for key in _PATCH_INPUTS:
+            inputs.pop(key, None)
+    return inputs
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -57,6 +57,7 @@ BENCHMARK = Benchmark(
         Scorer(protocol="paper", version="avqa-paper-1", measures=judged(_paper)),
         Scorer(protocol="strict", version="avqa-strict-1", measures=strictly(names_the_right_option)),
     ),
+    # not found in the official repository; together the published 57,335
     totals={"train": {"": 40_425}, "val": {"": 16_910}},
     submission=lambda predictions: [{"id": p.meta["official"]["id"], "prediction": p.prediction} for p in predictions],
 )

@@ -123,6 +123,7 @@ BENCHMARK = Benchmark(
             meteor=lambda predictions: meteor_measure(predictions, _as_it_is, _as_it_is),
         ),
     ),
+    # as in the README of DSTC10; for "test" it counts the test of DSTC10
     totals={"train": {"": 2 * 7659}, "valid": {"": 1787}, "test": {"": 1710}},
     submission=lambda predictions: [
         {"image_id": p.meta["official"]["image_id"], "caption": p.prediction or ""} for p in predictions

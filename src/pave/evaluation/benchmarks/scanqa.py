@@ -84,6 +84,7 @@ BENCHMARK = Benchmark(
             meteor=_meteor,
         ),
     ),
+    # val as in an issue of the official repository, all together as in its README (41k); train and tests not found there
     totals={"train": {"": 25563}, "val": {"": 4675}, "test": {"test_w_obj": 4976, "test_wo_obj": 6149}},
     files="ScanQA_*.json",
     submission=lambda predictions: [

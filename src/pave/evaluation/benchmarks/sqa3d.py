@@ -82,6 +82,7 @@ BENCHMARK = Benchmark(
             protocol="strict", version="sqa3d-strict-1", measures=lambda predictions: match_measures(predictions, strict=True)
         ),
     ),
+    # all together as in the official README (33.4k); the splits not found there
     totals={"train": {"": 26623}, "val": {"": 3261}, "test": {"": 3519}},
     files="v1_balanced_*.json",
 )

@@ -100,6 +100,7 @@ BENCHMARK = Benchmark(
         Scorer(protocol="paper", version="video_mme-paper-1", measures=judged(_paper)),
         Scorer(protocol="strict", version="video_mme-strict-1", measures=strictly(names_the_right_option)),
     ),
+    # as in the official README
     totals={"test": {"": 2700}},
     default_split="test",
     submission=_submission,
