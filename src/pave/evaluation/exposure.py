@@ -196,7 +196,7 @@ def compare_changes(plain: EvalResult, changed: Mapping[str, EvalResult], *, see
         compared = compare_pairs(pairs, seed=seed)
         if benchmark is not None and plain.benchmark is not None and plain.benchmark.tables:
             measures = compare_benchmark(benchmark, pairs, protocols=_protocols(plain), seed=seed)
-            compared = next(iter(next(iter(measures.values())).values()))
+            compared = next((next(iter(measure.values())) for measure in measures.values()), compared)
         changes.append(Change(name=name, result=result, pairs=compared, n_compared=len(pairs)))
     return Exposure(plain=plain, changes=tuple(changes))
 
