@@ -134,7 +134,7 @@ def _files(benchmark: Benchmark, annotations: Sequence[str | os.PathLike[str]]) 
     paths: list[Path] = []
     for path in map(Path, annotations):
         if not path.exists():
-            raise ValueError(f"{path}: there is no such file or folder of annotations")
+            raise ValueError(f"{path}: there is no such file of annotations")
         found = sorted(path.glob(benchmark.files)) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{path}: the folder holds no annotations of {benchmark.title} ({benchmark.files})")
