@@ -79,6 +79,8 @@ def _kind(annotation: str) -> str:
     """An annotation in words of YAML."""
     if annotation.endswith(" | None"):
         return f"{_kind(annotation.removesuffix(' | None'))} or null"
+    if " | " in annotation:
+        return " or ".join(_kind(one) for one in annotation.split(" | "))
     if annotation.startswith("Literal["):
         return ", ".join(f"`{value}`" for value in re.findall(r"['\"]([^'\"]+)['\"]", annotation))
     if annotation.startswith("tuple["):

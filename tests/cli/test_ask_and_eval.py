@@ -183,7 +183,7 @@ def test_eval_asks_again_under_counterfactuals_and_score_reads_them(world, tmp_p
     folder, base, patch = world
     common = ("--base", base, "--patch", patch, "--frames", 2, "--max-new-tokens", 4)
     asked = ("--counterfactuals", "--counterfactual", "audio:shifted=0.5", "--counterfactual", "removed")
-    code, data, _ = run(capsys, "eval", folder / "test.jsonl", *common, *asked, "--out", tmp_path / "run")
+    code, data, err = run(capsys, "eval", folder / "test.jsonl", *common, *asked, "--out", tmp_path / "run")
     names = ["removed", "swapped", "shifted=2", "noised=1", "audio:shifted=0.5"]
     assert code == 0 and list(data["counterfactuals"]["changes"]) == names
     swapped = data["counterfactuals"]["changes"]["swapped"]
@@ -192,6 +192,9 @@ def test_eval_asks_again_under_counterfactuals_and_score_reads_them(world, tmp_p
         4,
         2,
     )  # one borrows from the video that is gone
+    assert [line.split(":")[0].split()[4:] for line in err.splitlines() if line.startswith("no answer to s")] == [
+        ["under", "swapped"]
+    ]
     assert json.loads((tmp_path / "run" / "scores.json").read_text()) == data
     files = {"predictions.jsonl", "scores.json", "counterfactual-audio.shifted=0.5.jsonl"}
     assert files < {path.name for path in (tmp_path / "run").iterdir()}

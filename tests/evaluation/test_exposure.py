@@ -61,8 +61,19 @@ def test_samples_that_fail_under_a_change_do_not_count_as_a_fall():
     exposure = exposure_of(answered(range(6)), swapped=answered(range(6), failed=range(4)))
     assert exposure.changes[0].n_compared == 8 and exposure.changes[0].pair.difference == 0 and exposure.exposed is True
     assert headline(exposure.changes[0].result).value == 2 / 12  # but as a score they are wrong
+    assert "on 8 of 12 samples" in exposure.sentences[0]
     nothing = exposure_of(answered(range(6)), swapped=answered([], failed=range(12)))
     assert nothing.exposed is None and "cannot be told" in nothing.sentences[0]
+    meta = {
+        "benchmark": "music_avqa",
+        "split": "test",
+        "subtypes": {"modality": "Audio", "type": "Audio Counting"},
+        "official": {},
+    }
+    plain, failed = (
+        [dataclasses.replace(p, meta=meta) for p in answers] for answers in (answered(range(6)), answered([], failed=range(12)))
+    )
+    assert exposure_of(plain, swapped=failed).exposed is None
 
 
 # --- files

@@ -227,11 +227,26 @@ def test_the_order_of_a_recipe_holds_one_task_in_every_pass(world, finished):
             r"data.tasks.seen.channels: the patch has no side channel 'sound'; it has: audio",
         ),
         (["data.tasks.seen.eval=null", "data.tasks.heard.eval=null"], r"eval_every needs data.eval, or a task with eval"),
+        (
+            ["training.trainer={load_best_model_at_end: true, metric_for_best_model: eval_herd_loss}"],
+            r"metric_for_best_model is 'eval_herd_loss'; the losses that are watched are eval_loss, eval_heard_loss, eval_seen_loss",
+        ),
+        (
+            ["training.trainer={load_best_model_at_end: true}", "training.eval_every=2", "training.save_every=3"],
+            r"load_best_model_at_end needs training.eval_every, and training.save_every as a multiple of it, got 2 and 3",
+        ),
     ],
 )
 def test_wrong_tasks_are_refused_in_a_sentence(world, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         plan(world, tmp_path, *change)
+
+
+def test_the_best_checkpoint_may_be_chosen_by_every_loss_that_is_watched(world, tmp_path):
+    for metric in ("heard_loss", "eval_seen_loss", "eval_loss"):
+        best = f"training.trainer={{load_best_model_at_end: true, metric_for_best_model: {metric}}}"
+        recipe = plan(world, tmp_path, best, "training.eval_every=2", "training.save_every=4")
+        assert recipe.training.trainer["metric_for_best_model"] == metric
 
 
 def test_a_recipe_of_one_file_is_what_it_was(tmp_path):

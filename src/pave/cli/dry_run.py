@@ -42,10 +42,11 @@ def result_of(plan: Recipe, folder: Path, assumed: Assumptions, resume: bool) ->
 
 def _length(found: DryRun) -> list[str]:
     samples = found.samples if found.samples is not None else found.assumed.samples
-    steps = "a number of steps that depends on the samples (--samples N)" if found.steps is None else f"{found.steps:,} steps"
-    known = "" if samples is None else f"{samples:,} samples, "
     processes = f" on {found.assumed.processes} devices" if found.assumed.processes > 1 else ""
-    return [f"{known}{steps} of {found.samples_per_step} samples each{processes}"]
+    if found.steps is None:
+        return [f"steps of {found.samples_per_step} samples each{processes}; how many depends on the samples (--samples N)"]
+    known = "" if samples is None else f"{samples:,} samples, "
+    return [f"{known}{found.steps:,} steps of {found.samples_per_step} samples each{processes}"]
 
 
 def _sizes(cost: TrainingCost, found: DryRun) -> list[str]:

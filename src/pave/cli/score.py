@@ -128,16 +128,18 @@ def _pair(pair: Any) -> dict[str, Any]:
 
 
 def _submit(result: EvalResult, path: Path) -> None:
+    from pave.evaluation.benchmarks import BENCHMARKS
     from pave.evaluation.benchmarks.scoring import benchmark_of
     from pave.utils.files import atomic_write_json
 
     benchmark = benchmark_of(result.predictions)
     if benchmark is None or benchmark.submission is None:
+        those = ", ".join(name for name, one in BENCHMARKS.items() if one.submission is not None)
         named = (
             "the samples are of no benchmark"
             if benchmark is None
             else f"{benchmark.title} has no format of its own for results"
         )
-        raise ValueError(f"--submission: {named}")
+        raise ValueError(f"--submission: {named}; {those} have one")
     atomic_write_json(path, benchmark.submission(result.predictions))
     print(f"wrote {path}", file=sys.stderr)

@@ -20,12 +20,19 @@ def result_text(result: EvalResult) -> str:
     return _types_text(result) if result.benchmark is None else benchmark_text(result.benchmark)
 
 
-def print_failures(result: EvalResult) -> None:
-    """Name the samples without an answer on standard error."""
-    for sample, message in result.failures[:_SHOWN]:
-        print(f"no answer to {sample}: {message}", file=sys.stderr)
-    if len(result.failures) > _SHOWN:
-        print(f"... and {len(result.failures) - _SHOWN} more samples without an answer", file=sys.stderr)
+def print_failures(result: EvalResult, changed: Mapping[str, EvalResult] | None = None) -> None:
+    """Name the samples without an answer on standard error, and those that lack one under a change of the streams only."""
+    _print_failures(result.failures, "")
+    known = {sample for sample, _ in result.failures}
+    for name, other in (changed or {}).items():
+        _print_failures([failure for failure in other.failures if failure[0] not in known], f" under {name}")
+
+
+def _print_failures(failures: Sequence[tuple[str, str]], where: str) -> None:
+    for sample, message in failures[:_SHOWN]:
+        print(f"no answer to {sample}{where}: {message}", file=sys.stderr)
+    if len(failures) > _SHOWN:
+        print(f"... and {len(failures) - _SHOWN} more samples without an answer{where}", file=sys.stderr)
 
 
 def benchmark_text(result: BenchmarkResult) -> str:

@@ -196,7 +196,7 @@ def compare_changes(plain: EvalResult, changed: Mapping[str, EvalResult], *, see
         compared = compare_pairs(pairs, seed=seed)
         if benchmark is not None and plain.benchmark is not None and plain.benchmark.tables:
             measures = compare_benchmark(benchmark, pairs, protocols=_protocols(plain), seed=seed)
-            compared = next(iter(next(iter(measures.values())).values()))
+            compared = next((next(iter(measure.values())) for measure in measures.values()), compared)
         changes.append(Change(name=name, result=result, pairs=compared, n_compared=len(pairs)))
     return Exposure(plain=plain, changes=tuple(changes))
 
@@ -285,6 +285,8 @@ def _sentence(change: Change, measure: str) -> str:
         return f"Whether the patch uses its {stream} cannot be told: no sample was answered both as it is and with {doing}."
     pair, low, high = change.pair, 100 * change.pair.interval.low, 100 * change.pair.interval.high
     changes = f"{100 * pair.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    if change.n_compared < change.result.overall.n_expected:
+        changes += f", on {change.n_compared:,} of {change.result.overall.n_expected:,} samples"
     if pair.interval.high >= 0:
         return f"Exposed: with {doing} the {measure} does not fall ({changes}), so nothing here shows that the patch uses it."
     return f"With {doing} the {measure} falls ({changes}): the patch uses it."

@@ -28,9 +28,13 @@ def scorers_section(results: Mapping[str, BenchmarkResult]) -> dict[str, Any] | 
     return {
         "split": first.split,
         "versions": list(dict.fromkeys(versions)),
-        "notes": list(dict.fromkeys(note for result in results.values() for note in result.notes)),
+        "notes": _notes(results),
         "measures": [{"name": measure, "groups": _scorer_groups(results, measure)} for measure in measures],
     }
+
+
+def _notes(results: Mapping[str, BenchmarkResult]) -> list[str]:
+    return list(dict.fromkeys(note for result in results.values() for note in result.notes))
 
 
 def _scorer_groups(results: Mapping[str, BenchmarkResult], measure: str) -> list[dict[str, Any]]:
@@ -77,6 +81,7 @@ def published_section(results: Mapping[str, BenchmarkResult]) -> dict[str, Any] 
         for n in row.numbers:
             systems.setdefault((n.system, n.source), [""] * len(chosen))[column] = f"{n.value:.1f}"
     return {
+        "notes": _notes(results),
         "columns": [row.label for row in chosen],
         "own": [
             {"run": run, "number": number, "cells": [cells[k] or "" for k in kept]}

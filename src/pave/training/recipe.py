@@ -144,6 +144,7 @@ class Recipe(Strict):
                 )
         check_not_shared(dropout_rates(self.training.channel_dropout, self.patch), self.data.share_videos)
         check_parts(self.training.train, self.patch)
+        self._check_best()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)
             if self.training.length_grouping is not None:
@@ -156,6 +157,25 @@ class Recipe(Strict):
                     "data.share_videos puts questions about one video together, whatever their tasks, and data.mixing.batches 'per_task' "
                     "keeps tasks apart; give only one of them"
                 )
+
+    def _check_best(self) -> None:
+        """What the Trainer needs to choose the best checkpoint; it would speak in names of its own, or after the first evaluation."""
+        further, save_every, eval_every = self.training.trainer, self.training.save_every, self.training.eval_every
+        if not further.get("load_best_model_at_end"):
+            return
+        metric = str(further.get("metric_for_best_model") or "eval_loss")
+        known = ["eval_loss", *(f"eval_{name}_loss" for name, task in self.data.tasks.items() if task.eval is not None)]
+        if metric not in known and f"eval_{metric}" not in known:
+            raise ValueError(
+                f"training.trainer: metric_for_best_model is {metric!r}; the losses that are watched are {', '.join(known)}"
+            )
+        if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & set(further):
+            return
+        if not eval_every or not save_every or save_every % eval_every:
+            raise ValueError(
+                "training.trainer: load_best_model_at_end needs training.eval_every, and training.save_every as a multiple of it, got "
+                f"{eval_every} and {save_every}"
+            )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,5 +1,7 @@
 """Music-AVQA: the misspelt field, JSON inside strings, slots, and answers that merely contain the truth."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmark_files import converted, result_of, touch, verdicts, write_json
@@ -88,3 +90,11 @@ def test_tables_have_modalities_and_types(files, tmp_path):
     overall = strict.row("overall")
     assert (overall.n_scored, overall.n_counted, overall.n_expected) == (2, 3, 3)
     assert result.notes == ["3 samples, but the split test has 9,185 or 9,129: not comparable with published numbers"]
+
+
+def test_a_folder_named_from_where_the_command_runs_is_found_from_the_folder_of_the_samples(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    done, samples = converted("music_avqa", Path("elsewhere"), Path("avqa-test.json"), Path("media"))
+    assert done.missing == () and [s.video for s in samples] == [s.video for s in converted("music_avqa", tmp_path, *files)[1]]
+    assert all(Path(sample.video).exists() for sample in samples)

@@ -58,7 +58,8 @@ def convert(
     subset: bool = False,
     drop_missing: bool = False,
 ) -> Conversion:
-    """Write the samples of a benchmark's split.
+    """Write the samples of a benchmark's split. Paths of videos and other files are written relative to the folder of ``out`` where
+    they lie below it, else absolute.
 
     Args:
         benchmark: which.
@@ -78,6 +79,7 @@ def convert(
     """
     paths = _files(benchmark, annotations)
     split = split or _split_of(benchmark, paths)
+    media = os.path.abspath(media)  # paths in the file count from its folder, not from where the command runs
     samples = list(benchmark.convert(paths, MediaFolder(media), split))
     official = dict(benchmark.totals.get(split, {}))
     if official and len(samples) not in official.values() and not subset:
@@ -90,10 +92,8 @@ def convert(
     lost = {name for name, _ in missing} if drop_missing else set()
     kept = [sample for sample in samples if sample.id not in lost]
     if not kept:
-        raise ValueError(
-            f"{os.fspath(media)}: none of the {len(samples):,} samples has its video there, such as {missing[0][1]}"
-        )
-    folder = Path(files) if files is not None else Path(out).with_name(f"{Path(out).stem}_files")
+        raise ValueError(f"{media}: none of the {len(samples):,} samples has its video there, such as {missing[0][1]}")
+    folder = Path(os.path.abspath(Path(out).with_name(f"{Path(out).stem}_files") if files is None else files))
     kept, failed = _prepared(benchmark, kept, folder)
     write_samples(out, kept)
     subtypes: dict[str, Counter[str]] = {}
@@ -133,6 +133,8 @@ def _files(benchmark: Benchmark, annotations: Sequence[str | os.PathLike[str]]) 
     """The files themselves, and those of every folder."""
     paths: list[Path] = []
     for path in map(Path, annotations):
+        if not path.exists():
+            raise ValueError(f"{path}: there is no such file of annotations")
         found = sorted(path.glob(benchmark.files)) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{path}: the folder holds no annotations of {benchmark.title} ({benchmark.files})")
