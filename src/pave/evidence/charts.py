@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pave.evaluation.metrics import Interval
 from pave.evidence.svg import SERIES, Drawing
 
 WIDTH = 760
@@ -21,6 +22,11 @@ class Point:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def percent(cls, value: float, interval: Interval) -> Point:
+        """Of a share and its interval."""
+        return cls(100 * value, 100 * interval.low, 100 * interval.high)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def dot_chart(
     return drawing
 
 
-def _dots(drawing: Drawing, row: Row, series: Sequence[str], y: float, x_of) -> None:  # type: ignore[no-untyped-def]
+def _dots(drawing: Drawing, row: Row, series: Sequence[str], y: float, x_of: Callable[[float], float]) -> None:
     drawing.text(_LEFT - 12, y + 4, row.label, anchor="end")
     if row.mark is not None:
         drawing.line(x_of(row.mark), y - 8, x_of(row.mark), y + 8, "w")

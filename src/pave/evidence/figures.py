@@ -40,7 +40,9 @@ def remove_unlinked(root: Path, page: str) -> None:
     """
     folder = root / FOLDER
     linked = {(root / link).resolve() for link in _LINK.findall(page)}
-    for further in sorted(path for path in linked if path.suffix == ".md" and path.parent == folder.resolve() and path.exists()):
+    for further in sorted(
+        path for path in linked if path.suffix == ".md" and path.parent == folder.resolve() and path.exists()
+    ):
         linked |= {(folder / link).resolve() for link in _LINK.findall(further.read_text(encoding="utf-8"))}
     for file in folder.glob("*.*"):
         if file.suffix in (".svg", ".md") and file.resolve() not in linked:

@@ -37,7 +37,8 @@ class _Time:
         half = (times_F[1] - times_F[0]) / 2 if len(times_F) > 1 else 0.5
         step = float(np.median(np.diff(np.sort(times_K)))) / 2 if len(times_K) > 1 else half
         axis = TimeAxis(
-            min(float(times_F[0] - half), float(times_K.min() - step)), max(float(times_F[-1] + half), float(times_K.max() + step))
+            min(float(times_F[0] - half), float(times_K.min() - step)),
+            max(float(times_F[-1] + half), float(times_K.max() + step)),
         )
         wide = 10_000
         spans = [
@@ -125,7 +126,9 @@ def _heat(drawing: Drawing, look: Look, weights_TK: NDArray[np.float64], time: _
         left, right = time.spans_K[reach[0]][0], time.spans_K[reach[-1]][1]
         drawing.rect(left, y + t * _LINE, right - left, _LINE - 1, "f", opacity=0.45)
         for k in reach:
-            _weight(drawing, time.spans_K[k][0], y + t * _LINE, time.spans_K[k][1] - time.spans_K[k][0], _LINE - 1, weights_TK[t, k])
+            _weight(
+                drawing, time.spans_K[k][0], y + t * _LINE, time.spans_K[k][1] - time.spans_K[k][0], _LINE - 1, weights_TK[t, k]
+            )
 
 
 def _weight(drawing: Drawing, x: float, y: float, width: float, height: float, weight: float) -> None:
@@ -196,7 +199,9 @@ def _tokens(drawing: Drawing, look: Look, y: float) -> None:
         tall = _CELL - 2 if M == 1 else side
         drawing.text(x - 8, y + min(tall, 20) / 2 + 5, name, "q", anchor="end")
         for column in range(len(steps)):
-            _step_cells(drawing, weights_KM[column], (x + column * wide, y, wide - 6 if M == 1 else side, tall), _grid_side(look))
+            _step_cells(
+                drawing, weights_KM[column], (x + column * wide, y, wide - 6 if M == 1 else side, tall), _grid_side(look)
+            )
         y += tall + (2 if M == 1 else 6)
     for column, k in enumerate(steps):
         drawing.text(x + column * wide, y + 12, f"{look.times_K[k]:.2f} s", "q")

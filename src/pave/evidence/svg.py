@@ -16,7 +16,14 @@ SERIES = 8
 _LIGHT = ("#57606a", "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#9a6700", "#0a7d83")
 _DARK = ("#9aa4af", "#58a6ff", "#ffa657", "#56d364", "#bc8cff", "#ff9bce", "#e3b341", "#56d4dd")
 _SCHEMES = {
-    "light": {"ground": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "rule": "#d1d9e0", "heat": "#0969da", "mark": "#bc4c00"},
+    "light": {
+        "ground": "#ffffff",
+        "ink": "#1f2328",
+        "soft": "#59636e",
+        "rule": "#d1d9e0",
+        "heat": "#0969da",
+        "mark": "#bc4c00",
+    },
     "dark": {"ground": "#0d1117", "ink": "#e6edf3", "soft": "#9198a1", "rule": "#3d444d", "heat": "#58a6ff", "mark": "#ffa657"},
 }
 _RULES = """
