@@ -10,7 +10,7 @@ from pave.utils.files import atomic_write_text
 
 FOLDER = "evidence"
 """Beside ``evidence.md``."""
-_LINK = re.compile(r"\]\(([^)#\s]+)\)")
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
 
 def add_figure(root: Path, name: str, drawing: Drawing, *, beside: str = "") -> str:

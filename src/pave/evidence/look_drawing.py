@@ -17,10 +17,9 @@ WIDTH = 760
 _LEFT, _RIGHT = 118, 744
 _PIXELS = 24
 """Of a side of a drawn frame."""
-_LINE, _CELL = 9, 14
+_LINE, _CELL, _LABEL = 9, 14, 46
 _FAINT = 0.004
 """Share of the largest weight that is not drawn any more."""
-_EXTREMES = 2
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,10 @@ def _tokens(drawing: Drawing, look: Look, y: float) -> None:
                 drawing, weights_KM[column], (x + column * wide, y, wide - 6 if M == 1 else side, tall), _grid_side(look)
             )
         y += tall + (2 if M == 1 else 6)
+    every = int(-(-_LABEL // wide))
     for column, k in enumerate(steps):
-        drawing.text(x + column * wide, y + 12, f"{look.times_K[k]:.2f} s", "q")
+        if column % every == 0:
+            drawing.text(x + column * wide, y + 12, f"{look.times_K[k]:.2f} s", "q")
 
 
 def _step_cells(drawing: Drawing, weight_M: NDArray[np.float64], box: tuple[float, float, float, float], across: int) -> None:

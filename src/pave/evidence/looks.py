@@ -55,8 +55,8 @@ class Look:
 
     @property
     def in_reach_TK(self) -> NDArray[np.bool_]:
-        """The side steps that each frame may attend to."""
-        reach: NDArray[np.bool_] = (self.weight_LTNSKM[0] > 0).any(axis=(1, 2, 4))
+        """The side steps that each frame may attend to: those with a weight, as a softmax is nowhere zero."""
+        reach: NDArray[np.bool_] = (self.weight_LTNSKM > 0).any(axis=(0, 2, 3, 5))
         return reach
 
     @property
@@ -77,13 +77,15 @@ class Look:
 
     @property
     def chosen_frame(self) -> int:
-        """The frame that may attend to the first step of the first event; the middle one where there is no such frame."""
+        """Of the frames that may attend to the first step of the first event the nearest in time; the middle one where there is none."""
+        T, times_F = len(self.in_reach_TK), self.item.times_F
         if self.events:
             first = int(self.on_event_K.nonzero()[0][0])
             frames = self.in_reach_TK[:, first].nonzero()[0]
             if len(frames):
-                return int(frames[0])
-        return len(self.in_reach_TK) // 2
+                far = np.abs(times_F[frames * len(times_F) // T] - self.times_K[first])
+                return int(frames[far.argmin()])
+        return T // 2
 
     def pictures_KHWC(self) -> NDArray[np.uint8] | None:
         """The steps as the encoder sees them, a pixel for each cell; None for encoders that see no pixels."""

@@ -7,6 +7,7 @@ viewer's colour scheme, so that it can be read wherever it is put. Numbers are r
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ class Drawing:
         boxes: dict[int, list[str]] = {ground: [f"M0 0h{W}v{H}h-{W}z"]}
         for row, line_W in enumerate(which_HW):
             starts = [0, *(np.flatnonzero(np.diff(line_W)) + 1).tolist(), W]
-            for first, last in zip(starts[:-1], starts[1:], strict=True):
+            for first, last in pairwise(starts):
                 if (colour := int(line_W[first])) != ground:
                     boxes.setdefault(colour, []).append(f"M{first} {row}h{last - first}v1h-{last - first}z")
         drawn = "".join(f'<path fill="{colours[colour]}" d="{"".join(runs)}"/>' for colour, runs in boxes.items())
@@ -117,14 +118,13 @@ def _few_colours(pixels_HWC: NDArray[np.uint8]) -> tuple[list[str], NDArray[np.i
     flat = pixels_HWC.reshape(-1, 3).astype(int)
     kept: list[NDArray[np.int_]] = []
     which = np.full(len(flat), -1)
-    values, inverse, counts = np.unique(flat, axis=0, return_inverse=True, return_counts=True)
+    values, counts = np.unique(flat, axis=0, return_counts=True)
     for colour in values[np.argsort(-counts, kind="stable")]:
         left = which < 0
         if not (left & (flat == colour).all(axis=1)).any():
             continue
         which[left & (np.abs(flat - colour).max(axis=1) <= _NEAR)] = len(kept)
         kept.append(colour)
-    del inverse
     means = [flat[which == i].mean(axis=0).round().astype(int) for i in range(len(kept))]
     return ["#" + "".join(f"{v:02x}" for v in mean) for mean in means], which.reshape(pixels_HWC.shape[:2])
 

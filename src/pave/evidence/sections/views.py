@@ -11,7 +11,7 @@ from pave.data.media import read_audio
 from pave.data.samples import Sample, read_samples
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import SoundView
-from pave.evidence.figures import FOLDER, add_figure, on_page
+from pave.evidence.figures import FOLDER, add_figure
 from pave.evidence.look_drawing import draw_look
 from pave.evidence.looks import Look, Looker, summary
 from pave.evidence.runs import Run, accuracy, answers
@@ -32,8 +32,9 @@ _LEGEND = (
     "A cell is the attention weight softmax(q·k/√d) of the fusion module, averaged over heads, in the line of a frame over its video "
     "tokens as well: clear blue is all of it, pale none, grey what the frame may attend to by its time. *Side steps* are how far the "
     "features of each step lie from their mean. Orange is the event that was rendered into the channel, which the model is not told. Below, "
-    "one frame: the one that may attend to the beginning of the event, or the middle one where there is none; its video tokens "
-    "have numbers. Pictures in its columns are the dense frames, cameras or views as the encoder hands them over, a pixel for each cell."
+    "one frame: the nearest that may attend to the beginning of the event, or the middle one where there is none; its video tokens "
+    "have numbers. Where a step has several tokens, each is a cell at its place, and of the video tokens two are shown, the one with most "
+    "of its attention on the event and the one with least (the first and the last without an event). Pictures in its columns are the dense frames, cameras or views as the encoder hands them over, a pixel for each cell."
 )
 
 
@@ -232,8 +233,7 @@ def _write(plan: Plan, root: Path) -> str:
             markdown_table(_HEADER, [_row(seen)]),
             pictures["high_fps"].shown(seen.sample, beside),
             "That patch gets every dense frame as one token. A variant gets 3 x 3 tokens of each, as many as the frame has video tokens, so that "
-            "there is a place to look at as well; the light is in the middle one. The same clip, and of the frame's video tokens "
-            "the one with most of its attention on the event and the one with least:",
+            "there is a place to look at as well; the light is in the middle one. The same clip:",
             nine.shown(seen.sample, beside),
             "### Over all test clips",
             "Attention on the steps of the event, in percent, mean over the frames that may attend to such steps and to others. *Spread evenly* "
