@@ -27,7 +27,7 @@ from pave.training.recipe import read_recipe
 from pave.training.sampler import Stage
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "golden" / "README.md"])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "tests" / "golden" / "README.md"])
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 PARTS = sorted(ROOT.glob("recipes/*/*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])

@@ -21,7 +21,8 @@ def command(
     """\b
     pave reproduce channels time --size one-seed
 
-    Train and test patches on the miniature worlds inside pave, and write the tables of docs/evidence.md anew. What a run left
+    Train and test patches on the miniature worlds inside pave, and write docs/evidence.md anew, with its figures in a
+    folder beside it. What a run left
     behind is not made again, so an interrupted reproduction goes on where it stopped.
     """
     from pave.cli.models import hide_loading_bars

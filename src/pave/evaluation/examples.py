@@ -147,9 +147,26 @@ def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]
     of a step: a row sums to 1, or to 0 where the frame reads nothing. Where the base merges frames, merged frames share a
     row. Channels that are missing or not fused by cross-attention are left out.
     """
+    maps: dict[str, NDArray[np.float64]] = {}
+    for name, weight_LTNSKM in attention_maps(qa, item).items():
+        weight_TK = weight_LTNSKM[-1].sum(axis=-1).mean(axis=(1, 2))
+        frames = len(item.times_F)
+        maps[name] = weight_TK[np.arange(frames) * len(weight_TK) // frames]
+    return maps
+
+
+def attention_maps(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]:
+    """What every video token attends to in every layer, by channel: softmax(q k / sqrt(H)), arrays (layers, T, N, S, K, M).
+
+    T are the time steps of the base, in which it may have merged frames. The weights of a token on all side tokens sum to 1, or
+    to 0 where its frame reads nothing. Channels that are missing or not fused by cross-attention are left out.
+
+    Raises:
+        ValueError: if the model carries no patch.
+    """
     model = qa.model
     if not is_patched(model):
-        raise ValueError("attention_of: the model carries no patch")
+        raise ValueError("attention_maps: the model carries no patch")
     batch = PatchCollator(qa.processor, model.config, qa.channels, train=False)([item])
     maps: dict[str, NDArray[np.float64]] = {}
     with _watched(patch_slot(model).fusions) as calls:
@@ -158,12 +175,9 @@ def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]
         features = item.side.get(name)
         if features is None:
             continue
-        weight_BTNSKM = fusion.attention_map(*arguments[:2]).double()
-        weight_TK = weight_BTNSKM[0].sum(dim=-1).mean(dim=(1, 2))
-        frames = len(item.times_F)
+        layers = [fusion.attention_map(*arguments[:2], layer=number) for number in range(len(fusion.layers))]
         steps = int(arguments[0].valid_BT[0].sum())
-        of_frame = torch.arange(frames) * steps // frames
-        maps[name] = weight_TK[of_frame, : len(features)].cpu().numpy()
+        maps[name] = torch.stack(layers)[:, 0, :steps, ..., : len(features), :].double().cpu().numpy()
     return maps
 
 

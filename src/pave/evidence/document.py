@@ -13,8 +13,10 @@ import torch
 import transformers
 
 import pave
+from pave.evidence.figures import remove_unlinked
 from pave.evidence.runs import execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
+from pave.evidence.sections.common import data_folder
 from pave.evidence.worlds import merge_worlds, write_world
 from pave.utils.files import atomic_write_text
 
@@ -24,7 +26,7 @@ SIZES = {"full": FULL, "one-seed": ONE_SEED, "short": SHORT}
 
 
 def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", processes: int = 2) -> Path:
-    """Make every run that is missing, and write ``evidence.md`` into the folder.
+    """Make every run that is missing, and write ``evidence.md`` into the folder, with its figures under ``evidence/``.
 
     Args:
         root: folder for data, runs and the page; what is in it already is used.
@@ -50,8 +52,9 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
     runs = all_runs(chosen, plan)
     data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
     execute_all(runs, data, root, processes)
-    page = root / "evidence.md"
-    atomic_write_text(page, _page(chosen, plan, root, size))
+    page, text = root / "evidence.md", _page(chosen, plan, root, size)
+    atomic_write_text(page, text)
+    remove_unlinked(root, text)
     logger.info("wrote %s after %.0f s", page, time.monotonic() - start)
     return page
 
@@ -59,7 +62,7 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
 def _data(world: str, root: Path, plan: Plan) -> Path:
     """The samples of a world, made where they are missing."""
     names = world.split("+")
-    folders = {name: root / "data" / f"{name}-{plan.train_clips}-{plan.test_clips}" for name in names}
+    folders = {name: data_folder(name, root, plan) for name in names}
     for name, folder in folders.items():
         if not (folder / "complete").exists():
             logger.info("rendering %d clips of the world %s", plan.train_clips + plan.test_clips, name)
@@ -67,7 +70,7 @@ def _data(world: str, root: Path, plan: Plan) -> Path:
             (folder / "complete").touch()
     if len(names) == 1:
         return folders[world]
-    merged = root / "data" / f"{world.replace('+', '_')}-{plan.train_clips}-{plan.test_clips}"
+    merged = data_folder(world, root, plan)
     merged.mkdir(parents=True, exist_ok=True)
     merge_worlds(names, folders, merged)
     return merged

@@ -47,6 +47,11 @@ class Section:
     """The Markdown under the title, from the runs in a folder."""
 
 
+def data_folder(world: str, root: Path, plan: Plan) -> Path:
+    """Where the samples of one world, or of several joined by "+", are."""
+    return root / "data" / f"{world.replace('+', '_')}-{plan.train_clips}-{plan.test_clips}"
+
+
 def run(world: str, variant: str, patch: PatchConfig | None, plan: Plan, seed: int, **changes: Any) -> Run:
     """A run of the plan's size."""
     values: dict[str, Any] = {"steps": 0 if patch is None else plan.steps_of(world), "clips": plan.train_clips, **changes}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig
 from pave.demo.plan import SILENT
+from pave.evidence.charts import Point, Row, curve_chart, dot_chart
+from pave.evidence.figures import on_page
 from pave.evidence.runs import Run, accuracy, difference, facts_of
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
@@ -18,6 +21,15 @@ _AUDIO = WORLDS["audio"]
 _TEXT_TOKENS, _SIDE_STEPS = 20, 32
 _CURVE = (50, 100, 200, 350)
 """Steps at which the training loss is shown, the mean of the five entries of the log up to there."""
+_NEED, _SILENT = "questions that need the sound", "silent questions"
+_SHORT = {
+    "none, every frame attends to the whole sound": "none",
+    "the final norm learns at the rate of the rest (published)": "final norm at the rate of the rest",
+    "at 10 times the rate": "final norm at 10 times the rate",
+    "no final norm, the last linear starts at zero": "no final norm",
+    "keys also make the values (released code)": "keys also make the values",
+}
+"""Names that are too long for a chart."""
 
 
 @dataclass(frozen=True)
@@ -94,33 +106,63 @@ def _losses(runs: list[Run], root: Path) -> list[str]:
     return cells
 
 
+def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, float]]:
+    """Losses by step, the mean over seeds at the steps that all of them logged.
+
+    Args:
+        curves: (step, loss) pairs of each seed.
+    """
+    by_step = [{float(step): float(loss) for step, loss in curve} for curve in curves]
+    common = sorted(set.intersection(*(set(losses) for losses in by_step)))
+    return [(step, sum(losses[step] for losses in by_step) / len(by_step)) for step in common]
+
+
+def _curves(group: str, named: Mapping[str, list[Run]], root: Path) -> str:
+    """The learning curves of a group."""
+    curves = {name: mean_curve([facts_of(run, root)["curve"] for run in runs]) for name, runs in named.items()}
+    chart = curve_chart(
+        f"Training loss by step: {group}", curves, x_axis="optimizer steps", y_axis="training loss, mean since the entry before"
+    )
+    return on_page(root, f"curves-{group.replace(' ', '-')}", chart)
+
+
+def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
+    """All differences to the reference at a glance."""
+    chart = dot_chart(
+        f"What each change gains over {REFERENCE}",
+        charted,
+        (_NEED, _SILENT),
+        axis=f"difference to {REFERENCE} in points, with 95 % intervals",
+        ends=(-10.0, 5.0),
+    )
+    return on_page(root, "parts", chart)
+
+
 def _write(plan: Plan, root: Path) -> str:
-    out = [
+    intro = (
         "The audio patch of the demo with one thing changed at a time, the same questions and steps for all; accuracy in percent, and the "
         f"difference to {REFERENCE} in points. *Loss* is the mean training loss up to that step. *Tokens* is the length of the prompt that "
         f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound). In all, {seeds_text(plan)}."
-    ]
+    )
     reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
-    header = [
-        "",
-        "sound",
-        "sound_vision",
-        "silent",
-        "sound against it",
-        "silent against it",
-        *(f"loss at {s}" for s in _CURVE),
-        "tokens",
-    ]
+    losses = [f"loss at {s}" for s in _CURVE]
+    header = ["", "sound", "sound_vision", "silent", "sound against it", "silent against it", *losses, "tokens"]
+    out: list[str] = []
+    charted: dict[str, list[Row]] = {}
     for group, members in variants().items():
-        rows = []
+        rows, named = [], {}
         for name, variant in {REFERENCE: Variant(_AUDIO.patch()), **members}.items():
-            runs = _of(name, variant, plan)
+            named[name] = runs = _of(name, variant, plan)
             scores = [cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), SILENT)]
-            against = [gain(*difference(reference, runs, root, kinds)) for kinds in (_AUDIO.own, SILENT)]
-            against = ["", ""] if name == REFERENCE else against
+            against = ["", ""]
+            if name != REFERENCE:
+                by = {_NEED: difference(reference, runs, root, _AUDIO.own), _SILENT: difference(reference, runs, root, SILENT)}
+                against = [gain(*found) for found in by.values()]
+                points = {series: Point.percent(*found) for series, found in by.items()}
+                charted.setdefault(group, []).append(Row(_SHORT.get(name, name), points))
             rows.append([name, *scores, *against, *_losses(runs, root), str(llm_tokens(variant.patch))])
-        out += [f"### {group[0].upper()}{group[1:]}", markdown_table(header, rows)]
-    return "\n\n".join(out)
+        out += [f"### {group[0].upper()}{group[1:]}", markdown_table(header, rows), _curves(group, named, root)]
+    return "\n\n".join([intro, _gains(charted, root), *out])
 
 
 SECTION = Section("What matters", _runs, _write)

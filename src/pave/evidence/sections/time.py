@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pave.config import PatchConfig
+from pave.evidence.charts import Point, Row, dot_chart
+from pave.evidence.figures import on_page
 from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference
 from pave.evidence.sections.common import Plan, Section, seeds
 from pave.evidence.tables import cell, gain, markdown_table
@@ -50,19 +52,32 @@ def _write_time(plan: Plan, root: Path) -> str:
         "with `empty_frames: skip`, the default, they get no residual at all, which the patch has never met in training; with `nearest` they "
         "get the nearest step."
     ]
-    rows = []
+    rows: list[list[str]] = []
+    charted: dict[str, list[Row]] = {}
     for world in _TIMED:
         kind = WORLDS[world].aligned
         assert kind is not None
         for variant, (patch, asked) in _time_variants(world).items():
             runs = seeds(world, variant, patch, plan, asked_with=asked)
-            cells = [cell(accuracy(runs, root, (kind,)))]
-            for change in CHANGES:
+            scores = {AS_IT_IS: accuracy(runs, root, (kind,))} | {
+                words: accuracy(runs, root, (kind,), change) for change, words in CHANGES.items()
+            }
+            cells = [cell(scores[AS_IT_IS])]
+            for change, words in CHANGES.items():
                 by = difference(runs, runs, root, (kind,), (AS_IT_IS, change))
-                cells.append(f"{cell(accuracy(runs, root, (kind,), change))}<br>{gain(*by)}")
-            rows.append([f"{world}, {kind.replace('_', ' ')}", variant, *cells])
+                cells.append(f"{cell(scores[words])}<br>{gain(*by)}")
+            questions = f"{world}, {kind.replace('_', ' ')}"
+            rows.append([questions, variant, *cells])
+            points = {words: Point.percent(score.mean, score.interval) for words, score in scores.items()}
+            charted.setdefault(questions, []).append(Row(variant, points))
     header = ["questions", "alignment", AS_IT_IS, *CHANGES.values()]
-    return "\n\n".join([*parts, markdown_table(header, rows)])
+    chart = dot_chart(
+        "Accuracy by timestamps, by index and without alignment, on streams as they are and changed",
+        charted,
+        (AS_IT_IS, *CHANGES.values()),
+        axis="accuracy in percent, with 95 % intervals",
+    )
+    return "\n\n".join([*parts, on_page(root, "time", chart), markdown_table(header, rows)])
 
 
 SECTION = Section("True times hold where an even spread does not", _time_runs, _write_time)
