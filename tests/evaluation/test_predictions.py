@@ -108,6 +108,7 @@ def test_scores_by_type_with_failures_counted_wrong(tmp_path):
     assert data["overall"]["n_scored"] == 3 and data["failures"] == [{"id": "s2", "error": "no such file"}]
     file = PredictionFile(tmp_path / "p.jsonl", SETTINGS)
     file.append(predictions)
+    file.finish([p.id for p in predictions])
     assert rescore(tmp_path / "p.jsonl") == result
     with pytest.raises(ValueError, match="'s0' comes more than once"):
         score_predictions([make(0), make(0)])

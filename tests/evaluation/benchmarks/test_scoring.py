@@ -164,6 +164,7 @@ def test_predictions_on_disk_hold_what_scorers_need(tmp_path):
     file = PredictionFile(tmp_path / "p.jsonl", {"base": "b"})
     predictions = answered(SAMPLES, ["red", "green", None, "blue"])
     file.append(predictions)
+    file.finish([p.id for p in predictions])
     assert rescore(tmp_path / "p.jsonl") == score_predictions(predictions, {"base": "b"})
 
 
