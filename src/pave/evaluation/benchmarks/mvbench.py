@@ -68,7 +68,17 @@ def _sample(item: Item, task: str, number: int, media: MediaFolder, split: str) 
         question=mvbench_prompt(item.get("question"), options),
         answer=letter_of(item, options),
         type=task,
-        meta={**facts(NAME, split, {"task": task}, video=video, options=options, clip={key: float(value) for key, value in bounds.items()}), "source": where},
+        meta={
+            **facts(
+                NAME,
+                split,
+                {"task": task},
+                video=video,
+                options=options,
+                clip={key: float(value) for key, value in bounds.items()},
+            ),
+            "source": where,
+        },
     )
 
 

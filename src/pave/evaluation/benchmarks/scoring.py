@@ -111,7 +111,7 @@ def benchmark_of(predictions: Sequence[Prediction]) -> Benchmark | None:
         lacking = _lacking(benchmark, prediction.meta)
         if lacking is not None:
             raise ValueError(
-                f"sample {prediction.id!r} is of the benchmark {names[0]}, but its meta lacks {lacking!r}, or has something else there; "
+                f"sample {prediction.id!r} is of the benchmark {names[0]}, but its meta lacks {lacking!r}; "
                 "make the file of samples with pave data convert, or take 'benchmark' out of meta"
             )
     return benchmark
