@@ -148,4 +148,6 @@ def test_where_the_letter_is_asked_for_it_wins_over_choices_that_are_letters():
     assert parse_choice("E", choices, letters_first=True) == 2  # there is no fifth choice
     assert parse_choice("b", choices, letters_first=True) == 1
     assert parse_choice("B", ["B", "A"], letters_first=True) == 1
-    assert parse_choice("(A) a", choices, letters_first=True) is None
+    for first in (True, False):
+        assert parse_choice("(A) a", choices, letters_first=first) is None
+        assert parse_choice("B. B. King", ["B. B. King", "Elvis"], letters_first=first) == 0

@@ -61,7 +61,7 @@ def _sample(item: Item, task: str, number: int, media: MediaFolder, split: str) 
     options = options_of(item, "candidates")
     bounds = {key: item.get(key, (int, float)) for key in ("start", "end") if key in item.value}
     if len(bounds) == 1 or (bounds and not 0 <= bounds["start"] < bounds["end"] < _LONGEST):
-        raise item.error(f"the clip must start before it ends, got {str(bounds):.80}")
+        raise item.error(f"the clip must start before it ends, got {bounds!s:.80}")
     return Sample(
         id=f"{NAME}-{task}-{number}",
         video=str(media.place(where)) if task == _FRAMES else media.find(where, video),

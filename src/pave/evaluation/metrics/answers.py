@@ -110,15 +110,14 @@ def _named_choice(text: str, normal: list[str], letters_first: bool) -> int | No
     letter = _index(match, len(normal)) if (match := _LETTER_ALONE.match(stem)) else None
     if letters_first and letter is not None and not (stem.isalpha() and stem.islower()):
         return letter
+    index = rest = None
+    if both := _LETTER_THEN_TEXT.match(text):
+        index, rest = _index(both, len(normal)), normalize_answer(both[both.lastindex or 0])
+        if index is not None and rest in normal and rest != normal[index]:
+            return None  # letter and text mean two choices
     if bare and normal.count(bare) == 1:
         return normal.index(bare)
-    if match:
-        return letter
-    if match := _LETTER_THEN_TEXT.match(text):
-        index = _index(match, len(normal))
-        rest = normalize_answer(match[match.lastindex or 0])
-        return index if index is not None and rest == normal[index] else None
-    return None
+    return letter if match else index if index is not None and rest == normal[index] else None
 
 
 def _index(match: re.Match[str], count: int) -> int | None:
