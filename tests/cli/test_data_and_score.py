@@ -90,6 +90,7 @@ def test_without_json_the_table_is_for_people(world, capsys):
     samples = read_samples(folder / "test.jsonl")
     for name, answers in (("one", ["piano", "no", None]), ("two", ["no", "no", "no"])):
         file = PredictionFile(folder / f"{name}.jsonl", {"base": "b"})
+        file.expect(3)
         file.append(
             [as_prediction(s).__class__(**{**as_prediction(s).to_dict(), "prediction": a}) for s, a in zip(samples, answers)]
         )

@@ -116,6 +116,7 @@ def test_partners_are_of_another_video_and_each_lends_once():
         ("gap=1", "share between 0 and 1, got 1"),
         ("noised=-1", "a positive number"),
         ("shifted=inf", "a finite number"),
+        ("shifted=0", "a finite number other than 0, got 0"),
         ("thinned=much", "'much' is no number"),
     ],
 )
@@ -193,3 +194,22 @@ def test_a_model_without_the_channel_is_refused(run):
         VideoQA.from_pretrained(base, device="cpu").use_counterfactual(Counterfactual("removed"), samples)
     with pytest.raises(ValueError, match="no side channel 'depth', it has audio"):
         VideoQA.from_pretrained(base, patch, device="cpu").use_counterfactual(Counterfactual.parse("depth:removed"), samples)
+
+
+def test_videos_that_share_a_file_of_a_stream_do_not_lend_it_to_each_other():
+    def sample(number, **side):
+        return Sample(id=f"s{number}", video=f"v{number}.mp4", question="?", side_channels=side)
+
+    samples = [sample(0, audio="x.wav"), sample(1, audio="./x.wav"), sample(2), sample(3, audio="y.wav", imu="m.csv")]
+    samples += [sample(4, imu="m.csv"), sample(5, audio="v2.mp4")]
+    for seed in range(10):
+        lent = {key: value.id for key, value in Counterfactual("swapped", seed=seed).partners(samples).items()}
+        pairs = [{"s0", "s1"}, {"s2", "s5"}, {"s3", "s4"}]
+        assert all(lent[one] not in pair and lent[one] == lent[min(pair)] for pair in pairs for one in pair)
+    alone = [Counterfactual("swapped", channel="audio", seed=seed).partners(samples)["s3"].id for seed in range(20)]
+    assert "s4" in alone  # they share a stream of another channel only
+    with pytest.raises(ValueError, match="at least 2 videos"):
+        Counterfactual("swapped").partners(samples[:2])
+    chain = [sample(0, audio="a"), sample(1, audio="b"), sample(2, audio="a", imu="b")]
+    with pytest.raises(ValueError, match="at least 2 videos"):
+        Counterfactual("swapped").partners(chain)

@@ -108,6 +108,7 @@ def test_scores_by_type_with_failures_counted_wrong(tmp_path):
     assert data["overall"]["n_scored"] == 3 and data["failures"] == [{"id": "s2", "error": "no such file"}]
     file = PredictionFile(tmp_path / "p.jsonl", SETTINGS)
     file.append(predictions)
+    file.finish([p.id for p in predictions])
     assert rescore(tmp_path / "p.jsonl") == result
     with pytest.raises(ValueError, match="'s0' comes more than once"):
         score_predictions([make(0), make(0)])
@@ -121,3 +122,33 @@ def test_two_runs_are_compared_sample_by_sample_whatever_their_order():
     assert compare_results(first, second)["sound"] == comparison
     with pytest.raises(ValueError, match=r"1 are in one only, such as 's7'"):
         compare_results(first, score_predictions([make(i) for i in range(7)]))
+
+
+def test_a_file_that_holds_more_fewer_or_other_samples_than_its_run_is_refused(tmp_path):
+    def written(*predictions, expected):
+        path = tmp_path / "p.jsonl"
+        path.unlink(missing_ok=True)
+        file = PredictionFile(path, SETTINGS)
+        if expected is not None:
+            file.expect(expected)
+        file.append(predictions)
+        return path
+
+    assert len(rescore(written(make(0, None), make(0), make(1), expected=2)).predictions) == 2  # tried again
+    for found, expected, message in (
+        ((make(0),), None, "answered 1 of an unknown number of samples"),
+        ((), None, "answered 0 of an unknown number"),
+        ((make(0),), 2, "answered 1 of 2 samples"),
+        ((make(0), make(1)), 1, "holds 2 samples, but its run was asked for 1"),
+        ((make(0, "dog"), make(0, references=("dog",)), make(1)), 2, "sample 's0' has changed since it was answered"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rescore(written(*found, expected=expected))
+
+
+@pytest.mark.parametrize("change", [{"references": ("buzz",)}, {"question": "why?"}, {"choices": ("bell", "dog")}])
+def test_runs_with_other_questions_or_truths_are_not_compared(change):
+    first = score_predictions([make(0), make(1)])
+    second = score_predictions([make(0), make(1, **change)])
+    with pytest.raises(ValueError, match=f"different samples of the id 's1': {next(iter(change))} is .* in the first and"):
+        compare_results(first, second)

@@ -100,3 +100,33 @@ def test_a_run_that_did_not_end_needs_its_samples(tmp_path):
     with pytest.raises(ValueError, match=r"answers to 1 samples that are not in the file of samples, such as 's2'"):
         read_all_predictions(file.path, SAMPLES[:2])
     assert json.loads(file.path.read_text().splitlines()[0])["expected"] == 7
+
+
+def test_a_part_under_the_name_of_another_is_refused(tmp_path):
+    path = write_shard(tmp_path, 1, 2).path
+    (tmp_path / "predictions-2-of-2.jsonl").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"predictions-2-of-2\.jsonl: the file is shard 1 of 2 by its first line"):
+        merge_shards(tmp_path)
+    header, *lines = path.read_text().splitlines(keepends=True)
+    plain = {key: value for key, value in json.loads(header).items() if key != "shard"}
+    (tmp_path / "predictions-2-of-2.jsonl").write_text(json.dumps(plain) + "\n" + "".join(lines))
+    with pytest.raises(ValueError, match=r"predictions-2-of-2\.jsonl, line 1, 'shard'"):
+        merge_shards(tmp_path)
+
+
+def test_shards_of_an_earlier_run_do_not_replace_a_whole_one(tmp_path):
+    for index in (1, 2):
+        write_shard(tmp_path, index, 2)
+    for settings, samples in (
+        ({**SETTINGS, "base": "c"}, SAMPLES),
+        (SETTINGS, [Sample(id="t", video="v", question="?", answer="a")]),
+    ):
+        file = PredictionFile(tmp_path / "predictions.jsonl", settings)
+        file.expect(len(samples))
+        file.append([answer(sample) for sample in samples])
+        before = file.path.read_bytes()
+        with pytest.raises(ValueError, match=r"predictions\.jsonl is of another run than the shards beside it"):
+            merge_shards(tmp_path)
+        assert file.path.read_bytes() == before
+        file.path.unlink()
+    assert len(read_all_predictions(merge_shards(tmp_path))[1]) == 7

@@ -47,7 +47,7 @@ def command(
     loaded, unless --patch asks to see where the patch looks.
     """
     from pave.data.samples import read_samples
-    from pave.evaluation.run_report import read_runs, write_run_report
+    from pave.evaluation.run_report import read_runs, unchecked_runs, write_run_report
 
     if base is not None and patch is None:
         raise ValueError("--base: the model is loaded to see where a patch looks; name the patch with --patch")
@@ -56,6 +56,10 @@ def command(
     qa = None if patch is None else _load(read[-1], base, patch, device, dtype, allow_base_mismatch)
     data = write_run_report(out, read, samples=given, qa=qa, examples=examples, title=title, seed=seed)
     lines = [f"{run.name}: {sentence}" for run in read if run.exposure is not None for sentence in run.exposure.sentences]
+    lines += [
+        f"{name}: the run has no counterfactuals, so whether the patch uses its side channel is not known (pave eval --counterfactuals)"
+        for name in unchecked_runs(read)
+    ]
     lines += [f"sample {sample}: {note}" for sample, note in data["not_shown"].items()]
     return Result("\n".join([*lines, f"report: {out}"]), data)
 

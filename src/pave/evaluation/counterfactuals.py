@@ -7,7 +7,8 @@ question and truth stay. It is written ``KIND`` or ``KIND=VALUE``, or ``CHANNEL:
 kind        value       the stream becomes
 =========== =========== ==================================================================================================
 removed                 missing, as if the file had none
-swapped                 that of another video among the samples (each video gives its stream to exactly one other)
+swapped                 that of another video among the samples (each video gives its stream to exactly one other; clips of one
+                        video, and videos that share a file of a stream, count as one)
 shifted     2 s         later by that many seconds (negative: earlier), so that its times are wrong
 noised      1           itself plus Gaussian noise of that many standard deviations of each feature over the stream
 thinned     0.5         itself without that share of its steps, chosen at random
@@ -25,6 +26,7 @@ step. Everything random depends on the seed and the sample's id alone.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +35,7 @@ import torch
 
 from pave.data.items import PatchItem
 from pave.data.samples import Sample
+from pave.evaluation.predictions import source_of
 from pave.side_channels import SideFeatures
 
 DEFAULTS = {
@@ -78,8 +81,8 @@ class Counterfactual:
         if value is None:
             return
         share, positive = self.kind in ("thinned", "gap"), self.kind not in ("shifted",)
-        if not math.isfinite(value) or (positive and value <= 0) or (share and value >= 1):
-            wanted = "a share between 0 and 1" if share else "a positive number" if positive else "a finite number"
+        if not math.isfinite(value) or value == 0 or (positive and value < 0) or (share and value >= 1):
+            wanted = "a share between 0 and 1" if share else "a positive number" if positive else "a finite number other than 0"
             raise ValueError(f"counterfactual {self.kind!r} takes {wanted}, got {value:g}")
 
     def __str__(self) -> str:
@@ -102,22 +105,27 @@ class Counterfactual:
         return cls(kind, value, head if colon else None, seed)
 
     def partners(self, samples: Sequence[Sample]) -> dict[str, Sample]:
-        """By sample id, the sample whose stream it borrows: of another video, the same one for all samples of a video.
+        """By sample id, the sample whose stream it borrows: of another video, the same one for all samples of a video. Clips of one video,
+        and videos that share a file of a stream that changes, count as one video.
 
         Raises:
             ValueError: if all samples are about one video.
         """
         if self.kind not in _PARTNERED:
             return {}
-        first: dict[str, Sample] = {}
-        for sample in samples:
-            first.setdefault(sample.video, sample)
-        videos = list(first)
-        if len(videos) < 2:
-            raise ValueError(f"counterfactual {self.kind!r} needs samples of at least 2 videos, all are about {videos[:1]}")
-        order = np.random.default_rng(self.seed).permutation(len(videos))
-        lender = {videos[order[i]]: first[videos[order[i - 1]]] for i in range(len(videos))}
-        return {sample.id: lender[sample.video] for sample in samples}
+        groups = _sources(samples, self.channel)
+        first: dict[int, Sample] = {}
+        for sample, group in zip(samples, groups, strict=True):
+            first.setdefault(group, sample)
+        if len(first) < 2:
+            raise ValueError(
+                f"counterfactual {self.kind!r} needs samples of at least 2 videos with streams of their own, all are about "
+                f"{[sample.video for sample in first.values()]} or share its streams"
+            )
+        names = list(first)
+        order = np.random.default_rng(self.seed).permutation(len(names))
+        lender = {names[order[i]]: first[names[order[i - 1]]] for i in range(len(names))}
+        return {sample.id: lender[group] for sample, group in zip(samples, groups, strict=True)}
 
     def apply(self, item: PatchItem, sample: Sample, borrowed: Mapping[str, SideFeatures | None]) -> PatchItem:
         """The item with its streams changed.
@@ -157,6 +165,28 @@ class Counterfactual:
         first = times_K[: (len(own) + 1) // 2] if self.kind == "rerated" else times_K[:0]
         dense = _denser(times_K[len(first) - 1 :] if len(first) else times_K, value)
         return _interpolated(own, torch.cat([first, dense[1:] if len(first) else dense]))
+
+
+def _sources(samples: Sequence[Sample], channel: str | None) -> list[int]:
+    """Per sample the number of its group: samples that share a video, or a file of a stream, are in one group, and so is whatever shares
+    something with one of them."""
+    groups: dict[str, int] = {}
+    members: dict[int, list[str]] = {}
+    for number, sample in enumerate(samples):
+        keys = _keys(sample, channel)
+        met = {groups[key] for key in keys if key in groups}
+        group = min(met, default=number)
+        for other in met - {group}:
+            keys += members.pop(other)
+        members.setdefault(group, []).extend(keys)
+        groups |= dict.fromkeys(keys, group)
+    return [groups[_keys(sample, channel)[0]] for sample in samples]
+
+
+def _keys(sample: Sample, channel: str | None) -> list[str]:
+    own = sample.side_channels
+    streams = [path for name, path in own.items() if path is not None and channel in (None, name)]
+    return [os.path.normpath(path) for path in (source_of(sample.meta, str(sample.video)), *streams)]
 
 
 def _steps(features: SideFeatures, chosen: torch.Tensor) -> SideFeatures:

@@ -194,8 +194,9 @@ def compare_changes(plain: EvalResult, changed: Mapping[str, EvalResult], *, see
         ]
         benchmark = benchmark_of(plain.predictions)
         compared = compare_pairs(pairs, seed=seed)
-        if benchmark is not None and plain.benchmark is not None and plain.benchmark.tables:
-            measures = compare_benchmark(benchmark, pairs, protocols=_protocols(plain), seed=seed)
+        known = [pair for pair in pairs if pair[0].references]
+        if known and benchmark is not None and plain.benchmark is not None and plain.benchmark.tables:
+            measures = compare_benchmark(benchmark, known, protocols=_protocols(plain), seed=seed)
             compared = next((next(iter(measure.values())) for measure in measures.values()), compared)
         changes.append(Change(name=name, result=result, pairs=compared, n_compared=len(pairs)))
     return Exposure(plain=plain, changes=tuple(changes))

@@ -32,7 +32,7 @@ class Prediction(Strict):
     type: str = "all"
     """Question type."""
     video: str
-    """What the sample is about; samples of one video form a cluster."""
+    """What the sample is about."""
     question: str
     """As asked."""
     references: tuple[str, ...]
@@ -55,6 +55,11 @@ class Prediction(Strict):
         return name if isinstance(name, str) else None
 
     @property
+    def cluster(self) -> str:
+        """What dependent samples share: the video, or that which the clip was cut from (``source`` in ``meta``)."""
+        return source_of(self.meta, self.video)
+
+    @property
     def correct(self) -> bool:
         """By exact match, or by choice where there are choices. A failed sample is wrong.
 
@@ -74,6 +79,12 @@ class Prediction(Strict):
             raise ValueError(f"its answers {list(self.references)!r} must be among its choices {list(self.choices)!r}")
         found = parse_choice(answer, self.choices)
         return found is not None and self.choices[found] in self.references
+
+
+def source_of(meta: Mapping[str, Any], video: str) -> str:
+    """What a sample's video is a part of, by its meta where it is one of a benchmark; else the video."""
+    source = meta.get("source") if "benchmark" in meta else None
+    return source if isinstance(source, str) and source else video
 
 
 def as_prediction(sample: Sample) -> Prediction:
@@ -154,6 +165,7 @@ class PredictionFile:
     def finish(self, ids: Sequence[str]) -> list[Prediction]:
         """Rewrite the file in the order of ``ids`` and return the predictions in it."""
         ordered = [self.done[i] for i in ids]
+        self.expected = len(ordered)
         self._rewrite(ordered)
         return ordered
 
@@ -197,19 +209,18 @@ def read_all_predictions(
         samples: that the run was asked for; those without a line count as failed. Without them the file has to be complete.
 
     Raises:
-        ValueError: if the run has not ended, or has answers to samples that are not in ``samples`` or were changed since.
+        ValueError: if the run has not ended, holds more samples than it was asked for or two of one id, or has answers to samples that
+            are not in ``samples`` or were changed since.
     """
     settings, predictions = read_predictions(path)
+    found: dict[str, Prediction] = {}
+    for prediction in predictions:
+        if prediction.id in found:  # it may have been tried again
+            check_same_sample(found[prediction.id], prediction, Path(path))
+        found[prediction.id] = prediction
     if samples is None:
-        predictions = list({p.id: p for p in predictions}.values())  # a sample that failed may have been tried again
-        expected = read_header(path).get("expected")
-        if isinstance(expected, int) and len(predictions) < expected:
-            raise ValueError(
-                f"{os.fspath(path)}: the run has answered {len(predictions):,} of {expected:,} samples; let it end (give pave eval the "
-                "same command again), or give its samples, so that the others count as wrong (--samples)"
-            )
-        return settings, predictions
-    found = {p.id: p for p in predictions}
+        _check_count(path, len(found), read_header(path).get("expected"))
+        return settings, list(found.values())
     wanted = [as_prediction(sample) for sample in samples]
     foreign = sorted(set(found).difference(want.id for want in wanted))
     if foreign:
@@ -221,6 +232,21 @@ def read_all_predictions(
             before = found[want.id]
             check_same_sample(before, replace(want, video=before.video, context=before.context), Path(path))
     return settings, [found.get(want.id, replace(want, error="the run has no answer to it")) for want in wanted]
+
+
+def _check_count(path: str | os.PathLike[str], count: int, expected: Any) -> None:
+    """Whether a file holds as many samples as its run was asked for."""
+    if not isinstance(expected, int) or count < expected:
+        wanted = f"{count:,} of {expected:,}" if isinstance(expected, int) else f"{count:,} of an unknown number of"
+        raise ValueError(
+            f"{os.fspath(path)}: the run has answered {wanted} samples; let it end (give pave eval the same command again), or give its "
+            "samples, so that the others count as wrong (--samples)"
+        )
+    if count > expected:
+        raise ValueError(
+            f"{os.fspath(path)}: the file holds {count:,} samples, but its run was asked for {expected:,}; run pave eval again into "
+            "another folder"
+        )
 
 
 def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:

@@ -30,7 +30,7 @@ from pave.evaluation.report_graphics import (
 from pave.utils.files import atomic_write_text
 
 _MAX_FAILURES = 50
-_SECTIONS = ("published", "scorers", "exposures", "costs", "pair")
+_SECTIONS = ("published", "scorers", "exposures", "unchecked", "costs", "pair")
 _LONGEST_TEXT = 1000
 _COLORS = 7
 _ACCENT = (57, 135, 229)

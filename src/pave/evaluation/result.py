@@ -150,12 +150,19 @@ def paired_predictions(first: EvalResult, second: EvalResult) -> list[tuple[Pred
     """The predictions of two runs sample by sample, in the order of the first.
 
     Raises:
-        ValueError: if the runs do not have the same samples.
+        ValueError: if the runs do not have the same samples, by their ids, questions and truths.
     """
     others = {p.id: p for p in second.predictions}
     if set(others) != {p.id for p in first.predictions}:
         difference = sorted(set(others) ^ {p.id for p in first.predictions})
         raise ValueError(f"the two runs have different samples; {len(difference)} are in one only, such as {difference[0]!r}")
+    for p in first.predictions:
+        for name in ("question", "references", "choices"):
+            if getattr(p, name) != getattr(others[p.id], name):
+                raise ValueError(
+                    f"the two runs have different samples of the id {p.id!r}: {name} is {getattr(p, name)!r} in the first and "
+                    f"{getattr(others[p.id], name)!r} in the second; answer the same file of samples with both"
+                )
     return [(p, others[p.id]) for p in first.predictions]
 
 
@@ -177,7 +184,7 @@ def compare_pairs(pairs: Sequence[tuple[Prediction, Prediction]], *, seed: int =
     kinds = {ALL: list(range(len(firsts)))} | {kind: members for kind, members in kinds.items() if kind != ALL}
     return {
         kind: compare_paired(
-            [right[0][i] for i in members], [right[1][i] for i in members], [firsts[i].video for i in members], seed=seed
+            [right[0][i] for i in members], [right[1][i] for i in members], [firsts[i].cluster for i in members], seed=seed
         )
         for kind, members in kinds.items()
     }
@@ -187,6 +194,6 @@ def _score(predictions: Sequence[Prediction], right: Sequence[bool], members: Se
     return score_samples(
         [right[i] for i in members],
         [predictions[i].prediction is not None for i in members],
-        [predictions[i].video for i in members],
+        [predictions[i].cluster for i in members],
         seed=seed,
     )

@@ -125,6 +125,7 @@ def write_run_report(
             "published": published_section(tables),
             "scorers": scorers_section(tables),
             "exposures": exposures_section(exposures, [run.name for run in runs]),
+            "unchecked": unchecked_runs(runs),
             "costs": costs_section({run.name: run.cost for run in runs}),
             "pair": (first.name, last.name) if len(runs) > 1 else None,
         },
@@ -143,6 +144,11 @@ def write_run_report(
         "examples": [view.id for view in shown],
         "not_shown": {view.id: view.note for view in shown if view.note},
     }
+
+
+def unchecked_runs(runs: Sequence[ReportRun]) -> list[str]:
+    """Names of the runs of a patch without counterfactuals: whether it uses its side channel is not known."""
+    return [run.name for run in runs if run.exposure is None and run.result.settings.get("patch_weights") is not None]
 
 
 def differing(first: ReportRun, last: ReportRun, count: int) -> list[str]:

@@ -7,19 +7,20 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pave.config import Strict, read_strict
 from pave.data.samples import Sample
-from pave.evaluation.predictions import PredictionFile, read_all_predictions, read_header
+from pave.evaluation.predictions import PredictionFile, read_all_predictions, read_header, read_predictions
 
 PREDICTIONS = "predictions.jsonl"
 _PART = re.compile(r"^(.+)-(\d+)-of-(\d+)\.jsonl$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class Shard(Strict):
     """A part of an evaluation.
 
     Raises:
@@ -45,10 +46,6 @@ class Shard:
     def part_of(self, name: str) -> str:
         """Name of its part of a file of that name."""
         return f"{name.removesuffix('.jsonl')}-{self.index}-of-{self.count}.jsonl"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -94,7 +91,8 @@ def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Pat
         The file, ``predictions.jsonl`` in the folder. Without parts it has to be there already.
 
     Raises:
-        ValueError: if a part is missing or has not ended, or parts were made with other settings or of other samples.
+        ValueError: if a part is missing, has not ended or has not its own name, parts were made with other settings or of other samples,
+            or the whole file is there and of another run.
     """
     where = Path(folder)
     found_parts = [match for match in map(_PART.match, _names(where)) if match and f"{match[1]}.jsonl" == name]
@@ -118,17 +116,37 @@ def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Pat
     samples, predictions = None, []
     for number in sorted(found):
         path = found[number]
-        header = read_header(path)
+        shard = _shard_of(path, number, counts[0])
         own, part = read_all_predictions(path)
         if settings is not None:
-            _refuse_another(path, found[1], (settings, samples), (own, header["shard"]["samples"]))
-        settings, samples = own, header["shard"]["samples"]
+            _refuse_another(path, found[1], (settings, samples), (own, shard.samples))
+        settings, samples = own, shard.samples
         predictions += part
-    (where / name).unlink(missing_ok=True)  # of an earlier merge
-    file = PredictionFile(where / name, settings or {})
-    file.append(predictions)
+    whole = where / name
+    if whole.exists():
+        before, answered = read_predictions(whole)
+        if before != settings or not {p.id for p in answered} <= {p.id for p in predictions}:
+            raise ValueError(
+                f"{whole} is of another run than the shards beside it, such as {found[1].name}; move the shards or the file to a folder "
+                "of their own"
+            )
+        whole.unlink()  # of an earlier merge
+    file = PredictionFile(whole, settings or {})
     file.expect(len(predictions))
-    return where / name
+    file.append(predictions)
+    return whole
+
+
+def _shard_of(path: Path, number: int, count: int) -> Shard:
+    """The shard that a part says it is, which must be that of its name."""
+    value = read_header(path).get("shard")
+    shard = read_strict(Shard, value, f"{path}, line 1, 'shard'")
+    if (shard.index, shard.count) != (number, count):
+        raise ValueError(
+            f"{path}: the file is shard {shard.index} of {shard.count} by its first line; give it back its name, and run pave eval with "
+            f"--shard {number}/{count}"
+        )
+    return shard
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,6 +7,9 @@ from benchmark_files import answered, converted, result_of, touch, verdicts, wri
 from pave.data.media import read_audio, read_frames, write_picture, write_video
 from pave.evaluation.benchmarks import get_benchmark
 from pave.evaluation.benchmarks.choices import first_letter
+from pave.evaluation.counterfactuals import Counterfactual
+from pave.evaluation.metrics import accuracy_interval, compare_paired
+from pave.evaluation.result import compare_results, score_predictions
 
 # --- AVQA
 
@@ -296,3 +299,53 @@ def test_mlvu_test_set_and_the_copy_of_lmms_eval(tmp_path):
     _, samples = converted("mlvu", tmp_path, write_json(tmp_path / "dev.json", [copy]), media)
     assert samples[0].question == "Question: Which?\nOptions:\n(A) red\n(B) green\nOnly give the best option."
     assert samples[0].answer == "B" and samples[0].type == "ego"
+
+
+# --- Options that are letters, clips of one video
+
+
+def test_options_that_are_letters_are_told_by_the_letter_that_the_prompt_asks_for(tmp_path):
+    rows = [{**mvbench_row("x.mp4", "c"), "candidates": ["c", "a", "e"]}]
+    path = write_json(tmp_path / "character_order.json", rows * 5)
+    _, samples = converted("mvbench", tmp_path, path, touch(tmp_path / "media", "x.mp4"))
+    assert samples[0].answer == "A"
+    assert verdicts(samples, ["A", "(A)", "A.", "c", "a"], "strict") == [True, True, True, True, False]
+    shuffled = ["A. C", "B. A", "C. B", "D. D"]
+    path = write_json(tmp_path / "videomme.json", [video_mme_row("1", "A", options=shuffled)])
+    _, samples = converted("video_mme", tmp_path, path, tmp_path / "media")
+    assert samples[0].answer == "A"  # the letter, not the option whose text is A
+    path = write_json(tmp_path / "1_plotQA.json", [mlvu_row("plotQA", "A", candidates=["C", "A", "B"])])
+    _, samples = converted("mlvu", tmp_path, path, tmp_path / "media")
+    assert samples[0].answer == "B"  # here it is the text
+    copy = {"video_name": "x.mp4", "question": "Which?\n(A) B\n(B) A", "answer": "A", "task_type": "ego"}
+    _, samples = converted("mlvu", tmp_path, write_json(tmp_path / "dev.json", [copy]), tmp_path / "media")
+    assert samples[0].answer == "A"
+
+
+def test_mvbench_keeps_the_points_where_the_published_rule_does(tmp_path):
+    path = write_json(tmp_path / "state_change.json", [mvbench_row("x.mp4", "a dog")] * 3)
+    _, samples = converted("mvbench", tmp_path, path, touch(tmp_path / "media", "x.mp4"))
+    assert verdicts(samples, ["(A.)", "(A.)dog", "(A)dog"], "paper") == [True, False, True]
+
+
+def test_mvbench_clips_of_one_video_are_one_cluster_and_lend_each_other_nothing(mvbench_media, tmp_path):
+    def rows(*starts):
+        return [mvbench_row("XYZ.mp4", "a dog", start=s, end=s + 1) for s in starts]
+
+    one = write_json(tmp_path / "action_sequence.json", rows(0.0, 1.0, 2.0))
+    two = write_json(tmp_path / "action_prediction.json", rows(0.0))
+    other = write_json(tmp_path / "object_existence.json", [mvbench_row("star/Charades_v1_480/XYZ.mp4", "a dog")])
+    _, samples = converted("mvbench", tmp_path, [one, two, other], mvbench_media)
+    assert len({s.video for s in samples}) == 5
+    result = score_predictions(answered(samples, ["A", "A", "B", "A", "A"]))
+    clusters = ["clip"] * 4 + ["other"]
+    right = [True, True, False, True, True]
+    assert result.overall.interval == accuracy_interval(right, clusters)
+    assert result.benchmark.table("strict").row("overall").interval == accuracy_interval(right, clusters)
+    again = score_predictions(answered(samples, ["A"] * 5))
+    pair = compare_paired(right, [True] * 5, clusters)
+    assert compare_results(result, again)["all"] == pair
+    lent = Counterfactual("swapped").partners(samples)
+    assert {lent[s.id].id for s in samples[:4]} == {samples[4].id}
+    with pytest.raises(ValueError, match="at least 2 videos"):
+        Counterfactual("swapped").partners(samples[:4])

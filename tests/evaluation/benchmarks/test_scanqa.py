@@ -156,7 +156,7 @@ def test_the_test_split_has_no_answers_but_a_submission(tmp_path):
         ({"answers": ["a", ""]}, r"item 1: the field 'answers' must hold texts"),
         ({"answers": "a"}, r"item 1: the field 'answers' holds 'a', which is not a list"),
         ({"scene_id": None}, r"item 1: the field 'scene_id' holds None"),
-        ({"scene_id": "../x"}, r"outside of the folder of media"),
+        ({"scene_id": "../x"}, r"item 1: the scene '../x' must be the name of a folder"),
     ],
 )
 def test_rows_that_are_not_official_are_refused(tmp_path, change, message):

@@ -11,6 +11,7 @@ from pave.evaluation.benchmarks import BENCHMARKS, get_benchmark
 from pave.evaluation.benchmarks.base import PROTOCOLS, Benchmark, Measure, Scorer, facts, strictly
 from pave.evaluation.benchmarks.files import MediaFolder, read_json
 from pave.evaluation.benchmarks.scoring import compare_benchmark, score_benchmark
+from pave.evaluation.exposure import compare_changes
 from pave.evaluation.metrics import accuracy_interval, compare_paired, mean_interval
 from pave.evaluation.predictions import PredictionFile, as_prediction
 from pave.evaluation.result import compare_results, paired_predictions, rescore, score_predictions
@@ -164,6 +165,7 @@ def test_predictions_on_disk_hold_what_scorers_need(tmp_path):
     file = PredictionFile(tmp_path / "p.jsonl", {"base": "b"})
     predictions = answered(SAMPLES, ["red", "green", None, "blue"])
     file.append(predictions)
+    file.finish([p.id for p in predictions])
     assert rescore(tmp_path / "p.jsonl") == score_predictions(predictions, {"base": "b"})
 
 
@@ -210,3 +212,32 @@ def test_files_that_are_not_json(tmp_path):
         read_json(tmp_path / "bad.json")
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
     assert read_json(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_facts_that_a_scorer_needs_are_asked_for_by_name():
+    good = Sample(id="x", video="v.mp4", question="?", answer="A", meta=facts("mlvu", "dev", {"task": "count"}))
+    official = {"question_id": "1", "question_type": "count", "options": ["a", "b"]}
+    for subtypes, known, lacking in (
+        ({"task": "count"}, {}, "official.question_id"),
+        ({"task": "count"}, {**official, "options": "ab"}, "official.options"),
+        ({"task": "count"}, {**official, "options": ["a", 2]}, "official.options"),
+        ({}, official, "subtypes.task"),
+        ({"task": ["count"]}, official, "subtypes"),
+    ):
+        bad = replace(good, meta={**good.meta, "subtypes": subtypes, "official": known})
+        with pytest.raises(ValueError, match=f"its meta lacks '{lacking}'"):
+            score_predictions(answered([bad], ["A"]))
+    assert score_predictions(answered([replace(good, meta={**good.meta, "official": official})], ["A"])).overall.accuracy == 1
+
+
+def test_a_subtype_called_overall_does_not_replace_the_row_of_all():
+    samples = [sample(0, "overall"), sample(1, "b", answer="green")]
+    first, second = (score_predictions(answered(samples, texts)) for texts in (["red", "red"], ["red", "green"]))
+    rows = compare_benchmark(TEXTS, paired_predictions(first, second))["strict"]["accuracy"]
+    assert rows["overall"].difference == 0.5 and rows["kind: overall"].difference == 0
+
+
+def test_a_change_under_which_nothing_could_be_answered_tells_nothing():
+    plain, failed = (score_predictions(answered(SAMPLES, texts)) for texts in (["red"] * 4, [None] * 4))
+    exposure = compare_changes(plain, {"swapped": failed})
+    assert exposure.exposed is None and exposure.changes[0].n_compared == 0 and "cannot be told" in exposure.sentences[0]

@@ -1,5 +1,7 @@
 """SQA3D: two files, the situation in the question, types by the first word, EM and refined EM."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmark_files import answered, converted, result_of, touch, write_json
@@ -81,9 +83,9 @@ def test_paper_and_strict_differ_in_the_empty_answer_only(world):
     paper, strict = result.table("paper", "refined EM"), result.table("strict", "refined EM")
     assert [paper.row(kind).value for kind in ("What", "Is", "Others", "How")] == [1, 1, 0, 1]  # "nothing" holds "no"
     assert [strict.row(kind).value for kind in ("What", "Is", "Others", "How")] == [1, 1, 0, 0]
-    for protocol in ("paper", "strict"):
+    for protocol, version in (("paper", 1), ("strict", 2)):
         table = result.table(protocol)
-        assert (table.measure, table.version) == ("EM", f"sqa3d-{protocol}-1")
+        assert (table.measure, table.version) == ("EM", f"sqa3d-{protocol}-{version}")
         assert table.row("overall").value == 0.25 and table.row("overall").n_scored == 3
     assert result_of(samples, ["a chair", "No", "letf", "two"]).table("strict").row("overall").value == 1
     assert get_benchmark("sqa3d").submission is None
@@ -108,3 +110,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         converted("sqa3d", tmp_path, moved, media)
     with pytest.raises(ValueError, match=r"item 4: there is no answer"):
         converted("sqa3d", tmp_path, files(tmp_path / "none", answers=[]), media)
+
+
+def test_a_reference_of_which_the_clean_up_leaves_nothing_is_right_in_no_strict_answer(tmp_path, world):
+    _, samples = world
+    odd = [replace(samples[0], answer=None, answers=("?!",)), replace(samples[1], answer=None, answers=("?!", "red chair"))]
+    result = result_of(odd, ["anything", "red chair"])
+    assert result.table("paper", "refined EM").row("overall").value == 1
+    assert result.table("strict", "refined EM").row("overall").value == 0.5

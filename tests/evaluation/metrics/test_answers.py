@@ -138,3 +138,16 @@ def test_a_long_run_of_blanks_is_read_at_once():
     """In the square of its length this would take minutes."""
     assert parse_choice("so" + " " * 100_000 + "the answer is B", ["red", "blue"]) == 1
     assert parse_choice("so" + " " * 100_000 + "x", ["red", "blue"]) is None
+
+
+def test_where_the_letter_is_asked_for_it_wins_over_choices_that_are_letters():
+    choices = ["c", "a", "e"]
+    for text in ("A", "(A)", "(a)", "A.", "A)", "The best answer is: A", "Best option: (A)", "(A) c"):
+        assert parse_choice(text, choices, letters_first=True) == 0, text
+    assert parse_choice("a", choices, letters_first=True) == 1 and parse_choice("e", choices, letters_first=True) == 2
+    assert parse_choice("E", choices, letters_first=True) == 2  # there is no fifth choice
+    assert parse_choice("b", choices, letters_first=True) == 1
+    assert parse_choice("B", ["B", "A"], letters_first=True) == 1
+    for first in (True, False):
+        assert parse_choice("(A) a", choices, letters_first=first) is None
+        assert parse_choice("B. B. King", ["B. B. King", "Elvis"], letters_first=first) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
 from pave.evaluation.benchmarks.choices import first_letter, names_the_right_option, options_of, video_mme_prompt
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.metrics import choice_letter
 from pave.evaluation.predictions import Prediction
 
@@ -24,6 +24,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, media, split)
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     number, video = item.get("id", (int, str)), str(item.get("video_name"))
     options = options_of(item, "multi_choice")
@@ -53,9 +54,10 @@ BENCHMARK = Benchmark(
     name=NAME,
     title="AVQA",
     convert=_convert,
+    official={"id": (int, str), "options": list},
     scorers=(
         Scorer(protocol="paper", version="avqa-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="avqa-strict-1", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="avqa-strict-2", measures=strictly(names_the_right_option)),
     ),
     # not found in the official repository; together the published 57,335
     totals={"train": {"": 40_425}, "val": {"": 16_910}},

@@ -14,7 +14,7 @@ from typing import Any
 from pave.data.samples import Message, Sample
 from pave.evaluation.benchmarks.base import Benchmark, Measure, Scorer, facts
 from pave.evaluation.benchmarks.captioned import caption_measures, meteor_measure, tokenised
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.predictions import Prediction
 
 NAME = "avsd"
@@ -39,7 +39,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
 def _dialogues(path: Path) -> Iterator[tuple[Item, str, list[tuple[str, str]]]]:
     """(place, video, turns) of every dialogue, in any of the three forms that releases have: ``dialogs`` with small or with
     capital letters, or an object with the videos as keys."""
-    content = read_json(path)
+    content = read_json(path, unique=True)
     keys = content if isinstance(content, Mapping) else {}
     top = next((key for key in ("dialogs", "Dialogs") if key in keys), None)
     if top is not None:
@@ -69,6 +69,7 @@ def _turns(item: Item, turns: Sequence[Any]) -> list[tuple[str, str]]:
     return found
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str, video: str, turns: Sequence[tuple[str, str]], part: str = "") -> Sample:
     messages = []
     for question, answer in turns:
@@ -109,6 +110,7 @@ BENCHMARK = Benchmark(
     name=NAME,
     title="AVSD",
     convert=_convert,
+    official={"image_id": str},
     scorers=(
         Scorer(
             protocol="paper",

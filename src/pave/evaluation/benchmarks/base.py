@@ -6,7 +6,7 @@ A benchmark is data plus a few functions, put together in one ``Benchmark`` in a
 
 - ``question`` or ``messages`` hold the published prompt, word for word;
 - ``answer`` and ``answers`` what counts as right (for multiple choice the letter, which is also what a patch learns to say);
-- ``meta`` the facts of the benchmark, made by ``facts``.
+- ``meta`` the facts of the benchmark, made by ``facts``; and ``source``, the video that a clip is a part of, where samples are about clips.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Benchmark:
     prepare: Callable[[Sample, Path], Sample] | None = None
     """Makes what a sample needs beside the official files (a clip, a list of cameras) below a folder, where its video is there. A
     ValueError leaves the sample without a video; it is reported."""
+    official: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
+    """Which facts of a sample's ``meta["official"]`` scorers and submission read, and their types; a list is one of texts."""
     mean_over: str | None = None
     """The subtype over whose rows the official total is an unweighted mean; None is the mean over samples."""
     submission: Callable[[Sequence[Prediction]], Any] | None = None

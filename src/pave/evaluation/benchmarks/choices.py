@@ -45,20 +45,22 @@ def options_of(item: Item, key: str) -> list[str]:
     return texts
 
 
-def letter_of(item: Item, options: Sequence[str], key: str = "answer") -> str:
-    """The letter of the right option, which the item gives as a letter or as its text."""
-    answer = str(item.get(key, (str, int, float))).strip()
-    if options.count(answer) == 1:
-        return choice_letter(options.index(answer))
+def letter_of(item: Item, options: Sequence[str], *, letters_first: bool = False) -> str:
+    """The letter of the right option, which the item gives as a letter or as its text; ``letters_first`` says which of them an answer is
+    that could be both."""
+    answer = str(item.get("answer", (str, int, float))).strip()
     letter = answer.strip("().").upper()
-    if len(letter) == 1 and letter in map(choice_letter, range(len(options))):
+    is_letter = len(letter) == 1 and letter in map(choice_letter, range(len(options)))
+    if options.count(answer) == 1 and not (is_letter and letters_first):
+        return choice_letter(options.index(answer))
+    if is_letter:
         return letter
-    raise item.error(f"the {key} {answer!r} is none of the options {list(options)!r}, or several of them")
+    raise item.error(f"the answer {answer!r} is none of the options {list(options)!r}, or several of them")
 
 
 def names_the_right_option(prediction: Prediction, text: str) -> bool:
     """The strict rule: the whole answer is the right letter, the right text, or both (``parse_choice``)."""
-    found = parse_choice(text, prediction.meta["official"]["options"])
+    found = parse_choice(text, prediction.meta["official"]["options"], letters_first=True)
     return found is not None and choice_letter(found) in prediction.references
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, is_name, items_of, located, read_json
 from pave.evaluation.metrics import exact_match
 from pave.evaluation.predictions import Prediction
 from pave.utils.files import atomic_write_json
@@ -34,8 +34,11 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, media, split)
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     take, scenario = item.get("take_uid"), item.get("scenario_name")
+    if not is_name(take):
+        raise item.error(f"the take_uid {take!r} must be the name of a file, without folders")
     paths = Item(f"{item.where}, 'video_paths'", item.get("video_paths", dict))
     views = {name: media.find(*_places(paths.get(name))) for name in VIEWS if paths.value.get(name)}
     known = item.value.get("proficiency_score") is not None
@@ -99,6 +102,7 @@ BENCHMARK = Benchmark(
     title="Ego-Exo4D demonstrator proficiency",
     convert=_convert,
     prepare=_prepare,
+    official={"take_uid": str},
     scorers=(
         Scorer(protocol="paper", version="ego_exo4d-paper-1", measures=judged(_paper)),
         Scorer(protocol="strict", version="ego_exo4d-strict-1", measures=strictly(_strict)),

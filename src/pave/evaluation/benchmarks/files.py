@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pave.utils.optional import require
 
+P = ParamSpec("P")
+T = TypeVar("T")
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
@@ -39,11 +41,10 @@ class MediaFolder:
             ValueError: if a name leaves the folder, or files of one name lie in several folders.
         """
         for name in names:
-            if os.path.isabs(name) or os.pardir in Path(name).parts:
-                raise ValueError(f"the video {name!r} is outside of the folder of media {self.root}")
+            self.place(name)
         wanted = [variant for name in names for variant in _with_suffixes(name)]
         for name in wanted:
-            if (self.root / name).exists():
+            if os.path.exists(self.root / name):
                 return str(self.root / name)
         for name in wanted:
             matching = [path for path in self._by_name.get(Path(name).name, []) if path.endswith(os.sep + name)]
@@ -56,6 +57,16 @@ class MediaFolder:
                 return matching[0]
         return str(self.root / wanted[0])
 
+    def place(self, name: str) -> Path:
+        """Where a name is, or would be, right below the folder.
+
+        Raises:
+            ValueError: if the name leaves the folder.
+        """
+        if os.path.isabs(name) or os.pardir in Path(name).parts:
+            raise ValueError(f"the video {name!r} is outside of the folder of media {self.root}")
+        return self.root / name
+
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         """Every video below the folder, by file name."""
@@ -67,12 +78,21 @@ class MediaFolder:
         return names
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a file in a folder: no way out of it, and no folder in it."""
+    return text not in (os.curdir, os.pardir) and not any(sign in text for sign in "/\\\0")
+
+
 def _with_suffixes(name: str) -> list[str]:
     return [name] if name.lower().endswith(SUFFIXES) else [name + suffix for suffix in SUFFIXES]
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], *, unique: bool = False) -> Any:
     """The content of a JSON file; of JSON lines (.jsonl) and Parquet (.parquet, needs pyarrow) the list of rows.
+
+    Args:
+        path: of the file.
+        unique: refuse an object that has a key twice, where the keys are the items and one of them would be lost.
 
     Raises:
         ValueError: if there is no such file, or it is not JSON.
@@ -80,13 +100,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     kind = Path(path).suffix.lower()
     if kind == ".parquet":
         return _read_parquet(path)
+    hook = _unique_keys if unique else None
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        return [json.loads(line) for line in text.splitlines() if line.strip()] if kind == ".jsonl" else json.loads(text)
+        if kind == ".jsonl":  # not splitlines: JSON texts may hold the line separators of Unicode
+            return [json.loads(line, object_pairs_hook=hook) for line in text.split("\n") if line.strip()]
+        return json.loads(text, object_pairs_hook=hook)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file of annotations") from None
+    except OSError as error:
+        raise ValueError(f"{path}: the file of annotations cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice in an object")
+    return found
 
 
 def _read_parquet(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -155,6 +188,19 @@ class Item:
     def error(self, message: str) -> ValueError:
         """An error that names the place."""
         return ValueError(f"{self.where}: {message}")
+
+
+def located(make: Callable[Concatenate[Item, P], T]) -> Callable[Concatenate[Item, P], T]:
+    """A function of an item whose errors name the item's place, also where something further down raises them."""
+
+    @wraps(make)
+    def named(item: Item, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return make(item, *args, **kwargs)
+        except ValueError as error:
+            raise (error if str(error).startswith(item.where.split(", ")[0]) else item.error(str(error))) from None
+
+    return named
 
 
 def _names(kind: type | tuple[type, ...]) -> str:

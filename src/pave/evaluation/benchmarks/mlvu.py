@@ -14,7 +14,7 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
 from pave.evaluation.benchmarks.choices import letter_of, mvbench_prompt, names_the_right_option, options_of
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.metrics import choice_letter, parse_choice
 from pave.evaluation.predictions import Prediction
 
@@ -28,6 +28,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, path.stem, number, media, split)
 
 
+@located
 def _sample(item: Item, file: str, place: int, media: MediaFolder, split: str) -> Sample:
     task = item.get("question_type", other=("task_type",))
     video = item.get("video", other=("video_name",))
@@ -37,10 +38,17 @@ def _sample(item: Item, file: str, place: int, media: MediaFolder, split: str) -
         id=f"{NAME}-{split}-{number}",
         video=media.find(f"{file}/{video}", f"{task}/{video}", video),
         question=mvbench_prompt(question, options),
-        answer=letter_of(item, options) if item.value.get("answer") is not None else None,
+        answer=_letter(item, options),
         type=task,
         meta=facts(NAME, split, {"task": task}, question_id=number, question_type=task, video=video, options=options),
     )
+
+
+def _letter(item: Item, options: Sequence[str]) -> str | None:
+    """None for the test set. The official files give the text of the right option, lmms-eval's copy its letter."""
+    if item.value.get("answer") is None:
+        return None
+    return letter_of(item, options, letters_first="candidates" not in item.value)
 
 
 def _question(item: Item) -> tuple[str, list[str]]:
@@ -72,7 +80,7 @@ def _submission(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     entries = []
     for p in predictions:
         official = p.meta["official"]
-        found = None if p.prediction is None else parse_choice(p.prediction, official["options"])
+        found = None if p.prediction is None else parse_choice(p.prediction, official["options"], letters_first=True)
         entries.append(
             {
                 "question_id": official["question_id"],
@@ -87,9 +95,10 @@ BENCHMARK = Benchmark(
     name=NAME,
     title="MLVU",
     convert=_convert,
+    official={"question_id": str, "question_type": str, "options": list},
     scorers=(
         Scorer(protocol="paper", version="mlvu-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="mlvu-strict-1", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="mlvu-strict-2", measures=strictly(names_the_right_option)),
     ),
     # not found in the official repository
     totals={"dev": {"": 2174}},

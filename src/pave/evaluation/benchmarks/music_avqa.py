@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.metrics import exact_match
 from pave.evaluation.predictions import Prediction
 
@@ -28,6 +28,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, media, split)
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     kinds = _strings(item, "type")
     if len(kinds) != 2:
@@ -52,7 +53,7 @@ def _strings(item: Item, key: str) -> list[str]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise item.error(f"the field {key!r} holds {value!r:.60}, which is not a list written as JSON") from None
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise item.error(f"the field {key!r} must hold a list of texts, got {value!r:.60}")
@@ -82,6 +83,7 @@ BENCHMARK = Benchmark(
     name=NAME,
     title="Music-AVQA",
     convert=_convert,
+    official={"question_id": str, "video_id": str},
     scorers=(
         Scorer(protocol="paper", version="music_avqa-paper-1", measures=judged(_contains)),
         Scorer(

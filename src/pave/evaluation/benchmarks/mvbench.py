@@ -15,11 +15,12 @@ from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
 from pave.evaluation.benchmarks.choices import letter_of, mvbench_prompt, names_the_right_option, options_of
 from pave.evaluation.benchmarks.clips import cut
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.predictions import Prediction
 
 NAME = "mvbench"
 _FRAMES, FRAME_RATE = "episodic_reasoning", 3
+_LONGEST = 1e7  # seconds
 _FOLDERS = {
     "action_sequence": "star/Charades_v1_480",
     "action_prediction": "star/Charades_v1_480",
@@ -53,20 +54,31 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, path.stem, number, media, split)
 
 
+@located
 def _sample(item: Item, task: str, number: int, media: MediaFolder, split: str) -> Sample:
     video = item.get("video")
     where = f"{_FOLDERS[task]}/{video}"
     options = options_of(item, "candidates")
-    bounds = {key: float(item.get(key, (int, float))) for key in ("start", "end") if key in item.value}
-    if len(bounds) == 1 or (bounds and not 0 <= bounds["start"] < bounds["end"]):
-        raise item.error(f"the clip must start before it ends, got {bounds}")
+    bounds = {key: item.get(key, (int, float)) for key in ("start", "end") if key in item.value}
+    if len(bounds) == 1 or (bounds and not 0 <= bounds["start"] < bounds["end"] < _LONGEST):
+        raise item.error(f"the clip must start before it ends, got {bounds!s:.80}")
     return Sample(
         id=f"{NAME}-{task}-{number}",
-        video=str(media.root / where) if task == _FRAMES else media.find(where, video),
+        video=str(media.place(where)) if task == _FRAMES else media.find(where, video),
         question=mvbench_prompt(item.get("question"), options),
         answer=letter_of(item, options),
         type=task,
-        meta=facts(NAME, split, {"task": task}, video=video, options=options, clip=bounds),
+        meta={
+            **facts(
+                NAME,
+                split,
+                {"task": task},
+                video=video,
+                options=options,
+                clip={key: float(value) for key, value in bounds.items()},
+            ),
+            "source": where,
+        },
     )
 
 
@@ -84,9 +96,9 @@ def _paper(prediction: Prediction) -> bool | None:
         return None
     line = prediction.prediction.strip().split("\n")[0]
     line = line if line.startswith("(") else f"({line}"
-    said = line.lower().split(" ")[0].replace(".", "")
+    said = line.lower().split(" ")[0]
     gold = f"({prediction.references[0].lower()})"
-    return said in gold or gold in said
+    return said.replace(".", "") in gold or gold in said
 
 
 BENCHMARK = Benchmark(
@@ -94,9 +106,10 @@ BENCHMARK = Benchmark(
     title="MVBench",
     convert=_convert,
     prepare=_prepare,
+    official={"options": list},
     scorers=(
-        Scorer(protocol="paper", version="mvbench-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="mvbench-strict-1", measures=strictly(names_the_right_option)),
+        Scorer(protocol="paper", version="mvbench-paper-2", measures=judged(_paper)),
+        Scorer(protocol="strict", version="mvbench-strict-2", measures=strictly(names_the_right_option)),
     ),
     # 20 tasks as in the official README, 200 each not found there
     totals={"test": {"": 4000}},

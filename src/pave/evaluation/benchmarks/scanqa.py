@@ -8,7 +8,7 @@ from pathlib import Path
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Measure, Scorer, facts
 from pave.evaluation.benchmarks.captioned import caption_measures, meteor_measure
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.benchmarks.scenes import make_video, place_scene
 from pave.evaluation.benchmarks.spatial_answers import clean_answer, match_measures
 from pave.evaluation.predictions import Prediction
@@ -38,6 +38,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             yield _sample(item, media, split)
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     scene, number, question = item.get("scene_id"), item.get("question_id"), item.get("question")
     video, channels = place_scene(media, scene)
@@ -70,6 +71,7 @@ BENCHMARK = Benchmark(
     title="ScanQA",
     convert=_convert,
     prepare=make_video,
+    official={"scene_id": str, "question_id": str, "answers": list},
     scorers=(
         Scorer(
             protocol="paper",
@@ -79,7 +81,7 @@ BENCHMARK = Benchmark(
         ),
         Scorer(
             protocol="strict",
-            version="scanqa-strict-1",
+            version="scanqa-strict-2",
             measures=lambda predictions: _measures(predictions, True),
             meteor=_meteor,
         ),

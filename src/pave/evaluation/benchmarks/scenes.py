@@ -6,6 +6,7 @@ depth, pose, intrinsic). Where there is no video, one is made of the pictures in
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from pave.data.media import read_picture, write_video
 from pave.data.samples import Sample
-from pave.evaluation.benchmarks.files import MediaFolder
+from pave.evaluation.benchmarks.files import MediaFolder, is_name
 
 CHANNEL = "space"
 """The side channel that a scan's folder is."""
@@ -30,10 +31,15 @@ def place_scene(media: MediaFolder, scene: str) -> tuple[str, dict[str, str | No
     Returns:
         The path of the video; where there is none, that of the scan's folder, for ``make_video``. The folder is a side channel where
         it has depth maps and poses.
+
+    Raises:
+        ValueError: if the scene is no name of a folder.
     """
+    if not is_name(scene):
+        raise ValueError(f"the scene {scene!r} must be the name of a folder, without folders above it")
     video = media.find(f"{scene}.mp4", f"{scene}/{scene}.mp4")
     folders = [media.root / parent / scene for parent in _PARENTS]
-    folder = next((path for path in folders if (path / "color").is_dir()), None)
+    folder = next((path for path in folders if os.path.isdir(path / "color")), None)
     if folder is None:
         return video, {}
     has_depth = (folder / "depth").is_dir() and (folder / "pose").is_dir()

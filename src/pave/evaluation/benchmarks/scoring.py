@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -106,14 +106,32 @@ def benchmark_of(predictions: Sequence[Prediction]) -> Benchmark | None:
         )
     if not names or names[0] is None:
         return None
+    benchmark = get_benchmark(names[0])
     for prediction in predictions:
-        lacking = [key for key in ("subtypes", "official") if not isinstance(prediction.meta.get(key), dict)]
-        if lacking:
+        lacking = _lacking(benchmark, prediction.meta)
+        if lacking is not None:
             raise ValueError(
-                f"sample {prediction.id!r} is of the benchmark {names[0]}, but its meta lacks {lacking[0]!r}; make the file of samples with "
-                "pave data convert, or take 'benchmark' out of meta"
+                f"sample {prediction.id!r} is of the benchmark {names[0]}, but its meta lacks {lacking!r}; "
+                "make the file of samples with pave data convert, or take 'benchmark' out of meta"
             )
-    return get_benchmark(names[0])
+    return benchmark
+
+
+def _lacking(benchmark: Benchmark, meta: Mapping[str, Any]) -> str | None:
+    """The first fact of the benchmark that a sample's meta does not have as ``facts`` makes it."""
+    subtypes, official = meta.get("subtypes"), meta.get("official")
+    if not isinstance(subtypes, dict) or not all(isinstance(name, str) for name in subtypes.values()):
+        return "subtypes"
+    if benchmark.mean_over is not None and benchmark.mean_over not in subtypes:
+        return f"subtypes.{benchmark.mean_over}"
+    if not isinstance(official, dict):
+        return "official"
+    for key, kind in benchmark.official.items():
+        value = official.get(key)
+        texts = value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            return f"official.{key}"
+    return None
 
 
 def score_benchmark(
@@ -191,8 +209,8 @@ def compare_benchmark(
                 rows[mean_name(benchmark.mean_over)] = _compare(
                     one.values, two.values, predictions, range(len(predictions)), seed, benchmark.mean_over
                 )
-            for (_, name), members in groups.items():
-                rows[name] = _compare(one.values, two.values, predictions, members, seed)
+            for (kind, name), members in groups.items():
+                rows[f"{kind}: {name}" if name in rows else name] = _compare(one.values, two.values, predictions, members, seed)
             found.setdefault(scorer.protocol, {})[one.name] = rows
     return found
 
@@ -208,7 +226,7 @@ def _compare(
     """Of the samples that count in both runs."""
     kept = [(a, b, predictions[i]) for i in members if (a := first[i]) is not None and (b := second[i]) is not None]
     weights = None if mean_over is None else _weights(mean_over, [p for _, _, p in kept])
-    videos = [p.video for _, _, p in kept]
+    videos = [p.cluster for _, _, p in kept]
     return compare_paired([a for a, _, _ in kept], [b for _, b, _ in kept], videos, weights=weights, seed=seed)
 
 
@@ -245,7 +263,7 @@ def _mean_of_rows(kind: str, rows: Sequence[Row], predictions: Sequence[Predicti
     counted = [(value, p) for value, p in zip(measure.values, predictions, strict=True) if value is not None]
     interval = (accuracy_interval if measure.yes_or_no else mean_interval)(
         [value for value, _ in counted],
-        [p.video for _, p in counted],
+        [p.cluster for _, p in counted],
         weights=_weights(kind, [p for _, p in counted]),
         seed=seed,
     )
@@ -268,7 +286,7 @@ def _weights(kind: str, predictions: Sequence[Prediction]) -> list[float]:
 def _row(
     kind: str, name: str, predictions: Sequence[Prediction], values: Sequence[float | None], yes_or_no: bool, seed: int
 ) -> Row:
-    counted = [(value, p.video) for value, p in zip(values, predictions, strict=True) if value is not None]
+    counted = [(value, p.cluster) for value, p in zip(values, predictions, strict=True) if value is not None]
     numbers, clusters = [value for value, _ in counted], [video for _, video in counted]
     interval = accuracy_interval if yes_or_no else mean_interval
     return Row(

@@ -61,12 +61,18 @@ def refined(prediction: str, references: Sequence[str]) -> bool:
 
 
 def match_measures(predictions: Sequence[Prediction], *, strict: bool) -> list[Measure]:
-    """EM and refined EM. ``strict``: nothing is right of which the clean-up leaves nothing; in both, a sample that failed is wrong."""
+    """EM and refined EM. ``strict``: nothing is right of which the clean-up leaves nothing, and a reference of which it leaves nothing
+    (every answer contains it) does not count; in both, a sample that failed is wrong."""
 
     def values(rule: Callable[[str, Sequence[str]], bool]) -> tuple[float, ...]:
-        return tuple(float(_said(p, strict) and rule(p.prediction or "", references_of(p))) for p in predictions)
+        return tuple(float(_said(p, strict) and rule(p.prediction or "", _wanted(p, strict))) for p in predictions)
 
     return [Measure(name="EM", values=values(exact)), Measure(name="refined EM", values=values(refined))]
+
+
+def _wanted(prediction: Prediction, strict: bool) -> list[str]:
+    """The references to compare with."""
+    return [text for text in references_of(prediction) if not strict or clean_answer(text).strip()]
 
 
 def _said(prediction: Prediction, strict: bool) -> bool:

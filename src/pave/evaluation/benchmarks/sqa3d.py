@@ -8,7 +8,7 @@ from typing import Any
 
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.benchmarks.scenes import make_video, place_scene
 from pave.evaluation.benchmarks.spatial_answers import match_measures
 
@@ -32,10 +32,13 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
             f"{', '.join(map(str, contents))}: SQA3D needs two files of a split: v1_balanced_questions_*.json, with 'questions', and "
             "v1_balanced_sqa_annotations_*.json, with 'annotations'"
         )
-    by_question = {}
+    by_question: dict[int | str, Item] = {}
     for path, content in answers.items():
         for item in items_of(path, content, key="annotations"):
-            by_question[item.get("question_id", (int, str))] = item
+            number = item.get("question_id", (int, str))
+            if number in by_question:
+                raise item.error(f"the question_id {number!r} is also that of {by_question[number].where}")
+            by_question[number] = item
     for path, content in questions.items():
         for item in items_of(path, content, key="questions"):
             number = item.get("question_id", (int, str))
@@ -48,6 +51,7 @@ def _has(content: Any, key: str) -> bool:
     return isinstance(content, Mapping) and key in content
 
 
+@located
 def _sample(item: Item, annotation: Item, media: MediaFolder, split: str) -> Sample:
     number, scene, question = str(item.get("question_id", (int, str))), item.get("scene_id"), item.get("question")
     if annotation.get("scene_id") != scene:
@@ -79,7 +83,7 @@ BENCHMARK = Benchmark(
             protocol="paper", version="sqa3d-paper-1", measures=lambda predictions: match_measures(predictions, strict=False)
         ),
         Scorer(
-            protocol="strict", version="sqa3d-strict-1", measures=lambda predictions: match_measures(predictions, strict=True)
+            protocol="strict", version="sqa3d-strict-2", measures=lambda predictions: match_measures(predictions, strict=True)
         ),
     ),
     # all together as in the official README (33.4k); the splits not found there

@@ -13,7 +13,7 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, strictly
 from pave.evaluation.benchmarks.choices import first_letter, letter_of, names_the_right_option, options_of, video_mme_prompt
-from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, read_json
+from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.predictions import Prediction
 
 NAME = "video_mme"
@@ -38,6 +38,7 @@ def _questions(item: Item) -> Iterator[Item]:
         yield Item(place.where, {**video, **place.value})
 
 
+@located
 def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
     number = item.get("question_id")
     of_video = {key: item.get(key) for key in _OF_VIDEO}
@@ -50,7 +51,7 @@ def _sample(item: Item, media: MediaFolder, split: str) -> Sample:
         id=f"{NAME}-{number}",
         video=media.find(*names, of_video["video_id"]),
         question=video_mme_prompt(item.get("question"), options),
-        answer=letter_of(item, options),
+        answer=letter_of(item, options, letters_first=True),
         type=of_video["duration"],
         meta=facts(
             NAME,
@@ -96,9 +97,10 @@ BENCHMARK = Benchmark(
     name=NAME,
     title="Video-MME",
     convert=_convert,
+    official={**dict.fromkeys((*_OF_VIDEO, "question_id", "task_type", "question"), str), "options": list},
     scorers=(
         Scorer(protocol="paper", version="video_mme-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="video_mme-strict-1", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="video_mme-strict-2", measures=strictly(names_the_right_option)),
     ),
     # as in the official README
     totals={"test": {"": 2700}},

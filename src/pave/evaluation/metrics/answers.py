@@ -71,7 +71,7 @@ def choice_letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def parse_choice(prediction: str, choices: Sequence[str]) -> int | None:
+def parse_choice(prediction: str, choices: Sequence[str], *, letters_first: bool = False) -> int | None:
     """Which choice a generated answer names, or None if it names none or is contradictory.
 
     After an optional lead-in ("The best answer is:", "Option:", ...) the whole rest must be one of
@@ -83,6 +83,12 @@ def parse_choice(prediction: str, choices: Sequence[str]) -> int | None:
     Longer sentences are not searched for letters or texts: "A dog barks" does not name choice A, and an answer that lists
     all the choices names none.
 
+    Args:
+        prediction: what was generated.
+        choices: their texts.
+        letters_first: where choices are letters themselves (``["c", "a", "e"]``), ``A`` and ``(A)`` name the first choice and only a small
+            ``a`` alone the text; for prompts that ask for the letter. By default the text comes first.
+
     Raises:
         ValueError: if there are fewer than 2 or more than 26 choices.
     """
@@ -92,24 +98,26 @@ def parse_choice(prediction: str, choices: Sequence[str]) -> int | None:
     # single blanks: over a long run of them the pattern of the lead-in takes quadratic time
     text = " ".join(unicodedata.normalize("NFKC", prediction).split())
     for candidate in dict.fromkeys((text, _LEAD_IN.sub("", text, count=1).strip())):
-        found = _named_choice(candidate, normal)
+        found = _named_choice(candidate, normal, letters_first)
         if found is not None:
             return found
     return None
 
 
-def _named_choice(text: str, normal: list[str]) -> int | None:
+def _named_choice(text: str, normal: list[str], letters_first: bool) -> int | None:
     """The choice that the whole of ``text`` names."""
-    bare = normalize_answer(text)
+    bare, stem = normalize_answer(text), text.rstrip(" .")
+    letter = _index(match, len(normal)) if (match := _LETTER_ALONE.match(stem)) else None
+    if letters_first and letter is not None and not (stem.isalpha() and stem.islower()):
+        return letter
+    index = rest = None
+    if both := _LETTER_THEN_TEXT.match(text):
+        index, rest = _index(both, len(normal)), normalize_answer(both[both.lastindex or 0])
+        if index is not None and rest in normal and rest != normal[index]:
+            return None  # letter and text mean two choices
     if bare and normal.count(bare) == 1:
         return normal.index(bare)
-    if match := _LETTER_ALONE.match(text.rstrip(" .")):
-        return _index(match, len(normal))
-    if match := _LETTER_THEN_TEXT.match(text):
-        index = _index(match, len(normal))
-        rest = normalize_answer(match[match.lastindex or 0])
-        return index if index is not None and rest == normal[index] else None
-    return None
+    return letter if match else index if index is not None and rest == normal[index] else None
 
 
 def _index(match: re.Match[str], count: int) -> int | None:
