@@ -38,7 +38,7 @@ def convert(
     annotations: list[Path] = typer.Option(..., "--annotations", help="An official file or a folder of them; may be repeated."),
     media: Path = typer.Option(..., "--media", help="Folder with the videos; subfolders are searched."),
     out: Path = typer.Option(..., "--out", help="The .jsonl file of samples to write."),
-    split: str | None = typer.Option(None, "--split", help="train, val or test. Default: what the file's name says."),
+    split: str | None = typer.Option(None, "--split", help="train, val, dev or test. Default: what the file's name says."),
     files: Path | None = typer.Option(
         None, "--files", help="Folder for what has to be made, such as clips. Default: beside --out, called after it."
     ),
@@ -80,7 +80,7 @@ def _text(done: Conversion) -> str:
     ]
     if done.missing:
         lines.append(
-            f"{len(done.missing):,} samples have no video: "
+            f"{len(done.missing):,} sample{' has' if len(done.missing) == 1 else 's have'} no video: "
             + ("left out" if done.dropped else "an evaluation counts them as wrong; --drop-missing leaves them out")
         )
     if done.failed:

@@ -322,7 +322,7 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
     checkpoint = last_checkpoint(recipe.output)
     if checkpoint is not None and not resume:
         found.missing.append(
-            f"{recipe.output}: the folder holds checkpoints of an earlier run; resume it, or choose another output"
+            f"{recipe.output}: the folder holds checkpoints of an earlier run; go on with it (--resume), or choose another output"
         )
     if checkpoint is None and resume:
         found.missing.append(f"{recipe.output}: nothing to resume from, the folder holds no complete checkpoint")

@@ -40,7 +40,7 @@ def checkpoint_to_resume(recipe: Recipe, output: Path, resume: bool) -> Path | N
     if not resume:
         if checkpoint is not None:
             raise ValueError(
-                f"{output}: the folder holds checkpoints of an earlier run; resume it, or choose another output or empty the folder"
+                f"{output}: the folder holds checkpoints of an earlier run; go on with it (--resume), or choose another output or empty the folder"
             )
         return None
     if checkpoint is None:
