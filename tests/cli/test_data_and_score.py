@@ -86,7 +86,7 @@ def test_without_json_the_table_is_for_people(world, capsys):
     assert main([*map(str, convert(folder, "--subset"))]) == 0
     out, _ = capsys.readouterr()
     assert "3 samples about 3 videos; the split test officially has 9,185 or 9,129" in out
-    assert "1 samples have no video: an evaluation counts them as wrong" in out and "  Visual Location: 2\n" in out
+    assert "1 sample has no video: an evaluation counts them as wrong" in out and "  Visual Location: 2\n" in out
     samples = read_samples(folder / "test.jsonl")
     for name, answers in (("one", ["piano", "no", None]), ("two", ["no", "no", "no"])):
         file = PredictionFile(folder / f"{name}.jsonl", {"base": "b"})
