@@ -68,6 +68,7 @@ def test_dots_stand_where_their_values_are():
     assert float(re.match(r"M([\d.]+)", marks[1])[1]) == left + 0.25 * (right - left)
     wider = str(dot_chart("x", {"g": [Row("r", {"a": Point(-40, -50, -30)})]}, ("a",), axis="", ends=(-10, 5)))
     assert ">-50<" in wider and ">0<" in wider
+    assert float(re.findall(r'cx="([\d.]+)"', wider)[1]) == pytest.approx(left + 10 / 55 * (right - left), abs=0.06)
 
 
 def test_curves_are_drawn_on_a_logarithmic_axis():

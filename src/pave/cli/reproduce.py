@@ -22,8 +22,7 @@ def command(
     pave reproduce channels time --size one-seed
 
     Train and test patches on the miniature worlds inside pave, and write docs/evidence.md anew, with its figures in a
-    folder beside it. What a run left
-    behind is not made again, so an interrupted reproduction goes on where it stopped.
+    folder beside it. What a run left behind is not made again, so an interrupted reproduction goes on where it stopped.
     """
     from pave.cli.models import hide_loading_bars
     from pave.evidence.document import reproduce

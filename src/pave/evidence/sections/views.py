@@ -34,7 +34,8 @@ _LEGEND = (
     "features of each step lie from their mean. Orange is the event that was rendered into the channel, which the model is not told. Below, "
     "one frame: the nearest that may attend to the beginning of the event, or the middle one where there is none; its video tokens "
     "have numbers. Where a step has several tokens, each is a cell at its place, and of the video tokens two are shown, the one with most "
-    "of its attention on the event and the one with least (the first and the last without an event). Pictures in its columns are the dense frames, cameras or views as the encoder hands them over, a pixel for each cell."
+    "of its attention on the event and the one with least (the first and the last without an event). Pictures in its columns are the "
+    "dense frames, cameras or views as the encoder hands them over, a pixel for each cell."
 )
 
 
@@ -152,33 +153,34 @@ _HEADER = ["question", "right answer", BASE, VIDEO_ONLY, PATCH]
 def _answers_page(plan: Plan, root: Path, pictures: Mapping[str, _Pictures]) -> str:
     parts = [
         "# Answers, right and wrong",
-        f"Made with [the page of evidence](../evidence.md). {_RULE} A ✓ is a right answer. Questions that need the channel "
-        "come with a drawing; the clip's other questions, which the frames answer, are in one table for each channel.",
+        f"Made with [the page of evidence](../evidence.md). {_RULE} A ✓ is a right answer. Under the questions that need the channel are "
+        "drawings of their clips; the questions that the frames answer follow in a table without.",
         _LEGEND,
     ]
     for world, config in WORLDS.items():
         found = _chosen(world, plan, root)
-        parts.append(f"## {world}")
-        for kind in config.own:
-            for shown in found[kind]:
-                parts += [
-                    f"### {world}, {kind.replace('_', ' ')}: {'right' if shown.right else 'wrong'}",
-                    f"Test clip `{Path(shown.sample.video).stem}`.",
-                    markdown_table(_HEADER, [_row(shown)]),
-                    pictures[world].shown(shown.sample),
-                ]
-            if found[kind][-1].right:
-                parts.append(f"The patch answers no question of the type {kind.replace('_', ' ')} wrong.")
-            if not found[kind][0].right:
-                parts.append(f"The patch answers no question of the type {kind.replace('_', ' ')} right.")
-        rows = [
-            [f"{Path(shown.sample.video).stem}, {kind.replace('_', ' ')}", *_row(shown)]
-            for kind, pair in found.items()
-            if kind not in config.own
-            for shown in pair
-        ]
-        parts += [f"### {world}: questions that the frames answer", markdown_table(["clip, type", *_HEADER], rows)]
+        needing = {kind: pair for kind, pair in found.items() if kind in config.own}
+        silent = {kind: pair for kind, pair in found.items() if kind not in config.own}
+        parts += [f"## {world}", _table(needing)]
+        clips = {pictures[world].shown(shown.sample): shown.sample for pair in needing.values() for shown in pair}
+        for picture, sample in clips.items():
+            parts += [f"### {world}, test clip {Path(sample.video).stem}", picture]
+        parts += [f"### {world}, questions that the frames answer", _table(silent)]
     return "\n\n".join(parts) + "\n"
+
+
+def _table(found: Mapping[str, Sequence[Shown]]) -> str:
+    """A line for each chosen question; a line of dashes where the patch has none right, or none wrong, of a type."""
+    rows = []
+    for kind, pair in found.items():
+        for right in (True, False):
+            shown = next((one for one in pair if one.right is right), None)
+            words = f"{kind.replace('_', ' ')}, {'right' if right else 'wrong'}"
+            if shown is None:
+                rows.append([words, "none", *["" for _ in _HEADER]])
+            else:
+                rows.append([words, Path(shown.sample.video).stem, *_row(shown)])
+    return markdown_table(["type, the patch is", "clip", *_HEADER], rows)
 
 
 def _numbers(plan: Plan, root: Path) -> str:
@@ -237,7 +239,8 @@ def _write(plan: Plan, root: Path) -> str:
             nine.shown(seen.sample, beside),
             "### Over all test clips",
             "Attention on the steps of the event, in percent, mean over the frames that may attend to such steps and to others. *Spread evenly* "
-            "is what weights that know nothing would put there. One clip can be shown because it is pretty; this table has them all.",
+            "is what weights that know nothing would put there. One clip can be pretty by chance; this table has them all. To look at the event is not enough: "
+            "without alignment every frame is told the same, whenever it was.",
             _numbers(plan, root),
         ]
     )
