@@ -56,8 +56,7 @@ class Look:
     @property
     def in_reach_TK(self) -> NDArray[np.bool_]:
         """The side steps that each frame may attend to: those with a weight, as a softmax is nowhere zero."""
-        reach: NDArray[np.bool_] = (self.weight_LTNSKM > 0).any(axis=(0, 2, 3, 5))
-        return reach
+        return np.asarray((self.weight_LTNSKM > 0).any(axis=(0, 2, 3, 5)))
 
     @property
     def on_event_K(self) -> NDArray[np.bool_]:

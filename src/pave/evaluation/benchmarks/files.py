@@ -194,7 +194,7 @@ def located(make: Callable[Concatenate[Item, P], T]) -> Callable[Concatenate[Ite
     """A function of an item whose errors name the item's place, also where something further down raises them."""
 
     @wraps(make)
-    def named(item: Item, *args: P.args, **kwargs: P.kwargs) -> T:
+    def named(item: Item, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return make(item, *args, **kwargs)
         except ValueError as error:

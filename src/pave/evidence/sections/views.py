@@ -144,7 +144,11 @@ def _row(shown: Shown) -> list[str]:
     def cell(prediction: Prediction) -> str:
         return f"{prediction.prediction or '(nothing)'} {'✓' if prediction.correct else '✗'}".replace("|", "\\|")
 
-    return [shown.sample.question, " or ".join(shown.answers[PATCH].references), *(cell(p) for p in shown.answers.values())]
+    return [
+        str(shown.sample.question),
+        " or ".join(shown.answers[PATCH].references),
+        *(cell(p) for p in shown.answers.values()),
+    ]
 
 
 _HEADER = ["question", "right answer", BASE, VIDEO_ONLY, PATCH]
