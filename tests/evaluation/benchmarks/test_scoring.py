@@ -241,3 +241,13 @@ def test_a_change_under_which_nothing_could_be_answered_tells_nothing():
     plain, failed = (score_predictions(answered(SAMPLES, texts)) for texts in (["red"] * 4, [None] * 4))
     exposure = compare_changes(plain, {"swapped": failed})
     assert exposure.exposed is None and exposure.changes[0].n_compared == 0 and "cannot be told" in exposure.sentences[0]
+
+
+def test_a_subtype_of_which_the_rule_counts_nothing_is_no_part_of_the_mean(monkeypatch):
+    def some(predictions):
+        return [Measure(name="accuracy", values=tuple(None if p.prediction is None else 1.0 for p in predictions))]
+
+    paper = Scorer(protocol="paper", version="texts-paper-3", measures=some)
+    table = score_benchmark(replace(TEXTS, scorers=(paper, TEXTS.scorers[1])), answered(SAMPLES, ["red", "red", "red", None]))
+    mean, missing = table.table("paper").row("mean of kinds"), table.table("paper").row("b", "kind")
+    assert mean.value == 1 and (missing.n_counted, missing.n_expected) == (0, 1)
