@@ -68,7 +68,7 @@ def test_samples_that_fail_under_a_change_do_not_count_as_a_fall():
         "benchmark": "music_avqa",
         "split": "test",
         "subtypes": {"modality": "Audio", "type": "Audio Counting"},
-        "official": {},
+        "official": {"question_id": "1", "video_id": "1"},
     }
     plain, failed = (
         [dataclasses.replace(p, meta=meta) for p in answers] for answers in (answered(range(6)), answered([], failed=range(12)))
