@@ -3,15 +3,15 @@
 from pave.evaluation.predictions import Prediction, PredictionFile
 
 
-def leave(run, root, right, name="as it is"):
-    """A finished run whose answers to one question on each video are right or wrong as told."""
+def leave(run, root, right, name="as it is", clips=""):
+    """A finished run whose answers to one question on each video are right or wrong as told, ``clips`` in front of the videos' names."""
     folder = run.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     file = PredictionFile(folder / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.jsonl", {})
     file.append(
         [
             Prediction(
-                id=f"{kind}{i}", type=kind, video=f"v{i}", question="?", references=("a",), prediction="a" if ok else "b"
+                id=f"{kind}{i}", type=kind, video=f"{clips}v{i}", question="?", references=("a",), prediction="a" if ok else "b"
             )
             for kind, values in right.items()
             for i, ok in enumerate(values)

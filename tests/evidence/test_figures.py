@@ -60,12 +60,15 @@ def test_dots_stand_where_their_values_are():
     ]  # after the legend's
     left, right = 300, 736
     assert [(kind, round(100 * (x - left) / (right - left), 1)) for kind, x, _ in dots] == [("s0", 0), ("s1", 50), ("s1", 100)]
-    assert dots[0][2] == dots[1][2] == dots[2][2] - 20
+    assert dots[1][2] - dots[0][2] == 6 and dots[2][2] - dots[1][2] == 24  # under each other; the next row
     spans = [p.get("d") for p in root.iter(f"{SVG}path") if p.get("class") == "c t1"]
     ends = [[round(100 * (float(x) - left) / (right - left)) for x in re.findall(r"[ML]([\d.]+) ", span)] for span in spans]
     assert ends == [[40, 60], [90, 100]]
-    marks = [p.get("d") for p in root.iter(f"{SVG}path") if p.get("class") == "w"]
+    marks = [p.get("d") for p in root.iter(f"{SVG}path") if p.get("class") == "n"]
     assert float(re.match(r"M([\d.]+)", marks[1])[1]) == left + 0.25 * (right - left)
+    many = ET.fromstring(str(dot_chart("x", {"g": rows}, ("a" * 40, "b" * 40, "c" * 40), axis="")))
+    named = [t for t in many.iter(f"{SVG}text") if t.text in ("a" * 40, "b" * 40, "c" * 40)]
+    assert len({t.get("y") for t in named}) == 2 and all(float(t.get("x")) + 6.6 * 40 < 760 for t in named)
     wider = str(dot_chart("x", {"g": [Row("r", {"a": Point(-40, -50, -30)})]}, ("a",), axis="", ends=(-10, 5)))
     assert ">-50<" in wider and ">0<" in wider
     assert float(re.findall(r'cx="([\d.]+)"', wider)[1]) == pytest.approx(left + 10 / 55 * (right - left), abs=0.06)

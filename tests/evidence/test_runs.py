@@ -43,6 +43,17 @@ def test_a_difference_is_taken_question_by_question(tmp_path):
         difference([one], [fewer], tmp_path, ["sound"])
 
 
+def test_runs_from_another_folder_are_about_the_same_clips(tmp_path):
+    places = [f"{root}/data/audio-1200-300/clips/test/" for root in ("/here", "/there/and/more")]
+    runs = [
+        leave(Run("audio", "x", video_only(), seed=seed), tmp_path, {"sound": [1, 1, 0, 0]}, clips=place)
+        for seed, place in enumerate(places)
+    ]
+    assert difference(runs[:1], runs[1:], tmp_path, ["sound"])[0] == 0
+    one = accuracy_interval([1, 1, 0, 0] * 2, ["v0", "v1", "v2", "v3"] * 2)
+    assert accuracy(runs, tmp_path, ["sound"]).interval == one != accuracy_interval([1, 1, 0, 0] * 2, list(range(8)))
+
+
 def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(tmp_path):
     run = Run("audio", "x", WORLDS["audio"].patch())
     same = Run("audio", "another name", WORLDS["audio"].patch(), counterfactuals=("removed",))

@@ -11,7 +11,7 @@ from pave.evidence.svg import SERIES, Drawing
 
 WIDTH = 760
 _LEFT, _RIGHT = 300, 24
-_ROW, _GROUP, _LEGEND = 20, 30, 26
+_LINE, _GROUP, _LEGEND = 6, 30, 22
 _DECADE = (1, 2, 5)
 
 
@@ -61,10 +61,13 @@ def dot_chart(
     assert len(series) <= SERIES
     every = [p for rows in groups.values() for row in rows for p in row.points.values()]
     low, high = min([ends[0], *(p.low for p in every)]), max([ends[1], *(p.high for p in every)])
-    rows_height = sum(_GROUP + _ROW * len(rows) for rows in groups.values())
-    drawing = Drawing(WIDTH, 16 + _LEGEND + rows_height + 44, label)
-    _legend(drawing, series, mark)
-    top, bottom = 16 + _LEGEND, 16 + _LEGEND + rows_height
+    row_height = 12 + _LINE * len(series)
+    names = _legend(series, mark)
+    top = 20 + _LEGEND * len(names)
+    bottom = top + sum(_GROUP + row_height * len(rows) for rows in groups.values())
+    drawing = Drawing(WIDTH, bottom + 44, label)
+    for line, entries in enumerate(names):
+        _draw_legend(drawing, entries, 18 + _LEGEND * line)
 
     def x_of(value: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low)
@@ -78,30 +81,45 @@ def dot_chart(
         drawing.text(16, y + 20, name, "b")
         y += _GROUP
         for row in rows:
-            _dots(drawing, row, series, y + _ROW / 2, x_of)
-            y += _ROW
+            _dots(drawing, row, series, y + row_height / 2, x_of)
+            y += row_height
     return drawing
 
 
 def _dots(drawing: Drawing, row: Row, series: Sequence[str], y: float, x_of: Callable[[float], float]) -> None:
+    """The points of a row, under each other so that none hides another."""
     drawing.text(_LEFT - 12, y + 4, row.label, anchor="end")
+    reach = _LINE * len(series) / 2
     if row.mark is not None:
-        drawing.line(x_of(row.mark), y - 8, x_of(row.mark), y + 8, "w")
+        drawing.line(x_of(row.mark), y - reach - 2, x_of(row.mark), y + reach + 2, "n")
     for number, name in enumerate(series):
         if (point := row.points.get(name)) is not None:
-            drawing.line(x_of(point.low), y, x_of(point.high), y, f"c t{number}")
-            drawing.dot(x_of(point.value), y, f"s{number}")
+            at = y - reach + _LINE * (number + 0.5)
+            drawing.line(x_of(point.low), at, x_of(point.high), at, f"c t{number}")
+            drawing.dot(x_of(point.value), at, f"s{number}", radius=3.2)
 
 
-def _legend(drawing: Drawing, series: Sequence[str], mark: str) -> None:
+def _legend(series: Sequence[str], mark: str) -> list[list[tuple[float, str, int | None]]]:
+    """Lines of (left, name, number of the series; None for the mark), as many as are needed."""
+    lines: list[list[tuple[float, str, int | None]]] = [[]]
     x = 16.0
-    for number, name in enumerate(series):
-        drawing.dot(x + 5, 18, f"s{number}")
-        drawing.text(x + 15, 22, name)
-        x += 34 + 6.4 * len(name)
-    if mark:
-        drawing.line(x + 4, 10, x + 4, 26, "w")
-        drawing.text(x + 14, 22, mark)
+    for name, number in [*((name, number) for number, name in enumerate(series)), *([(mark, None)] if mark else [])]:
+        wide = 34 + 6.6 * len(name)
+        if x + wide > WIDTH and lines[-1]:
+            lines.append([])
+            x = 16.0
+        lines[-1].append((x, name, number))
+        x += wide
+    return lines
+
+
+def _draw_legend(drawing: Drawing, entries: Sequence[tuple[float, str, int | None]], y: float) -> None:
+    for x, name, number in entries:
+        if number is None:
+            drawing.line(x + 5, y - 8, x + 5, y + 8, "n")
+        else:
+            drawing.dot(x + 5, y, f"s{number}")
+        drawing.text(x + 15, y + 4, name)
 
 
 def _ticks(low: float, high: float, at_most: int = 7) -> list[float]:

@@ -329,10 +329,15 @@ def _types(run: Run, kind: str) -> tuple[str, str]:
     return bare, f"{world or run.world}:{bare}"
 
 
+def _clip(video: str) -> str:
+    """A clip's path from the folder of its world on: the same wherever the data lay when it was asked about."""
+    return "/".join(Path(video).parts[-4:])
+
+
 def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
     wanted = set(kinds)
     for run in runs:
-        rows = [(p.video, p.correct) for p in answers(run, root, name) if wanted.intersection(_types(run, p.type))]
+        rows = [(_clip(p.video), p.correct) for p in answers(run, root, name) if wanted.intersection(_types(run, p.type))]
         yield f"{run.variant} {run.seed}", rows
 
 

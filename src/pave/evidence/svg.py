@@ -31,6 +31,7 @@ _RULES = """
 text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:var(--ink)}
 .b{font-weight:600}.q{fill:var(--soft);font-size:11px}.g{fill:var(--ground)}.i{fill:var(--ink)}.h{fill:var(--heat)}.m{fill:var(--mark)}
 .f{fill:var(--rule)}.l{stroke:var(--rule);fill:none}.k{stroke:var(--soft);fill:none}.w{stroke:var(--mark);fill:none;stroke-width:2}
+.n{stroke:var(--ink);fill:none;stroke-width:1.5}
 .c{fill:none;stroke-width:1.8;stroke-linejoin:round}
 """
 _NEAR = 26
