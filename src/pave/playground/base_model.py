@@ -64,7 +64,9 @@ _SPARE_WORDS = """
 """
 
 
-def chat_template(video: str, image: str, start: str = "<|im_start|> ", role: str = " ", part: str = " ", end: str = " ") -> str:
+def chat_template(
+    video: str, image: str, start: str = "<|im_start|> ", role: str = " ", part: str = " ", end: str = " "
+) -> str:
     """A chat template that only appends: the two placeholders, and what stands in front of a role, behind it, behind a part of a
     message and behind its end."""
     start, role, part, end = (text.replace("\n", "\\n") for text in (start, role, part, end))

@@ -7,7 +7,7 @@ whether that moves and which light is on gives the language model something to r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,19 @@ def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.O
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     schedule.step()
+
+
+def descend(
+    parameters: list[nn.Parameter], steps: Iterable[Any], rate: float, count: int, loss: Callable[[], Tensor]
+) -> list[float]:
+    """Take a step for each entry of ``steps``, ``count`` of them; returns the losses."""
+    optimizer, schedule = _fit(parameters, count, rate)
+    losses = []
+    for _ in steps:
+        value = loss()
+        _step(value, parameters, optimizer, schedule)
+        losses.append(value.item())
+    return losses
 
 
 def train_tower(
@@ -208,13 +221,11 @@ def train_language(
     language = base.model.model.language_model
     language.requires_grad_(not frozen)
     parameters = [*base.projector, *([] if frozen else language.parameters())]
-    optimizer, schedule = _fit(parameters, steps, rate)
-    losses = []
-    for _ in track(range(steps), "language model"):
+
+    def loss() -> Tensor:
         chosen, together = rng.integers(0, len(scenes), batch), bool(rng.random() < 0.2)
         talks = [_lessons(scenes[v], rng, together) for v in chosen]
         features = features_RVSPW[int(rng.integers(len(features_RVSPW)))][chosen]
-        loss = _loss(base, *packed(base, base.video_tokens(features), talks))
-        _step(loss, parameters, optimizer, schedule)
-        losses.append(loss.item())
-    return losses
+        return _loss(base, *packed(base, base.video_tokens(features), talks))
+
+    return descend(parameters, track(range(steps), "language model"), rate, steps, loss)

@@ -34,7 +34,7 @@ from pave.playground.clips import clip_name, render_clips
 from pave.playground.questions import SILENT_TYPES, ask
 from pave.playground.world import NUM_MOMENTS, Split, draw_scene
 from pave.utils.console import setup_logging, track
-from pave.utils.files import atomic_folder, atomic_write_json, atomic_write_text
+from pave.utils.files import atomic_folder, atomic_path, atomic_write_json, atomic_write_text
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,21 @@ def load_clips(folder: Path, split: Split, count: int, *, seed: int, rng: np.ran
 
 
 def load_both(folder: Path, clips: int, *, seed: int) -> tuple[SilentClips, SilentClips]:
-    """The same silent clips twice: as the default sampling sees them, and with the moments drawn."""
-    rng = np.random.default_rng(seed)
-    sampled = load_clips(folder, "train", clips, seed=_WORLD_SEED + seed)
-    return sampled, load_clips(folder, "train", clips, seed=_WORLD_SEED + seed, rng=rng)
+    """The same silent clips twice: as the default sampling sees them, and with the moments drawn.
+
+    What is decoded is kept in the folder, for the next base that is trained on it.
+    """
+    decoded = folder / f"frames-{seed}-{clips}.npz"
+    if not decoded.exists():
+        rng = np.random.default_rng(seed)
+        both = [load_clips(folder, "train", clips, seed=_WORLD_SEED + seed, rng=r) for r in (None, rng)]
+        with atomic_path(decoded) as path:
+            np.savez(path, frames=np.stack([c.frames_VFHWC for c in both]), times=np.stack([c.times_VF for c in both]))
+        return both[0], both[1]
+    scenes = [draw_scene(_WORLD_SEED + seed, "train", i, silent=True) for i in range(clips)]
+    with np.load(decoded) as kept:
+        frames, times = kept["frames"], kept["times"]
+    return SilentClips(scenes, frames[0], times[0]), SilentClips(scenes, frames[1], times[1])
 
 
 def train(
@@ -142,7 +153,9 @@ def save_base(base: BaseInTraining, folder: Path) -> None:
 
 def _readme(report: dict[str, Any]) -> str:
     lines = [
-        "# The playground's base model" if report["kind"] == "playground" else f"# A base model for the playground: {report['kind']}",
+        "# The playground's base model"
+        if report["kind"] == "playground"
+        else f"# A base model for the playground: {report['kind']}",
         "",
         f"{report['architecture']} with {report['parameters']:,} parameters, trained on the silent world by",
         f"`{report['command']}`",
