@@ -214,7 +214,7 @@ class Kind:
     """A base that can be trained from scratch."""
 
     family: type[BaseInTraining]
-    size: BaseSize = BaseSize()
+    size: BaseSize = field(default_factory=BaseSize)
     clips: int = 4000
     """Silent clips to train on."""
     tower_steps: int = 900
