@@ -34,7 +34,9 @@ def test_the_playgrounds_own_base_is_compared_by_the_runs_that_are_there_already
     assert counts == {"small": 7, "large": 7, "qwen2_5_vl": 7, "smollm2": 3}
     assert {run.base for run in SECTIONS["bases"].runs(SHORT)} == {PLAYGROUND, *(f"{name}-short" for name in counts)}
     for run in (run for run in SECTIONS["bases"].runs(ONE_SEED) if run.base == "smollm2"):
-        assert (run.steps, run.training) == ((0, {}) if run.variant == BASE else (150, {"batch_size": 8, "lora_learning_rate": 5e-4}))
+        assert (run.steps, run.training) == (
+            (0, {}) if run.variant == BASE else (150, {"batch_size": 8, "lora_learning_rate": 5e-4})
+        )
         assert run.asked == 30 and run.seed == 0
     monkeypatch.setattr(section, "installed", lambda: False)
     assert not any(run.base.startswith("smollm2") for run in SECTIONS["bases"].runs(FULL))
@@ -54,7 +56,7 @@ def test_a_base_is_trained_once_patched_and_compared(tmp_path, monkeypatch):
     assert set(runs) == {BASE, VIDEO_ONLY, PATCH}
     assert facts_of(runs[PATCH], tmp_path)["run"]["base"] == "qwen2_5_vl-short"
     record = read_record(runs[PATCH].folder(tmp_path) / "patch")
-    assert record.base.model_type == "qwen2_5_vl"
+    assert record.base.architecture["model_type"] == "qwen2_5_vl"
     assert len(answers(runs[BASE], tmp_path)) == 10 * 7
     stamp = (tmp_path / "bases/qwen2_5_vl-short/model.safetensors").stat().st_mtime_ns
     assert reproduce(tmp_path, ["bases"], "short").read_text() == text

@@ -35,7 +35,7 @@ def test_what_is_packed_behind_a_video_is_what_the_base_reads_of_a_prompt(kind):
         features = base.features(steps[0])[None]
         embeds, mask, positions, labels = packed(base, base.video_tokens(features), [talks])
         hidden = base.model.model.language_model(
-            inputs_embeds=embeds, attention_mask={"full_attention": mask}, position_ids=positions, use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         following = labels[0, 1:]
         logits = base.model.lm_head(hidden)[0, :-1]

@@ -177,7 +177,7 @@ def packed(
 
 def _loss(base: BaseInTraining, embeds: Tensor, mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
     hidden = base.model.model.language_model(
-        inputs_embeds=embeds, attention_mask={"full_attention": mask}, position_ids=positions, use_cache=False
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     following = F.pad(labels, (0, 1), value=_IGNORE)[:, 1:]
     keep = following != _IGNORE

@@ -72,13 +72,13 @@ def read_smollm2() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32), tokenizer
 
 
-def with_tower(language: Any, tokenizer: Any, teacher: LlavaOnevisionForConditionalGeneration, seed: int) -> LlavaBase:
+def with_tower(language: Any, tokenizer: Any, teacher: Any, seed: int) -> LlavaBase:
     """A LLaVA-OneVision of a Llama and the vision tower of another base, with a fresh projector between them.
 
     Args:
         language: a LlamaForCausalLM with tied embeddings.
         tokenizer: its own, with ``SPARE_TOKENS``.
-        teacher: whose tower it gets.
+        teacher: the LLaVA-OneVision whose tower it gets.
         seed: of the projector.
     """
     words = PreTrainedTokenizerFast(
@@ -90,7 +90,8 @@ def with_tower(language: Any, tokenizer: Any, teacher: LlavaOnevisionForConditio
         clean_up_tokenization_spaces=False,
     )
     text = LlamaConfig(**{key: value for key, value in language.config.to_dict().items() if key not in _DROPPED})
-    image, video = words.convert_tokens_to_ids(list(SPARE_TOKENS.values()))
+    ids: Any = words.convert_tokens_to_ids(list(SPARE_TOKENS.values()))
+    image, video = ids
     torch.manual_seed(seed)
     model = LlavaOnevisionForConditionalGeneration(llava_config(teacher.config.vision_config, text, image, video))
     model.model.vision_tower.load_state_dict(teacher.model.vision_tower.state_dict())
