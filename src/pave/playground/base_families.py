@@ -233,7 +233,9 @@ class Kind:
 KINDS = {
     "playground": Kind(LlavaBase),
     "small": Kind(LlavaBase, BaseSize(vision_width=64, vision_layers=3, width=96, layers=3)),
-    "large": Kind(LlavaBase, BaseSize(vision_width=128, vision_layers=4, width=192, layers=4)),
+    "large": Kind(
+        LlavaBase, BaseSize(vision_width=128, vision_layers=4, width=192, layers=4), tower_steps=800, language_steps=900
+    ),
     "qwen2_5_vl": Kind(QwenBase),
 }
 """By name; "playground" is the one inside the package."""
