@@ -150,7 +150,7 @@ def make_smollm2(
     work: Path,
     *,
     seed: int = 0,
-    clips: int = 1000,
+    clips: int = 4000,
     word_steps: int = 600,
     language_steps: int = 100,
     batch: int = 4,
