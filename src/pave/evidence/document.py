@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import pave
+from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
 from pave.evidence.runs import execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
@@ -51,6 +52,7 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
     start = time.monotonic()
     runs = all_runs(chosen, plan)
     data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
+    make_bases([run.base for run in runs], root, processes)
     execute_all(runs, data, root, processes)
     page, text = root / "evidence.md", _page(chosen, plan, root, size)
     atomic_write_text(page, text)

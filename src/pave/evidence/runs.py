@@ -20,6 +20,7 @@ from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import Prediction, read_predictions
+from pave.evidence.bases import folder_of
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
 from pave.patching import patch_slot
 from pave.training.arguments import TrainingConfig
@@ -62,6 +63,9 @@ class Run:
     added: tuple[Run, ...] = ()
     """Runs whose patches are added up instead of training one (``pave.evidence.added``); they are made first."""
     base: str = PLAYGROUND
+    """The playground's own, or a name under ``pave.evidence.bases``."""
+    asked: int = 0
+    """Clips of the test set whose questions are asked; 0: all."""
     clips: int = 0
     """Clips that the data has for training; part of what the run is."""
 
@@ -113,8 +117,8 @@ def mixture(world: str) -> dict[str, float]:
     return {**own, **{f"{name}:{kind}": share / len(names) for name in names for kind, share in SILENT_WEIGHTS.items()}}
 
 
-def recipe_of(run: Run, data: Path, output: Path) -> Recipe:
-    """The recipe of a run that trains."""
+def recipe_of(run: Run, data: Path, output: Path, base: str = PLAYGROUND) -> Recipe:
+    """The recipe of a run that trains; ``base`` is where the run's base is."""
     assert run.patch is not None
     settings: dict[str, Any] = {
         "seed": run.seed,
@@ -125,7 +129,7 @@ def recipe_of(run: Run, data: Path, output: Path) -> Recipe:
         "log_every": 10,
     }
     return Recipe(
-        base=BaseConfig(model=run.base, dtype="float32"),
+        base=BaseConfig(model=base, dtype="float32"),
         patch=run.patch,
         data=DataConfig(
             train=str(data / "train.jsonl"),
@@ -160,15 +164,21 @@ def execute(run: Run, data: Path, root: Path) -> Path:
         patch = folder / "patch"
         if not (folder / "trained.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            made = _add(run, folder, root) if run.added else _train(run, data, folder)
+            made = _add(run, folder, root) if run.added else _train(run, data, folder, folder_of(run.base, root))
             atomic_write_json(folder / "trained.json", made)
         facts |= json.loads((folder / "trained.json").read_text())
-    samples = list(read_samples(data / "test.jsonl"))
+    samples = _first(list(read_samples(data / "test.jsonl")), run.asked)
     for name in (AS_IT_IS, *run.counterfactuals):
         _ask(run, name, patch, samples, root)
     if not result.exists():
         atomic_write_json(result, facts)
     return folder
+
+
+def _first(samples: list[Sample], clips: int) -> list[Sample]:
+    """The samples on the first clips; all, if 0."""
+    chosen = set(list(dict.fromkeys(sample.video for sample in samples))[: clips or None])
+    return [sample for sample in samples if sample.video in chosen]
 
 
 def execute_alike(runs: Sequence[Run], data: Path, root: Path) -> None:
@@ -177,7 +187,7 @@ def execute_alike(runs: Sequence[Run], data: Path, root: Path) -> None:
         execute(run, data, root)
 
 
-def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
+def _train(run: Run, data: Path, folder: Path, base: str) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from pave.training.run import run_recipe
@@ -190,7 +200,7 @@ def _train(run: Run, data: Path, folder: Path) -> dict[str, Any]:
                 curve.append((state.global_step, float(logs["loss"])))
 
     start = time.monotonic()
-    done = run_recipe(recipe_of(run, data, folder), progress=False, callbacks=[Losses()])
+    done = run_recipe(recipe_of(run, data, folder, base), progress=False, callbacks=[Losses()])
     return {"seconds": round(time.monotonic() - start, 1), "train_loss": done.train_loss, "curve": curve}
 
 
@@ -218,7 +228,8 @@ def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], roo
     change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
     asked = samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)]
-    qa = VideoQA.from_pretrained(run.base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
+    base = folder_of(run.base, root)
+    qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
     if patch is not None:
         _set(patch_slot(qa.model), run.asked_with)
     evaluate(

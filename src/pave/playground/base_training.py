@@ -7,7 +7,7 @@ whether that moves and which light is on gives the language model something to r
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import LlavaOnevisionForConditionalGeneration
 
-from pave.playground.base_model import GRID, PATCH, TURN_END, TURN_START, vocabulary
+from pave.playground.base_families import BaseInTraining
+from pave.playground.base_model import GRID, PATCH
 from pave.playground.questions import SILENT_TYPES, Question, ask, ask_each_light, converse
 from pave.playground.render import coverage, place
 from pave.playground.world import COLOURS, LIGHTS, SHAPES, Scene
@@ -70,18 +70,21 @@ def _step(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.O
     schedule.step()
 
 
-def normalised(frames_NHWC: NDArray[np.uint8]) -> Tensor:
-    """What the base's processor makes of frames of its own size: (N, C, H, W) from -1 to 1."""
-    return torch.from_numpy(frames_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def vision_features(model: LlavaOnevisionForConditionalGeneration, frames_NHWC: NDArray[np.uint8]) -> Tensor:
-    """What the projector gets: (N, GRID**2, vision width)."""
-    return model.model.vision_tower(normalised(frames_NHWC), output_hidden_states=True).hidden_states[-1]
+def descend(
+    parameters: list[nn.Parameter], steps: Iterable[Any], rate: float, count: int, loss: Callable[[], Tensor]
+) -> list[float]:
+    """Take a step for each entry of ``steps``, ``count`` of them; returns the losses."""
+    optimizer, schedule = _fit(parameters, count, rate)
+    losses = []
+    for _ in steps:
+        value = loss()
+        _step(value, parameters, optimizer, schedule)
+        losses.append(value.item())
+    return losses
 
 
 def train_tower(
-    model: LlavaOnevisionForConditionalGeneration,
+    base: BaseInTraining,
     clips: SilentClips,
     *,
     steps: int,
@@ -91,18 +94,19 @@ def train_tower(
 ) -> dict[str, float]:
     """Train the vision tower on labels of patches; returns the accuracies over the last tenth of the steps."""
     rng = np.random.default_rng(seed)
-    labels_VFP3 = torch.from_numpy(np.stack([patch_labels(s, t) for s, t in zip(clips.scenes, clips.times_VF, strict=True)]))
+    labels_VFP3 = np.stack([patch_labels(s, t) for s, t in zip(clips.scenes, clips.times_VF, strict=True)])
+    frames, labels = base.steps(clips.frames_VFHWC), base.steps(labels_VFP3)
     sizes = (1 + len(_LOOKS), 2, 1 + len(LIGHTS))
-    head = nn.Linear(model.model.vision_tower.config.hidden_size, sum(sizes))
+    head = nn.Linear(base.vision_width, sum(sizes))
     weights = torch.ones(sizes[0])
     weights[0] = 0.1  # most patches are empty
-    parameters = [*model.model.vision_tower.parameters(), *head.parameters()]
+    parameters = [*base.tower.parameters(), *head.parameters()]
     optimizer, schedule = _fit(parameters, steps, rate)
     hits: list[list[float]] = []
     for _ in track(range(steps), "vision tower"):
-        v, f = rng.integers(0, len(clips), batch), rng.integers(0, clips.times_VF.shape[1], batch)
-        look, motion, light = head(vision_features(model, clips.frames_VFHWC[v, f])).flatten(0, 1).split(sizes, dim=1)
-        target = labels_VFP3[v, f].flatten(0, 1)
+        v, s = rng.integers(0, len(clips), batch), rng.integers(0, frames.shape[1], batch)
+        look, motion, light = head(base.features(frames[v, s])).flatten(0, 1).split(sizes, dim=1)
+        target = torch.from_numpy(base.labels(labels[v, s])).flatten(0, 1)
         on = target[:, 0] > 0
         loss = F.cross_entropy(look, target[:, 0], weight=weights)
         loss = loss + F.cross_entropy(motion[on], target[on, 1]) + F.cross_entropy(light, target[:, 2])
@@ -113,67 +117,71 @@ def train_tower(
     return dict(zip(("look of object patches", "motion of object patches", "light"), map(float, last), strict=True))
 
 
-def cached_features(model: LlavaOnevisionForConditionalGeneration, clips: SilentClips) -> Tensor:
-    """Vision features of every frame, in float16: (V, F, GRID**2, vision width)."""
+def cached_features(base: BaseInTraining, clips: SilentClips) -> Tensor:
+    """Vision features of every step of frames, in float16: (V, S, P, vision width)."""
+    frames = base.steps(clips.frames_VFHWC)
     with torch.no_grad():
-        parts = (clips.frames_VFHWC[v : v + 16] for v in range(0, len(clips), 16))
-        return torch.cat([vision_features(model, p.reshape(-1, *p.shape[2:])).half().unflatten(0, p.shape[:2]) for p in parts])
+        parts = (frames[v : v + 16] for v in range(0, len(clips), 16))
+        return torch.cat([base.features(p.reshape(-1, *p.shape[2:])).half().unflatten(0, p.shape[:2]) for p in parts])
 
 
-def video_tokens(model: LlavaOnevisionForConditionalGeneration, features_VFPC: Tensor) -> Tensor:
-    """From vision features to what the language model reads, newline token last: (V, F * tokens + 1, E)."""
-    inner = model.model
-    projected = inner.multi_modal_projector(features_VFPC.float().flatten(0, 1))
-    tokens = inner.apply_pooling(projected).reshape(len(features_VFPC), -1, projected.shape[-1])
-    return torch.cat([tokens, inner.image_newline.expand(len(tokens), 1, -1)], dim=1)
-
-
-_WORD = {word: index for index, word in enumerate(vocabulary())}
-_PREFIX = [_WORD[TURN_START], _WORD["user"]]
-
-
-def _talk_ids(questions: Sequence[Question]) -> tuple[list[int], list[int]]:
+def _talk_ids(base: BaseInTraining, questions: Sequence[Question]) -> tuple[list[int], list[int]]:
     """Token ids of a conversation from behind the video on, as the chat template writes it, and the labels of its answers."""
     ids: list[int] = []
     labels: list[int] = []
+    words = base.wording
     for number, question in enumerate(questions):
-        asked = [*(_PREFIX if number else []), *(_WORD[w] for w in question.text.split())]
-        asked += [_WORD[TURN_END], _WORD[TURN_START], _WORD["assistant"]]
-        answer = [*(_WORD[w] for w in question.answer.split()), _WORD[TURN_END]]
+        asked = [*base.ids(words.turn if number else ""), *base.ids(question.text), *base.ids(words.asked)]
+        answer = [*base.ids(question.answer), *base.ids(words.ended)]
         ids += asked + answer
         labels += [_IGNORE] * len(asked) + answer
     return ids, labels
 
 
-def _packed(model: LlavaOnevisionForConditionalGeneration, tokens_VNE: Tensor, talks: Sequence[Sequence[Sequence[Question]]]):  # type: ignore[no-untyped-def]
-    """Several conversations behind one video, each blind to the others: embeddings, mask, positions and labels."""
-    rows = [[_talk_ids(talk) for talk in row] for row in talks]
+def packed(
+    base: BaseInTraining, tokens_VNE: Tensor, talks: Sequence[Sequence[Sequence[Question]]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Several conversations behind one video, each blind to the others.
+
+    Args:
+        base: whose words and positions they get.
+        tokens_VNE: of each video.
+        talks: about each video.
+
+    Returns:
+        Embeddings (V, L, E), mask (V, 1, L, L), positions (V, L), or (3, V, L) where they have three dimensions, and labels (V, L).
+    """
+    rows = [[_talk_ids(base, talk) for talk in row] for row in talks]
     V, count, length = len(rows), max(map(len, rows)), max(len(ids) for row in rows for ids, _ in row)
     ids_VKL, labels_VKL = torch.zeros(V, count, length, dtype=torch.long), torch.full((V, count, length), _IGNORE)
     for v, row in enumerate(rows):
         for k, (ids, labels) in enumerate(row):
             ids_VKL[v, k, : len(ids)], labels_VKL[v, k, : len(ids)] = torch.tensor(ids), torch.tensor(labels)
-    embed = model.get_input_embeddings()
-    prefix = embed(torch.tensor(_PREFIX)).expand(V, -1, -1)
-    embeds = torch.cat([prefix, tokens_VNE, embed(ids_VKL.flatten(1))], dim=1)
+    embed = base.model.get_input_embeddings()
+    before, behind = base.ids(base.wording.start), base.ids(base.wording.behind)
+    shared = [embed(torch.tensor(before)).expand(V, -1, -1), tokens_VNE]
+    if behind:
+        shared.append(embed(torch.tensor(behind)).expand(V, -1, -1))
+    embeds = torch.cat([*shared, embed(ids_VKL.flatten(1))], dim=1)
     start, total = embeds.shape[1] - count * length, embeds.shape[1]
     block = torch.cat([torch.zeros(start, dtype=torch.long), torch.arange(1, count + 1).repeat_interleave(length)])
     causal = torch.ones(total, total, dtype=torch.bool).tril()
     mask = causal & ((block[:, None] == block[None]) | (block[None] == 0))
-    positions = torch.cat([torch.arange(start), torch.arange(start, start + length).repeat(count)])
+    video_AL = base.positions(len(before), tokens_VNE.shape[1], len(behind))
+    talk = torch.arange(length).repeat(count) + int(video_AL.max()) + 1
+    positions_AL = torch.cat([video_AL, talk.expand(len(video_AL), -1)], dim=1)
+    positions = positions_AL.expand(V, -1) if len(positions_AL) == 1 else positions_AL[:, None].expand(-1, V, -1)
     labels_VL = F.pad(labels_VKL.flatten(1), (start, 0), value=_IGNORE)
-    return embeds, mask.expand(V, 1, -1, -1), positions.expand(V, -1), labels_VL
+    return embeds, mask.expand(V, 1, -1, -1), positions, labels_VL
 
 
-def _loss(
-    model: LlavaOnevisionForConditionalGeneration, embeds: Tensor, mask: Tensor, positions: Tensor, labels: Tensor
-) -> Tensor:
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask={"full_attention": mask}, position_ids=positions, use_cache=False
+def _loss(base: BaseInTraining, embeds: Tensor, mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    hidden = base.model.model.language_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     following = F.pad(labels, (0, 1), value=_IGNORE)[:, 1:]
     keep = following != _IGNORE
-    return F.cross_entropy(model.lm_head(hidden[keep]), following[keep])
+    return F.cross_entropy(base.model.lm_head(hidden[keep]), following[keep])
 
 
 def _lessons(scene: Scene, rng: np.random.Generator, together: bool) -> list[list[Question]]:
@@ -187,30 +195,37 @@ def _lessons(scene: Scene, rng: np.random.Generator, together: bool) -> list[lis
 
 
 def train_language(
-    model: LlavaOnevisionForConditionalGeneration,
-    features_RVFPC: Sequence[Tensor],
+    base: BaseInTraining,
+    features_RVSPW: Sequence[Tensor],
     scenes: Sequence[Scene],
     *,
     steps: int,
     batch: int = 16,
     rate: float = 2e-3,
     seed: int,
+    frozen: bool = False,
 ) -> list[float]:
-    """Train projector, newline and language model on frozen vision features; returns the losses.
+    """Train projector and language model on frozen vision features; returns the losses.
 
     Args:
-        features_RVFPC: features of the same V scenes, sampled in R ways; every step draws one.
+        base: what is trained.
+        features_RVSPW: features of the same V scenes, sampled in R ways; every step draws one.
+        scenes: of the features.
+        steps: how many.
+        batch: clips in a step.
+        rate: the highest learning rate.
+        seed: of what is drawn.
+        frozen: train the projector alone.
     """
     rng = np.random.default_rng(seed)
-    inner = model.model
-    parameters = [*inner.multi_modal_projector.parameters(), inner.image_newline, *inner.language_model.parameters()]
-    optimizer, schedule = _fit(parameters, steps, rate)
-    losses = []
-    for _ in track(range(steps), "language model"):
+    language = base.model.model.language_model
+    language.requires_grad_(not frozen)
+    parameters = [*base.projector, *([] if frozen else language.parameters())]
+
+    def loss() -> Tensor:
         chosen, together = rng.integers(0, len(scenes), batch), bool(rng.random() < 0.2)
         talks = [_lessons(scenes[v], rng, together) for v in chosen]
-        features = features_RVFPC[int(rng.integers(len(features_RVFPC)))][chosen]
-        loss = _loss(model, *_packed(model, video_tokens(model, features), talks))
-        _step(loss, parameters, optimizer, schedule)
-        losses.append(loss.item())
-    return losses
+        features = features_RVSPW[int(rng.integers(len(features_RVSPW)))][chosen]
+        return _loss(base, *packed(base, base.video_tokens(features), talks))
+
+    return descend(parameters, track(range(steps), "language model"), rate, steps, loss)

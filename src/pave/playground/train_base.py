@@ -1,9 +1,11 @@
-"""Train the base model of the playground from scratch on the silent world, measure it on unseen clips and save it.
+"""Train a base model of the playground from scratch on the silent world, measure it on unseen clips and save it.
 
     python -m pave.playground.train_base --out DIR --seed 0
+    python -m pave.playground.train_base --kind qwen2_5_vl --out DIR
 
 Everything it sees are frames as they come back from real H.264 files. About half an hour of one processor core; the trained
-result ships inside the package (``pave.playground.base_path()``).
+result ships inside the package (``pave.playground.base_path()``). Other kinds, of other sizes or of another family, are what
+``pave reproduce`` compares it with.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaOnevisionForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from pave.data.collator import PatchCollator
+from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_frames
-from pave.playground.base_model import build_model, build_processor
+from pave.playground.base_families import KINDS, BaseInTraining
 from pave.playground.base_training import SilentClips, cached_features, train_language, train_tower
 from pave.playground.clips import clip_name, render_clips
 from pave.playground.questions import SILENT_TYPES, ask
 from pave.playground.world import NUM_MOMENTS, Split, draw_scene
 from pave.utils.console import setup_logging, track
-from pave.utils.files import atomic_folder, atomic_write_json, atomic_write_text
+from pave.utils.files import atomic_folder, atomic_path, atomic_write_json, atomic_write_text
 
 logger = logging.getLogger(__name__)
 
@@ -55,24 +59,40 @@ def load_clips(folder: Path, split: Split, count: int, *, seed: int, rng: np.ran
     return SilentClips(scenes, np.stack(frames), np.stack(times))
 
 
+def load_both(folder: Path, clips: int, *, seed: int) -> tuple[SilentClips, SilentClips]:
+    """The same silent clips twice: as the default sampling sees them, and with the moments drawn.
+
+    What is decoded is kept in the folder, for the next base that is trained on it.
+    """
+    decoded = folder / f"frames-{seed}-{clips}.npz"
+    if not decoded.exists():
+        rng = np.random.default_rng(seed)
+        both = [load_clips(folder, "train", clips, seed=_WORLD_SEED + seed, rng=r) for r in (None, rng)]
+        with atomic_path(decoded) as path:
+            np.savez(path, frames=np.stack([c.frames_VFHWC for c in both]), times=np.stack([c.times_VF for c in both]))
+        return both[0], both[1]
+    scenes = [draw_scene(_WORLD_SEED + seed, "train", i, silent=True) for i in range(clips)]
+    with np.load(decoded) as kept:
+        frames, times = kept["frames"], kept["times"]
+    return SilentClips(scenes, frames[0], times[0]), SilentClips(scenes, frames[1], times[1])
+
+
 def train(
-    folder: Path, *, seed: int, clips: int, tower_steps: int, language_steps: int
-) -> LlavaOnevisionForConditionalGeneration:
-    """Train a fresh base on ``clips`` silent clips, rendered into ``folder``."""
-    rng = np.random.default_rng(seed)
-    sampled = load_clips(folder, "train", clips, seed=_WORLD_SEED + seed)
-    shaken = load_clips(folder, "train", clips, seed=_WORLD_SEED + seed, rng=rng)
-    model = build_model(seed)
+    folder: Path, *, seed: int, clips: int, tower_steps: int, language_steps: int, kind: str = "playground"
+) -> BaseInTraining:
+    """Train a fresh base of a kind on ``clips`` silent clips, rendered into ``folder``."""
+    sampled, shaken = load_both(folder, clips, seed=seed)
+    base = KINDS[kind].build(seed)
     both = SilentClips(
         [*sampled.scenes, *shaken.scenes],
         np.concatenate([sampled.frames_VFHWC, shaken.frames_VFHWC]),
         np.concatenate([sampled.times_VF, shaken.times_VF]),
     )
-    logger.info("vision tower: %s", train_tower(model, both, steps=tower_steps, seed=seed))
-    features = [cached_features(model, sampled), cached_features(model, shaken)]
-    losses = train_language(model, features, sampled.scenes, steps=language_steps, seed=seed)
+    logger.info("vision tower: %s", train_tower(base, both, steps=tower_steps, seed=seed))
+    features = [cached_features(base, sampled), cached_features(base, shaken)]
+    losses = train_language(base, features, sampled.scenes, steps=language_steps, seed=seed)
     logger.info("language model: loss %.4f over the last hundred steps", float(np.mean(losses[-100:])))
-    return model
+    return base
 
 
 def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -94,7 +114,7 @@ def measure(base: Path, folder: Path, count: int, *, seed: int, batch: int = 50)
         right = 0
         for start in range(0, count, batch):
             part = asked[start : start + batch]
-            given = answers(model, processor, [q.text for q in part], list(clips.frames_VFHWC[start : start + batch]))
+            given = answers(model, processor, [q.text for q in part], clips, start)
             right += sum(answer == question.answer for answer, question in zip(given, part, strict=True))
         low, high = wilson(right, count)
         table[kind] = {
@@ -106,20 +126,25 @@ def measure(base: Path, folder: Path, count: int, *, seed: int, batch: int = 50)
     return table
 
 
-def answers(model: Any, processor: Any, questions: Sequence[str], videos: Sequence[Any]) -> list[str]:
-    """Greedy answers to one question on each video (F, H, W, 3)."""
-    talks = [[{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": q}]}] for q in questions]
-    texts = [processor.apply_chat_template(talk, add_generation_prompt=True) for talk in talks]
-    batch = processor(text=texts, videos=list(videos), return_tensors="pt", padding=True)
+def answers(model: Any, processor: Any, questions: Sequence[str], clips: SilentClips, first: int = 0) -> list[str]:
+    """Greedy answers to one question on each clip, from clip ``first`` on."""
+    collate = PatchCollator(processor, model.config, {}, train=False)
+    batch = collate(
+        [
+            PatchItem(str(v), clips.frames_VFHWC[v], clips.times_VF[v], ((question, None),))
+            for v, question in enumerate(questions, start=first)
+        ]
+    )
+    del batch["side_channels"], batch["frame_times"]
     with torch.no_grad():
         ids = model.generate(**batch, max_new_tokens=6, do_sample=False)
     return [str(t).strip() for t in processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)]
 
 
-def save_base(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> None:
+def save_base(base: BaseInTraining, folder: Path) -> None:
     """Model and processor as ``save_pretrained`` writes them: weights in float16, to be loaded as float32."""
-    build_processor().save_pretrained(folder)
-    model.half().save_pretrained(folder)
+    base.processor.save_pretrained(folder)
+    base.model.half().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     for part in (config, config["text_config"], config["vision_config"]):
         part["dtype"] = "float32"
@@ -128,9 +153,11 @@ def save_base(model: LlavaOnevisionForConditionalGeneration, folder: Path) -> No
 
 def _readme(report: dict[str, Any]) -> str:
     lines = [
-        "# The playground's base model",
+        "# The playground's base model"
+        if report["kind"] == "playground"
+        else f"# A base model for the playground: {report['kind']}",
         "",
-        f"LLaVA-OneVision's architecture with {report['parameters']:,} parameters, trained from scratch on the silent world by",
+        f"{report['architecture']} with {report['parameters']:,} parameters, trained on the silent world by",
         f"`{report['command']}`",
         f"({report['clips']} clips, {report['tower_steps']} + {report['language_steps']} steps). It has never heard anything.",
         "",
@@ -145,39 +172,84 @@ def _readme(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def make_base(
+    out: Path,
+    work: Path,
+    *,
+    kind: str = "playground",
+    seed: int = 0,
+    clips: int | None = None,
+    tower_steps: int | None = None,
+    language_steps: int | None = None,
+    test_clips: int = 500,
+) -> dict[str, Any]:
+    """Train a base of a kind, save it as a folder with its measured accuracy, and return what the measurement says.
+
+    Args:
+        out: folder of the base; an older one is replaced.
+        work: folder for the rendered clips, used again where they are there.
+        kind: of ``KINDS``.
+        seed: of scenes, weights and order.
+        clips: training clips; this and the steps are the kind's own where they are None.
+        tower_steps: of the vision tower.
+        language_steps: of projector and language model.
+        test_clips: of the measurement.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind of base {kind!r}; known: {', '.join(KINDS)}")
+    own = KINDS[kind]
+    settings = {
+        "clips": own.clips if clips is None else clips,
+        "tower_steps": own.tower_steps if tower_steps is None else tower_steps,
+        "language_steps": own.language_steps if language_steps is None else language_steps,
+    }
+    named = "" if kind == "playground" else f" --kind {kind}"
+    with atomic_folder(out) as folder:
+        base = train(work, seed=seed, kind=kind, **settings)
+        report = {
+            "kind": kind,
+            "command": f"python -m pave.playground.train_base --out DIR --seed {seed}{named}",
+            "seed": seed,
+            **settings,
+            "test_clips": test_clips,
+        }
+        return write_base(base, folder, work, report)
+
+
+def write_base(base: BaseInTraining, folder: Path, work: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Save a trained base, measure it and write ``accuracy.json`` and a README beside it."""
+    save_base(base, folder)
+    report = {
+        **report,
+        "architecture": type(base.model).__name__.removesuffix("ForConditionalGeneration"),
+        "parameters": sum(p.numel() for p in base.model.parameters()),
+        "accuracy": measure(folder, work, report["test_clips"], seed=report["seed"]),
+    }
+    atomic_write_json(folder / "accuracy.json", report)
+    atomic_write_text(folder / "README.md", _readme(report))
+    return report
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pave.playground.train_base", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the base; an older one is replaced")
+    parser.add_argument("--kind", choices=list(KINDS), default="playground", help="size and family of the base")
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order")
-    parser.add_argument("--clips", type=int, default=4000, help="training clips")
-    parser.add_argument("--tower-steps", type=int, default=900, help="steps of 64 frames")
-    parser.add_argument("--language-steps", type=int, default=1500, help="steps of 16 clips")
+    parser.add_argument("--clips", type=int, help="training clips; by default the kind's own number")
+    parser.add_argument("--tower-steps", type=int, help="steps of 64 frames, likewise")
+    parser.add_argument("--language-steps", type=int, help="steps of 16 clips, likewise")
     parser.add_argument("--test-clips", type=int, default=500, help="clips of the measurement")
     parser.add_argument("--work", type=Path, help="folder for rendered clips, kept; by default a temporary one")
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
     setup_logging()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as temporary, atomic_folder(options.out) as out:
-        folder = options.work or Path(temporary)
-        model = train(
-            folder,
-            seed=options.seed,
-            clips=options.clips,
-            tower_steps=options.tower_steps,
-            language_steps=options.language_steps,
-        )
-        save_base(model, out)
-        settings = {k: getattr(options, k) for k in ("seed", "clips", "tower_steps", "language_steps", "test_clips")}
-        report = {
-            "command": f"python -m pave.playground.train_base --out DIR --seed {options.seed}",
-            **settings,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "accuracy": measure(out, folder, options.test_clips, seed=options.seed),
-        }
-        atomic_write_json(out / "accuracy.json", report)
-        atomic_write_text(out / "README.md", _readme(report))
-    logger.info("saved %s after %.0f s", options.out, time.monotonic() - start)
+    with tempfile.TemporaryDirectory() as temporary:
+        make_base(work=options.pop("work") or Path(temporary), **options)
+    logger.info("saved %s after %.0f s", options["out"], time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pave.evidence.runs import Run
-from pave.evidence.sections import channels, cost, multi, parts, robustness, time, views
+from pave.evidence.sections import bases, channels, cost, multi, parts, robustness, time, views
 from pave.evidence.sections.common import FULL, ONE_SEED, SHORT, Plan, Section
 
 __all__ = ["FULL", "ONE_SEED", "SECTIONS", "SHORT", "Plan", "Section", "all_runs"]
@@ -17,6 +17,7 @@ SECTIONS: Mapping[str, Section] = {
     "multi": multi.SECTION,
     "robustness": robustness.SECTION,
     "cost": cost.SECTION,
+    "bases": bases.SECTION,
     "views": views.SECTION,
 }
 

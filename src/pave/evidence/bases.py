@@ -1,0 +1,117 @@
+"""Further bases to patch: trained once by a reproduction, into ``bases/NAME`` of its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pave.playground import base_path
+from pave.utils.embedded import PLAYGROUND
+
+logger = logging.getLogger(__name__)
+
+SMOLLM2 = "smollm2"
+SHORT = "-short"
+"""Behind the name of a base that was hardly trained: it shows only that everything runs."""
+_HARDLY = {"clips": 12, "test_clips": 2, "language_steps": 2}
+
+
+@dataclass(frozen=True)
+class FurtherBase:
+    """A base beside the playground's own."""
+
+    title: str
+    """What the page calls it."""
+    short: dict[str, Any] = field(default_factory=lambda: {**_HARDLY, "tower_steps": 2})
+    """Settings that hardly train it."""
+
+
+FURTHER = {
+    "small": FurtherBase("LLaVA-OneVision, smaller"),
+    "large": FurtherBase("LLaVA-OneVision, larger"),
+    "qwen2_5_vl": FurtherBase("Qwen2.5-VL"),
+    SMOLLM2: FurtherBase("SmolLM2-135M-Instruct behind the playground's vision tower", {**_HARDLY, "word_steps": 2}),
+}
+
+
+def folder_of(name: str, root: Path) -> str:
+    """Where the base of a run is: a folder, or the playground's own by its name."""
+    return name if name == PLAYGROUND else str(root / "bases" / name)
+
+
+def report_of(name: str, root: Path) -> dict[str, Any]:
+    """What was measured of a base when it was trained: ``parameters``, ``accuracy`` by question type, and how it was made."""
+    folder = base_path() if name == PLAYGROUND else Path(folder_of(name, root))
+    report: dict[str, Any] = json.loads((folder / "accuracy.json").read_text())
+    return report
+
+
+def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
+    """Train the bases that are missing, side by side, each in a process with one thread.
+
+    Args:
+        names: of ``FURTHER``, with ``SHORT`` behind it where it is hardly trained; the playground's own is there always.
+        root: of the reproduction.
+        processes: at most.
+
+    Raises:
+        RuntimeError: naming the base that failed.
+    """
+    import multiprocessing
+
+    missing = [n for n in dict.fromkeys(names) if n != PLAYGROUND and not (root / "bases" / n / "accuracy.json").exists()]
+    if not missing:
+        return
+    logger.info("training %d bases: %s", len(missing), ", ".join(missing))
+    decode = {name.endswith(SHORT): name for name in missing}  # the same clips for all of one length: made by one, used by all
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in [pool.submit(_decode, name, root) for name in decode.values()]:
+            done.result()
+        futures = {pool.submit(_make, name, root): name for name in missing}
+        for future in as_completed(futures):
+            try:
+                future.result()
+            except Exception as error:
+                pool.shutdown(cancel_futures=True)
+                raise RuntimeError(f"base {futures[future]}: {error}") from error
+
+
+def _settings(name: str) -> tuple[str, dict[str, Any]]:
+    kind = name.removesuffix(SHORT)
+    return kind, FURTHER[kind].short if name.endswith(SHORT) else {}
+
+
+def _work(name: str, root: Path) -> Path:
+    return root / "data" / f"silent{SHORT if name.endswith(SHORT) else ''}"
+
+
+def _decode(name: str, root: Path) -> None:
+    import torch
+
+    from pave.playground.base_families import KINDS
+    from pave.playground.train_base import load_both
+
+    torch.set_num_threads(1)
+    clips = _settings(name)[1].get("clips", KINDS[PLAYGROUND].clips)
+    load_both(_work(name, root), clips, seed=0)
+
+
+def _make(name: str, root: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    kind, settings = _settings(name)
+    out, work = Path(folder_of(name, root)), _work(name, root)
+    if kind == SMOLLM2:
+        from pave.playground.smollm2 import make_smollm2
+
+        make_smollm2(out, work, **settings)
+    else:
+        from pave.playground.train_base import make_base
+
+        make_base(out, work, kind=kind, **settings)

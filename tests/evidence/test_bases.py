@@ -1,0 +1,63 @@
+"""Other bases: runs that know their base, names that resolve to folders, and one real short section."""
+
+import json
+
+import pytest
+
+from pave.evidence import bases
+from pave.evidence.document import reproduce
+from pave.evidence.runs import Run, answers, facts_of
+from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT
+from pave.evidence.sections import bases as section
+from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, video_only
+from pave.patching.checkpoint import read_record
+from pave.utils.embedded import PLAYGROUND
+
+
+def test_a_base_is_part_of_what_a_run_is_and_its_folder_is_not(tmp_path):
+    own = Run("audio", "x", video_only())
+    other = Run("audio", "x", video_only(), base="small")
+    assert own.folder(tmp_path) != other.folder(tmp_path) != Run("audio", "x", video_only(), base="large").folder(tmp_path)
+    assert other.folder(tmp_path).name == other.folder(tmp_path / "elsewhere").name
+    assert Run("audio", "x", video_only(), asked=5).folder(tmp_path) != own.folder(tmp_path)
+    assert "base" not in own.trained and "asked" not in own.trained  # at their defaults: runs made before stay what they were
+    assert bases.folder_of("small", tmp_path) == str(tmp_path / "bases" / "small")
+    assert bases.folder_of(PLAYGROUND, tmp_path) == PLAYGROUND
+
+
+def test_the_playgrounds_own_base_is_compared_by_the_runs_that_are_there_already(monkeypatch):
+    monkeypatch.setattr(section, "installed", lambda: True)
+    runs = SECTIONS["bases"].runs(FULL)
+    audio = [run for run in SECTIONS["channels"].runs(FULL) if run.world == "audio"]
+    assert [run for run in runs if run.base == PLAYGROUND] == audio
+    counts = {name: sum(run.base == name for run in runs) for name in ("small", "large", "qwen2_5_vl", "smollm2")}
+    assert counts == {"small": 7, "large": 7, "qwen2_5_vl": 7, "smollm2": 3}
+    assert {run.base for run in SECTIONS["bases"].runs(SHORT)} == {PLAYGROUND, *(f"{name}-short" for name in counts)}
+    for run in (run for run in SECTIONS["bases"].runs(ONE_SEED) if run.base == "smollm2"):
+        assert (run.steps, run.training) == (
+            (0, {}) if run.variant == BASE else (150, {"batch_size": 8, "lora_learning_rate": 5e-4})
+        )
+        assert run.asked == 30 and run.seed == 0
+    monkeypatch.setattr(section, "installed", lambda: False)
+    assert not any(run.base.startswith("smollm2") for run in SECTIONS["bases"].runs(FULL))
+
+
+@pytest.mark.slow
+def test_a_base_is_trained_once_patched_and_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(section, "installed", lambda: False)
+    monkeypatch.setattr(section, "FURTHER", {name: bases.FURTHER[name] for name in ("qwen2_5_vl", "smollm2")})
+    text = reproduce(tmp_path, ["bases"], "short").read_text()
+    report = json.loads((tmp_path / "bases/qwen2_5_vl-short/accuracy.json").read_text())
+    assert (report["kind"], report["clips"], report["language_steps"]) == ("qwen2_5_vl", 12, 2)
+    assert f"Qwen2.5-VL<br><sub>{report['parameters'] / 1e6:.1f} M parameters, silent " in text
+    assert "LLaVA-OneVision, the playground's own<br><sub>1.2 M parameters, silent 94.4</sub>" in text
+    assert "was left out: the extra `smollm2` is not installed" in text
+    runs = {run.variant: run for run in SECTIONS["bases"].runs(SHORT) if run.base == "qwen2_5_vl-short"}
+    assert set(runs) == {BASE, VIDEO_ONLY, PATCH}
+    assert facts_of(runs[PATCH], tmp_path)["run"]["base"] == "qwen2_5_vl-short"
+    record = read_record(runs[PATCH].folder(tmp_path) / "patch")
+    assert record.base.architecture["model_type"] == "qwen2_5_vl"
+    assert len(answers(runs[BASE], tmp_path)) == 10 * 7
+    stamp = (tmp_path / "bases/qwen2_5_vl-short/model.safetensors").stat().st_mtime_ns
+    assert reproduce(tmp_path, ["bases"], "short").read_text() == text
+    assert (tmp_path / "bases/qwen2_5_vl-short/model.safetensors").stat().st_mtime_ns == stamp
