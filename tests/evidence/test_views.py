@@ -119,13 +119,20 @@ def two_frames():
 def test_the_share_on_the_event_is_of_frames_that_could_look_elsewhere():
     look = look_of(two_frames(), [1, 3], [0.5, 1.5, 2.5, 3.5], [[1.4, 1.6]])
     assert look.on_event_K.tolist() == [False, True, False, False]
-    assert on_event(look) == OnEvent(1, 0.5, (pytest.approx(0.7),))
+    assert on_event(look) == OnEvent(1, 0.5, (pytest.approx(0.7),), ((1.0,),))
     both = look_of(two_frames(), [1, 3], [0.5, 1.5, 2.5, 3.5], [[1.4, 1.6], [2.0, 2.6]])
-    assert on_event(both) == OnEvent(1, 0.5, (pytest.approx(0.7),))
+    assert on_event(both) == OnEvent(1, 0.5, (pytest.approx(0.7),), ((1.0,),))
     whole = look_of(two_frames(), [1, 3], [0.5, 1.5, 2.5, 3.5], [[2.0, 4.0]])
     assert on_event(whole) is None  # the second frame sees nothing else
     between = look_of(two_frames(), [1, 3], [0.5, 1.5, 2.5, 3.5], [[2.8, 2.9]])
     assert between.on_event_K.tolist() == [False, False, True, False]
+
+
+def test_the_share_on_the_event_is_divided_among_its_tokens():
+    weights = np.zeros((1, 1, 2, 1, 2, 2))
+    weights[0, 0, 0, 0], weights[0, 0, 1, 0] = [[0.1, 0.1], [0.2, 0.6]], [[0.3, 0.3], [0.1, 0.3]]
+    share = on_event(look_of(weights, [1], [0.5, 1.5], [[1.4, 1.6]]))
+    assert share.layers == (pytest.approx(0.6),) and share.tokens == ((pytest.approx(0.25), pytest.approx(0.75)),)
 
 
 def test_the_chosen_frame_is_the_one_that_may_attend_to_the_beginning_of_the_event():

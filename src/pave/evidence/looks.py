@@ -146,6 +146,8 @@ class OnEvent:
     """The share of the event's steps among those in reach: what even attention would give."""
     layers: tuple[float, ...]
     """The share of the attention on them."""
+    tokens: tuple[tuple[float, ...], ...]
+    """By layer, how that share is divided among the tokens of a step; sums to 1."""
 
 
 def on_event(look: Look) -> OnEvent | None:
@@ -155,9 +157,15 @@ def on_event(look: Look) -> OnEvent | None:
     mixed_T = (event_T > 0) & (event_T < reach_TK.sum(axis=1))
     if not mixed_T.any():
         return None
-    shares_LT = look.mean_LTK()[..., on_K].sum(axis=-1)
+    weight_LTM = look.weight_LTNSKM.mean(axis=(2, 3))[:, mixed_T][:, :, on_K].sum(axis=2)
     even_T = event_T[mixed_T] / reach_TK.sum(axis=1)[mixed_T]
-    return OnEvent(1, float(even_T.mean()), tuple(float(layer) for layer in shares_LT[:, mixed_T].mean(axis=1)))
+    mean_LM = weight_LTM.mean(axis=1)
+    layers = mean_LM.sum(axis=1)
+    return OnEvent(1, float(even_T.mean()), _tuple(layers), tuple(_tuple(row) for row in mean_LM / layers[:, None]))
+
+
+def _tuple(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def summary(run: Run, samples: Sequence[Sample], root: Path) -> OnEvent:
@@ -174,17 +182,17 @@ def summary(run: Run, samples: Sequence[Sample], root: Path) -> OnEvent:
     file = run.folder(root) / _SUMMARY
     asked = [sample.id for sample in samples]
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if kept.get("samples") != asked:
+    if kept.get("samples") != asked or "tokens" not in kept:
         looker = Looker(run, root)
         rows = [row for row in (on_event(looker.look(sample)) for sample in samples) if row is not None]
         if not rows:
             raise ValueError(f"{run.folder(root)}: no test clip has an event beside other steps in the reach of a frame")
-        layers = np.mean([row.layers for row in rows], axis=0)
         kept = {
             "samples": asked,
             "clips": len(rows),
             "even": float(np.mean([row.even for row in rows])),
-            "layers": [float(layer) for layer in layers],
+            "layers": np.mean([row.layers for row in rows], axis=0).tolist(),
+            "tokens": np.mean([row.tokens for row in rows], axis=0).tolist(),
         }
         atomic_write_json(file, kept)
-    return OnEvent(kept["clips"], kept["even"], tuple(kept["layers"]))
+    return OnEvent(kept["clips"], kept["even"], tuple(kept["layers"]), tuple(tuple(row) for row in kept["tokens"]))
