@@ -10,6 +10,7 @@ from pave.playground.base_families import KINDS, QwenBase
 from pave.playground.base_training import packed, patch_labels
 from pave.playground.questions import ask
 from pave.playground.render import draw_frames, frame_times
+from pave.playground.train_base import load_both, make_base
 from pave.playground.world import draw_scene
 
 SCENE = draw_scene(3, "train", 0, silent=True)
@@ -75,3 +76,19 @@ def test_the_labels_of_a_step_lie_where_its_features_see_them():
 def test_sizes_are_what_their_names_promise(kind, least, most):
     count = {name: sum(p.numel() for p in KINDS[name].build(0).model.parameters()) for name in ("playground", kind)}
     assert least < count[kind] / count["playground"] < most
+
+
+def test_an_unknown_kind_is_refused_before_anything_is_rendered(tmp_path):
+    with pytest.raises(ValueError, match="no kind of base 'huge'; known: playground, small, large, qwen2_5_vl"):
+        make_base(tmp_path / "out", tmp_path / "work", kind="huge")
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_were_decoded_before_are_the_same(tmp_path):
+    first, second = (load_both(tmp_path, 2, seed=5) for _ in range(2))
+    (tmp_path / "clips/train/00000.mp4").write_bytes(b"")  # not looked at any more
+    for one, other, again in zip(first, second, load_both(tmp_path, 2, seed=5), strict=True):
+        assert one.scenes == other.scenes == again.scenes
+        assert np.array_equal(one.frames_VFHWC, other.frames_VFHWC) and np.array_equal(one.frames_VFHWC, again.frames_VFHWC)
+        assert np.array_equal(one.times_VF, other.times_VF)
+    assert first[0].times_VF[0].tolist() != first[1].times_VF[0].tolist()

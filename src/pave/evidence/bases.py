@@ -94,11 +94,11 @@ def _decode(name: str, root: Path) -> None:
     import torch
 
     from pave.playground.base_families import KINDS
-    from pave.playground.train_base import load_both
+    from pave.playground.train_base import TEST_CLIPS, prepare
 
     torch.set_num_threads(1)
-    clips = _settings(name)[1].get("clips", KINDS[PLAYGROUND].clips)
-    load_both(_work(name, root), clips, seed=0)
+    settings = _settings(name)[1]
+    prepare(_work(name, root), settings.get("clips", KINDS[PLAYGROUND].clips), settings.get("test_clips", TEST_CLIPS), seed=0)
 
 
 def _make(name: str, root: Path) -> None:

@@ -220,7 +220,7 @@ def train_language(
     rng = np.random.default_rng(seed)
     language = base.model.model.language_model
     language.requires_grad_(not frozen)
-    parameters = [*base.projector, *([] if frozen else language.parameters())]
+    parameters = [p for p in (*base.projector, *language.parameters()) if p.requires_grad]
 
     def loss() -> Tensor:
         chosen, together = rng.integers(0, len(scenes), batch), bool(rng.random() < 0.2)

@@ -38,6 +38,8 @@ from pave.utils.files import atomic_folder, atomic_path, atomic_write_json, atom
 
 logger = logging.getLogger(__name__)
 
+TEST_CLIPS = 500
+"""Of the measurement of a base."""
 _WORLD_SEED = 1_000_000  # added to the seed, so that the base never sees a scene of a playground with a small seed
 
 
@@ -75,6 +77,12 @@ def load_both(folder: Path, clips: int, *, seed: int) -> tuple[SilentClips, Sile
     with np.load(decoded) as kept:
         frames, times = kept["frames"], kept["times"]
     return SilentClips(scenes, frames[0], times[0]), SilentClips(scenes, frames[1], times[1])
+
+
+def prepare(folder: Path, clips: int, test_clips: int, *, seed: int) -> None:
+    """Render and decode what bases are trained and measured on, so that several can be trained on it side by side."""
+    load_both(folder, clips, seed=seed)
+    load_clips(folder, "test", test_clips, seed=_WORLD_SEED + seed)
 
 
 def train(
@@ -181,7 +189,7 @@ def make_base(
     clips: int | None = None,
     tower_steps: int | None = None,
     language_steps: int | None = None,
-    test_clips: int = 500,
+    test_clips: int = TEST_CLIPS,
 ) -> dict[str, Any]:
     """Train a base of a kind, save it as a folder with its measured accuracy, and return what the measurement says.
 
@@ -242,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, help="training clips; by default the kind's own number")
     parser.add_argument("--tower-steps", type=int, help="steps of 64 frames, likewise")
     parser.add_argument("--language-steps", type=int, help="steps of 16 clips, likewise")
-    parser.add_argument("--test-clips", type=int, default=500, help="clips of the measurement")
+    parser.add_argument("--test-clips", type=int, default=TEST_CLIPS, help="clips of the measurement")
     parser.add_argument("--work", type=Path, help="folder for rendered clips, kept; by default a temporary one")
     options = vars(parser.parse_args(arguments))
     setup_logging()
