@@ -40,8 +40,6 @@ class Reach:
         self.kept = sum(t.nbytes for t in kept.values())
 
     def _note(self, name, output):
-        if output is None:
-            return  # a layer that writes into what it is handed
         tensors = [output] if isinstance(output, torch.Tensor) else []
         tensors = tensors or [
             t for t in (output.values() if hasattr(output, "values") else output) if isinstance(t, torch.Tensor)

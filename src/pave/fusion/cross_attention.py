@@ -47,8 +47,8 @@ class CrossAttentionLayer(nn.Module):
             nn.Linear(2 * width, width, bias=False),
         )
 
-    def forward(self, tokens: list[Tensor], stream: SideStream) -> None:
-        """One layer over the (F, S, D) tokens of each part of the frames; each part is replaced by what becomes of it."""
+    def forward(self, tokens: list[Tensor], stream: SideStream) -> list[Tensor]:
+        """One layer over the (F, S, D) tokens of each part of the frames. The list given is used up: each part is let go once it is done."""
         key_BRMD, value_BRMD = self._project(stream)
         keys = stream.parts.windows(key_BRMD)
         values = None if value_BRMD is key_BRMD else stream.parts.windows(value_BRMD)
@@ -58,6 +58,7 @@ class CrossAttentionLayer(nn.Module):
             value_FXD = key_FXD if values is None else next(values)
             token_FSD = tokens[place] + windowed_attention(query_FSD, key_FXD, value_FXD, mask, self.num_heads)
             tokens[place] = token_FSD + self.ffn(token_FSD)
+        return tokens
 
     def attention_weights(self, tokens: list[Tensor], stream: SideStream) -> Tensor:
         """The weights that ``forward`` uses on these tokens, (B, T, N, S, R, M)."""
@@ -274,7 +275,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             self._queries(part) for part in stream.parts.cut(source_FSC if packing is None else source_FSC[packing.frames_F])
         ]
         for layer in self.layers:
-            layer(tokens, stream)
+            tokens = layer(tokens, stream)
         frames = torch.arange(B * T, device=source_FSC.device) if packing is None else packing.frames_F
         reads = None if packing is not None else (stream.windows.length_BT > 0).flatten()
         places = stream.parts.places()
@@ -321,7 +322,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         tokens = [self._queries(part) for part in stream.parts.cut(self._query_source(video).flatten(0, 1))]
         *before, last = list(self.layers)[: layer % len(self.layers) + 1]
         for earlier in before:
-            earlier(tokens, stream)
+            tokens = earlier(tokens, stream)
         weight_BTNSRM = last.attention_weights(tokens, stream)  # type: ignore[operator]
         weight_BTNSRM = torch.where((stream.windows.length_BT > 0)[:, :, None, None, None, None], weight_BTNSRM, 0.0)
         K = max(side.valid_BK.shape[1], 1)
