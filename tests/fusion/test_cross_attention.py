@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusion.slow_reference import make_module, slow_residual
-from pave.fusion import TemporalAlignedCrossAttention, cross_attention
+from pave.fusion import TemporalAlignedCrossAttention, layers
 from pave.fusion.attention import Packing
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
@@ -456,7 +456,7 @@ def test_some_frames_at_a_time_are_all_at_once(monkeypatch, options, packed, gra
     outputs = [("whole", 2**40)] + [(name, size) for name, size in (("two", 2 * S * 32 * 8), ("one", 1))]
     results = []
     for name, size in outputs:
-        monkeypatch.setitem(cross_attention._PART_BYTES, "cpu", size)
+        monkeypatch.setitem(layers._PART_BYTES, "cpu", size)
         module.zero_grad()
         embeds.grad = None
         with torch.set_grad_enabled(grad or name == "whole"):

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from pave.cli import main
-from pave.training.dry_run import Assumptions, dry_run
+from pave.training.dry_run import dry_run
+from pave.training.dry_run_shape import Assumptions
 from pave.training.recipe import read_recipe
 from pave.training.run import run_recipe
 from pave.video_llms.known import HUB_IDS

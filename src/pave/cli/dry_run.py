@@ -10,7 +10,8 @@ from pave.cli.shared import FAILED, Result
 if TYPE_CHECKING:
     from pave.patching.training_cost import TrainingCost
     from pave.patching.training_memory import Memory
-    from pave.training.dry_run import Assumptions, DryRun
+    from pave.training.dry_run import DryRun
+    from pave.training.dry_run_shape import Assumptions
     from pave.training.recipe import Recipe
 
 _SHOWN = 20

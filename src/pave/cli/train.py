@@ -57,7 +57,7 @@ def command(
     hide_loading_bars()
     if dry_run:
         from pave.cli.dry_run import result_of
-        from pave.training.dry_run import Assumptions
+        from pave.training.dry_run_shape import Assumptions
 
         assumed = Assumptions(
             samples=samples,

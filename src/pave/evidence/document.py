@@ -85,8 +85,9 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     parts = [
         "# Evidence",
         f"Made by `{command}` with pave {pave.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        f"{platform.python_version()}, on {platform.machine()} with {os.cpu_count()} processors and no GPU. Everything runs on the "
-        "playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained on its silent part. "
+        f"{platform.python_version()}, on {platform.machine()} with {os.cpu_count()} processors and no GPU. Unless a section names another base, "
+        "everything runs on the playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained "
+        "on its silent part. "
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
     ]
     for name in names:

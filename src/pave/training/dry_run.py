@@ -15,6 +15,7 @@ from pave.side_channels import build_encoder, encoder_source
 from pave.training.arguments import TrainingConfig
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
+from pave.training.dry_run_shape import Assumptions, step_shape
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
@@ -23,41 +24,8 @@ from pave.utils.optional import MissingExtraError, require
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.known import load_config
 
-BYTES_PER_TOKEN, TEMPLATE_TOKENS = 4, 16
-"""Text is not tokenised here: a token is taken for 4 bytes of UTF-8, and a chat template for 16 tokens a turn."""
-DEFAULT_TEXT, DEFAULT_ANSWER = 64, 16
-"""Tokens of a prompt and of its answer where there are no samples to look at."""
 _SOURCES_OF_VIDEO = ("audio", "video")
 """What encoders take that comes from the sample's video where the sample names no file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """What no file says. Every number is printed with the estimate."""
-
-    samples: int | None = None
-    """Training samples, where their file is not there."""
-    processes: int = 1
-    """Processes, one for each device."""
-    side_steps: int = 64
-    """K of every channel whose encoder's settings do not say it."""
-    video_size: tuple[int, int] = (360, 640)
-    """Height and width of the videos, for bases of dynamic resolution."""
-    seconds: float = 60.0
-    """Length of a video, where frames are sampled by the second."""
-    teraflops: float = 200.0
-    """Operations that a device does in a second of training, in 10^12."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples", "processes", "side_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("seconds", "teraflops"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if min(self.video_size) < 1:
-            raise ValueError(f"video_size must be positive, got {self.video_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +89,7 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
         try:
             if order.shared is not None:
                 _shares(found, config)
-            shape = _shape(recipe, config, train, assumed, tokens_per_step)
+            shape = step_shape(recipe, config, train, assumed, tokens_per_step)
             shape = replace(shape, batch_size=training.batch_size, shared=order.shared)
             cost = training_cost(config, recipe.patch, shape, _settings(recipe, config, assumed.processes))
         except ValueError as error:
@@ -328,7 +296,7 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
         found.missing.append(f"{recipe.output}: nothing to resume from, the folder holds no complete checkpoint")
 
 
-# --- length and shape ------------------------------------------------------------------------------------------------------
+# --- length and settings ---------------------------------------------------------------------------------------------------
 
 
 def _settled(recipe: Recipe) -> TrainingConfig:
@@ -349,55 +317,6 @@ def _steps(recipe: Recipe, training: TrainingConfig, samples: int | None, proces
     if samples is None and training.steps is None:
         return per_step, None
     return per_step, training.num_steps(samples or 0, processes)
-
-
-def _shape(
-    recipe: Recipe, config: Any, train: Sequence[Sample] | None, assumed: Assumptions, tokens_per_step: dict[str, int]
-) -> StepShape:
-    frames = recipe.data.frames
-    count = frames.num_frames
-    if count is None:
-        length = assumed.seconds if frames.end is None else frames.end - frames.start
-        wanted = max(1, round(length * (frames.fps or 25.0)))
-        count = wanted if frames.max_frames is None else min(wanted, frames.max_frames)
-    text, answer = _text_tokens(train)
-    channels = recipe.patch.side_channels
-    return StepShape(
-        num_frames=count,
-        text_tokens=text + answer,
-        answer_tokens=answer,
-        side_steps={name: c.encoder.settings.get("steps") or assumed.side_steps for name, c in channels.items()},
-        side_tokens_per_step={name: tokens_per_step.get(name, 1) for name in channels},
-        grid=_grid(config, assumed.video_size),
-    )
-
-
-def _grid(config: Any, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Tokens of a time step where the base keeps the resolution of the video, by the resizing of its default video processor."""
-    if config.model_type not in ("qwen2_vl", "qwen2_5_vl"):
-        return None
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor, smart_resize
-
-    vision = config.vision_config
-    edge, limits = vision.patch_size * vision.spatial_merge_size, Qwen2VLVideoProcessor.size
-    height, width = smart_resize(*size, edge, limits["shortest_edge"], limits["longest_edge"])
-    return height // edge, width // edge
-
-
-def _text_tokens(train: Sequence[Sample] | None) -> tuple[int, int]:
-    """Tokens of the longest prompt, and of the longest answers, of the samples."""
-    if not train:
-        return DEFAULT_TEXT, DEFAULT_ANSWER
-    questions, answers = [], []
-    for sample in train:
-        turns = sample.turns
-        questions.append(sum(_tokens(question) + TEMPLATE_TOKENS for question, _ in turns))
-        answers.append(sum(_tokens(answer) + 1 for _, answer in turns if answer is not None))
-    return max(questions), max(1, max(answers))
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
 def _settings(recipe: Recipe, config: Any, processes: int) -> StepSettings:

@@ -32,7 +32,7 @@ SCENE = {"scene_id": "scene0", "question_id": "q1", "question": "What is it?", "
         ("mvbench", "action_sequence.json", {**CLIP, "end": float("nan")}, "must start before it ends"),
         ("mvbench", "episodic_reasoning.json", {**CLIP, "video": "../../../x"}, "outside of the folder of media"),
         ("ego_exo4d", "proficiency_demonstrator_val.json", {**TAKE, "take_uid": "../evil"}, "without folders"),
-        ("ego_exo4d", "proficiency_demonstrator_val.json", {**TAKE, "take_uid": "/tmp/evil"}, "without folders"),
+        ("ego_exo4d", "proficiency_demonstrator_val.json", {**TAKE, "take_uid": "/evil"}, "without folders"),
         ("ego_exo4d", "proficiency_demonstrator_val.json", {**TAKE, "take_uid": ".."}, "without folders"),
         ("scanqa", "ScanQA_v1.0_val.json", {**SCENE, "scene_id": ".."}, "without folders"),
         ("scanqa", "ScanQA_v1.0_val.json", {**SCENE, "scene_id": "a/scene0"}, "without folders"),

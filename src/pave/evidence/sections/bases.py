@@ -8,12 +8,9 @@ from typing import Any
 from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.bases import FURTHER, SHORT, SMOLLM2, report_of
-from pave.evidence.charts import Row, dot_chart
-from pave.evidence.figures import on_page
 from pave.evidence.runs import Run
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, run, seeds, seeds_text, video_only
-from pave.evidence.sections.comparison import HEADER, compare
-from pave.evidence.tables import markdown_table
+from pave.evidence.sections.comparison import chart_and_table, compare
 from pave.evidence.worlds import WORLDS
 from pave.playground.smollm2 import installed
 from pave.utils.embedded import PLAYGROUND
@@ -58,25 +55,15 @@ def _write(plan: Plan, root: Path) -> str:
         "same code. Under each name its parameters and its own accuracy on silent questions about other clips, measured when it was "
         f"trained. Accuracy in percent with 95 % intervals clustered by video, {seeds_text(plan)}."
     ]
-    rows: list[list[str]] = []
-    charted: dict[str, list[Row]] = {}
+    compared = {}
     world = WORLDS[_WORLD]
     groups = {**{kind: (kind,) for kind in world.own}, "silent questions": SILENT}
     for name in _names(plan):
         title = _OWN if name == PLAYGROUND else FURTHER[name.removesuffix(SHORT)].title
-        found = compare(world, groups, _made(name, plan), root)
-        charted[title] = [row.charted for row in found]
         head = f"{title}<br><sub>{_facts(report_of(name, root))}</sub>"
-        rows += [[head if row is found[0] else "", *row.cells] for row in found]
-    chart = dot_chart(
-        "Accuracy of each base, of LoRA on video only and of the patch",
-        charted,
-        (BASE, VIDEO_ONLY, PATCH),
-        axis="accuracy in percent, with 95 % intervals",
-        mark="guessing",
-    )
-    parts += [on_page(root, "bases", chart), markdown_table(["base", *HEADER], rows)]
-    parts.append("\\* the intervals of the two do not overlap.")
+        compared[title] = (head, compare(world, groups, _made(name, plan), root))
+    title = "Accuracy of each base, of LoRA on video only and of the patch"
+    parts += chart_and_table(root, "bases", title, "base", compared)
     parts.append(_pretrained(plan, root))
     return "\n\n".join(parts)
 

@@ -6,12 +6,9 @@ from pathlib import Path
 
 from pave.config import PatchConfig
 from pave.demo.plan import SILENT
-from pave.evidence.charts import Row, dot_chart
-from pave.evidence.figures import on_page
 from pave.evidence.runs import Run
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
-from pave.evidence.sections.comparison import HEADER, compare
-from pave.evidence.tables import markdown_table
+from pave.evidence.sections.comparison import chart_and_table, compare
 from pave.evidence.worlds import WORLDS
 
 
@@ -34,27 +31,14 @@ def _write_channels(plan: Plan, root: Path) -> str:
         f"{seeds_text(plan)} ({plan.train_clips} clips to train on, {plan.test_clips} others to test on, the same for "
         "all). *Gain* is the patch minus LoRA on video only, question by question, in points. The base is never trained here."
     ]
-    rows: list[list[str]] = []
-    charted: dict[str, list[Row]] = {}
+    compared = {}
     for name, world in WORLDS.items():
         made = {variant: seeds(name, variant, patch, plan) for variant, patch in _channel_variants(name).items()}
         groups: dict[str, tuple[str, ...]] = {kind: (kind,) for kind in world.own}
         groups |= {"all that need the channel": world.own} if len(world.own) > 1 else {}
-        compared = compare(world, {**groups, "silent questions": SILENT}, made, root)
-        charted[name] = [row.charted for row in compared]
-        rows += [[name if row is compared[0] else "", *row.cells] for row in compared]
-    chart = dot_chart(
-        "Accuracy of the base, of LoRA on video only and of the patch, for every channel",
-        charted,
-        (BASE, VIDEO_ONLY, PATCH),
-        axis="accuracy in percent, with 95 % intervals",
-        mark="guessing",
-    )
-    parts += [
-        on_page(root, "channels", chart),
-        markdown_table(["channel", *HEADER], rows),
-        "\\* the intervals of the two do not overlap.",
-    ]
+        compared[name] = (name, compare(world, {**groups, "silent questions": SILENT}, made, root))
+    title = "Accuracy of the base, of LoRA on video only and of the patch, for every channel"
+    parts += chart_and_table(root, "channels", title, "channel", compared)
     return "\n\n".join(parts)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pave.evidence.charts import Point, Row
+from pave.evidence.charts import Point, Row, dot_chart
+from pave.evidence.figures import on_page
 from pave.evidence.runs import Run, accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY
-from pave.evidence.tables import cell, gain
+from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import ChannelWorld
 
-HEADER = ["questions", "chance", BASE, VIDEO_ONLY, PATCH, "gain"]
+_HEADER = ["questions", "chance", BASE, VIDEO_ONLY, PATCH, "gain"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Compared:
     """One group of questions."""
 
     cells: list[str]
-    """Under ``HEADER``; a star behind the gain says that the intervals of patch and LoRA do not overlap."""
+    """Under the header; a star behind the gain says that the intervals of patch and LoRA do not overlap."""
     charted: Row
 
 
@@ -50,3 +51,26 @@ def compare(
         points = {variant: Point.percent(score.mean, score.interval) for variant, score in scores.items()}
         rows.append(Compared(cells, Row(group.replace("_", " "), points, chance)))
     return rows
+
+
+def chart_and_table(
+    root: Path, name: str, title: str, first_column: str, compared: Mapping[str, tuple[str, Sequence[Compared]]]
+) -> list[str]:
+    """The parts of the page: a chart, a table, and what its star means.
+
+    Args:
+        root: of all runs.
+        name: of the chart's file.
+        title: of the chart, for those who cannot see it.
+        first_column: what the table's first column is called.
+        compared: by what the chart calls a group of rows, what the table calls it, and its rows.
+    """
+    charted = {group: [row.charted for row in rows] for group, (_, rows) in compared.items()}
+    axis = "accuracy in percent, with 95 % intervals"
+    chart = dot_chart(title, charted, (BASE, VIDEO_ONLY, PATCH), axis=axis, mark="guessing")
+    cells = [[head if row is rows[0] else "", *row.cells] for head, rows in compared.values() for row in rows]
+    return [
+        on_page(root, name, chart),
+        markdown_table([first_column, *_HEADER], cells),
+        "\\* the intervals of the two do not overlap.",
+    ]
