@@ -1,15 +1,18 @@
 """From a video file to an answer, with a base and a patch loaded from disk."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pave.data import dataset, vision
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_audio, read_frames
 from pave.data.samples import Sample
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.inference import VideoQA, default_sampling
 from pave.side_channels import build_encoder
@@ -149,6 +152,51 @@ def test_samples_are_answered_together_as_they_are_alone(places, qa):
             assert isinstance(answer, ValueError) and "special token" in str(answer)
         else:
             assert answer.text == qa.ask(sample.video, QUESTION, max_new_tokens=8).text
+
+
+def test_kept_videos_are_read_once_and_answered_as_ever(places, monkeypatch):
+    folder, base, patch = places
+    samples = [
+        Sample(id=f"{name} {n}", video=str(folder / name), question=f"{QUESTION} {n}")
+        for name in ("0.mp4", "long.mp4", "silent.mp4", "1.mp4")
+        for n in range(2)
+    ]
+    reads = []
+
+    def spied(module, name, place):
+        read = getattr(module, name)
+
+        def spying(*arguments):
+            reads.append((name, Path(str(arguments[place])).name))
+            return read(*arguments)
+
+        monkeypatch.setattr(module, name, spying)
+
+    spied(dataset, "read_frames", 0)
+    spied(vision, "read_frames", 0)
+    spied(dataset, "read_source", 1)
+
+    def asked(qa):
+        changed = Counterfactual("noised", 3.0)
+        texts = []
+        for change, with_patch in ((None, True), (changed, True), (None, True), (None, False)):
+            qa.use_counterfactual(change, samples)
+            half = len(samples) // 2
+            for part in (samples[half:], samples[:half]):
+                texts.append([answer.text for answer in qa.answer_samples(part, patch=with_patch, max_new_tokens=8)])
+        return texts
+
+    plain = asked(VideoQA.from_pretrained(base, patch, device="cpu"))
+    assert len(reads) > 16
+    for gigabytes, once in ((1.0, True), (1e-6, False)):
+        qa = VideoQA.from_pretrained(base, patch, device="cpu")
+        qa.keep_videos(gigabytes)
+        reads.clear()
+        assert asked(qa) == plain
+        read_twice = {read for read in reads if reads.count(read) > 1}
+        assert len(set(reads)) == 8 and (read_twice == set()) == once
+    with pytest.raises(ValueError, match="gigabytes must be positive, got 0"):
+        qa.keep_videos(0)
 
 
 def test_videos_of_different_length_can_share_a_batch(places, monkeypatch):

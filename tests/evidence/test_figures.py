@@ -11,6 +11,7 @@ from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import add_figure, on_page, remove_unlinked
 from pave.evidence.sections.parts import mean_curve
 from pave.evidence.svg import Drawing
+from pave.evidence.tables import markdown_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -102,3 +103,13 @@ def test_what_is_not_linked_any_more_goes(tmp_path):
     assert sorted(p.name for p in (tmp_path / "evidence").iterdir()) == ["further.md", "inside.svg", "kept.svg", "notes.txt"]
     remove_unlinked(tmp_path, "nothing")
     assert [p.name for p in (tmp_path / "evidence").iterdir()] == ["notes.txt"]
+
+
+def test_rows_have_anchors_of_the_cells_that_name_them():
+    rows = [["Audio, loud", "a b", "1"], ["", "c", "2"], ["x<br><sub>1.2 M</sub>", "d", "3"]]
+    assert markdown_table(["", "", "n"], rows, "some table", named_by=2).splitlines()[2:] == [
+        '| <a id="some-table-audio-loud-a-b"></a>Audio, loud | a b | 1 |',
+        "|  | c | 2 |",
+        '| <a id="some-table-x-d"></a>x<br><sub>1.2 M</sub> | d | 3 |',
+    ]
+    assert "<a" not in markdown_table(["", "", "n"], rows)

@@ -135,6 +135,6 @@ def test_unknown_names_are_refused(tmp_path):
 def test_the_recipe_of_a_world_is_what_the_evidence_trains(name):
     recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"playground_{name}.yaml")
     run = Run(name, "patch", WORLDS[name].patch(), steps=WORLDS[name].steps)
-    made = recipe_of(run, Path("data"), Path("out"))
+    made = recipe_of(run, Path("data"), Path("out"), Path("features"))
     assert recipe.patch == made.patch and recipe.training == made.training
     assert (recipe.data.stages, recipe.data.frames) == (made.data.stages, made.data.frames)

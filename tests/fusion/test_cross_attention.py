@@ -425,7 +425,7 @@ def test_a_packed_ragged_batch_is_the_padded_one(monkeypatch, alignment, empty_f
     results = []
     for pack in (True, False):
         if not pack:
-            monkeypatch.setattr(Packing, "of", classmethod(lambda cls, windows, valid: None))
+            monkeypatch.setattr(Packing, "of", classmethod(lambda cls, windows, valid: (None, False)))
         module.zero_grad()
         video.post_projector_BTSE.grad = embeds.grad = None
         out = module(video, SideTokens(embeds, valid_BK, times_BK), question)

@@ -59,9 +59,11 @@ def prose(path: Path) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors as GitHub makes them: lower case, punctuation dropped, a hyphen for each blank."""
+    """Anchors as GitHub makes them of titles (lower case, punctuation dropped, a hyphen for each blank), and those that are written."""
     titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles} | set(
+        re.findall(r'<a id="([^"]+)"></a>', prose(path))
+    )
 
 
 def links(path: Path) -> list[str]:

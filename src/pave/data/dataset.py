@@ -132,9 +132,17 @@ class PatchDataset(Dataset[PatchItem]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[PatchItem]:
         """The items of a batch, in order; a video that several of them are about is read once."""
+        return self.read([self.samples[index] for index in indices])
+
+    def read(self, samples: Sequence[Sample]) -> list[PatchItem]:
+        """The items of any samples, in order, whether they are the dataset's own or not; the cache is the same.
+
+        Raises:
+            SampleError: if files of one are missing or damaged or do not suit an encoder.
+        """
         videos: dict[str, DecodedVideo] = {}
         items = []
-        for sample in (self.samples[index] for index in indices):
+        for sample in samples:
             source = source_of(sample)
             try:
                 video = videos.get(source) or self._video(sample)

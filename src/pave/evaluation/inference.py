@@ -17,7 +17,7 @@ from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, question_with_choices
 from pave.data.store.reading import StoredChannels, StoredVision
-from pave.data.vision import BaseVision, StorageDtype
+from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
@@ -94,6 +94,9 @@ class VideoQA:
         self._partners: dict[str, Sample] = {}
         self.vision: StoredVision | None = None
         self._loaded_from: tuple[str | Path, str | None, str] | None = None
+        self._kept_bytes = 0
+        self._kept: dict[bool, PatchDataset] = {}
+        self._kept_vision: MemoryVision | None = None
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
@@ -122,6 +125,30 @@ class VideoQA:
             found = StoredVision(folder, BaseVision(base, self.sampling, revision=revision, dtype=dtype, storage=vision))
             found.check_complete(samples, f"pave extract SAMPLES --base BASE --store STORE --vision {vision}")
         self.stored, self.vision = stored, found
+        self._kept = {}
+
+    def keep_videos(self, gigabytes: float = 2.0) -> None:
+        """Keep what is read of a video in memory from now on, for the next questions about it: frames or, where the base allows it,
+        what its frozen vision tower makes of them, and side features before a counterfactual changes them.
+
+        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. The files must not
+        change meanwhile.
+
+        Args:
+            gigabytes: most that is kept; what does not fit is read anew each time.
+
+        Raises:
+            ValueError: if that is no positive number.
+        """
+        if not gigabytes > 0:
+            raise ValueError(f"gigabytes must be positive, got {gigabytes}")
+        self._kept_bytes = int(gigabytes * 2**30)
+        self._kept = {}
+        try:
+            encoder = VisionEncoder(self.model, self.processor)
+        except ValueError:  # this base has none to keep
+            return
+        self._kept_vision = MemoryVision(encoder, self.sampling, self._kept_bytes)
 
     def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
         """Change the side streams of these samples from now on (see ``pave.evaluation.counterfactuals``); None stops it.
@@ -256,23 +283,33 @@ class VideoQA:
 
     def items(self, samples: Sequence[Sample], *, patch: bool = True) -> Iterator[PatchItem | ValueError]:
         """Decode samples one by one; what cannot be decoded comes out as its error. Without the patch no side channel is read."""
+        dataset = self._dataset(patch)
+        change = self.counterfactual if patch else None
+        for sample in samples:
+            try:
+                item = dataset.read([sample])[0]
+                yield item if change is None else change.apply(item, sample, self._borrowed(dataset, sample))
+            except ValueError as error:
+                yield error
+
+    def _dataset(self, patch: bool) -> PatchDataset:
+        """What reads samples: one whose videos are kept, or a new one."""
+        if patch in self._kept:
+            return self._kept[patch]
         channels = self.channels if patch else {}
         dataset = PatchDataset(
-            samples,
+            (),
             self.sampling,
             {name: self.encoders[name] for name in channels},
             channels,
             cache="memory",
             stored=self.stored,
-            vision=self.vision,
+            vision=self.vision or self._kept_vision,
+            **({"cache_bytes": self._kept_bytes} if self._kept_bytes else {}),
         )
-        change = self.counterfactual if patch else None
-        for number, sample in enumerate(samples):
-            try:
-                item = dataset[number]
-                yield item if change is None else change.apply(item, sample, self._borrowed(dataset, sample))
-            except ValueError as error:
-                yield error
+        if self._kept_bytes:
+            self._kept[patch] = dataset
+        return dataset
 
     def _borrowed(self, dataset: PatchDataset, sample: Sample) -> dict[str, SideFeatures | None]:
         """The streams that a counterfactual takes from another sample."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from pave.config import PatchConfig
-from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evidence.bases import folder_of
+from pave.evidence.stored import DTYPE, FRAMES, fill_store, store_of
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
 from pave.patching import patch_slot
 from pave.training.arguments import TrainingConfig
@@ -117,7 +117,7 @@ def mixture(world: str) -> dict[str, float]:
     return {**own, **{f"{name}:{kind}": share / len(names) for name in names for kind, share in SILENT_WEIGHTS.items()}}
 
 
-def recipe_of(run: Run, data: Path, output: Path, base: str = PLAYGROUND) -> Recipe:
+def recipe_of(run: Run, data: Path, output: Path, store: Path, base: str = PLAYGROUND) -> Recipe:
     """The recipe of a run that trains; ``base`` is where the run's base is."""
     assert run.patch is not None
     settings: dict[str, Any] = {
@@ -129,13 +129,14 @@ def recipe_of(run: Run, data: Path, output: Path, base: str = PLAYGROUND) -> Rec
         "log_every": 10,
     }
     return Recipe(
-        base=BaseConfig(model=base, dtype="float32"),
+        base=BaseConfig(model=base, dtype=DTYPE),
         patch=run.patch,
         data=DataConfig(
             train=str(data / "train.jsonl"),
-            frames=FrameSampling(num_frames=8),
+            frames=FRAMES,
             cache="memory",
-            vision="memory",
+            store=str(store),
+            vision="store",
             stages=(Stage(steps=run.steps, weights=run.weights or mixture(run.world)),),
         ),
         training=TrainingConfig(**{**settings, **run.training}),
@@ -144,7 +145,7 @@ def recipe_of(run: Run, data: Path, output: Path, base: str = PLAYGROUND) -> Rec
 
 
 def execute(run: Run, data: Path, root: Path) -> Path:
-    """Train and ask, where that has not been done; returns the folder.
+    """Train and ask, where that has not been done; returns the folder. The store has the features already (``fill_store``).
 
     Args:
         run: what to do.
@@ -164,12 +165,11 @@ def execute(run: Run, data: Path, root: Path) -> Path:
         patch = folder / "patch"
         if not (folder / "trained.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            made = _add(run, folder, root) if run.added else _train(run, data, folder, folder_of(run.base, root))
+            made = _add(run, folder, root) if run.added else _train(run, data, folder, root)
             atomic_write_json(folder / "trained.json", made)
         facts |= json.loads((folder / "trained.json").read_text())
     samples = _first(list(read_samples(data / "test.jsonl")), run.asked)
-    for name in (AS_IT_IS, *run.counterfactuals):
-        _ask(run, name, patch, samples, root)
+    _ask(run, patch, samples, root)
     if not result.exists():
         atomic_write_json(result, facts)
     return folder
@@ -187,7 +187,7 @@ def execute_alike(runs: Sequence[Run], data: Path, root: Path) -> None:
         execute(run, data, root)
 
 
-def _train(run: Run, data: Path, folder: Path, base: str) -> dict[str, Any]:
+def _train(run: Run, data: Path, folder: Path, root: Path) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     from pave.training.run import run_recipe
@@ -200,7 +200,8 @@ def _train(run: Run, data: Path, folder: Path, base: str) -> dict[str, Any]:
                 curve.append((state.global_step, float(logs["loss"])))
 
     start = time.monotonic()
-    done = run_recipe(recipe_of(run, data, folder, base), progress=False, callbacks=[Losses()])
+    recipe = recipe_of(run, data, folder, store_of(root), folder_of(run.base, root))
+    done = run_recipe(recipe, progress=False, callbacks=[Losses()])
     return {"seconds": round(time.monotonic() - start, 1), "train_loss": done.train_loss, "curve": curve}
 
 
@@ -216,33 +217,36 @@ def _file(run: Run, root: Path, name: str) -> Path:
     return run.folder(root) / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in words)}.jsonl"
 
 
-def _ask(run: Run, name: str, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
+def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
+    """Ask what has not been asked yet: as it is, and under each counterfactual."""
     from pave.evaluation.counterfactuals import Counterfactual
     from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
 
-    predictions = _file(run, root, name)
-    done = predictions.with_suffix(".done")
-    if done.exists():
+    names = [n for n in (AS_IT_IS, *run.counterfactuals) if not _file(run, root, n).with_suffix(".done").exists()]
+    if not names:
         return
-    change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
-    asked = samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)]
     base = folder_of(run.base, root)
-    qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8))
+    qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype=DTYPE, sampling=FRAMES)
+    qa.use_store(store_of(root), samples, vision="exact")
+    qa.keep_videos()
     if patch is not None:
         _set(patch_slot(qa.model), run.asked_with)
-    evaluate(
-        qa,
-        asked,
-        predictions=predictions,
-        settings={"asked_with": run.asked_with},
-        counterfactual=change,
-        batch_size=_BATCH,
-        max_new_tokens=_MAX_NEW_TOKENS,
-        progress=False,
-    )
-    done.touch()
+    for name in names:
+        change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
+        predictions = _file(run, root, name)
+        evaluate(
+            qa,
+            samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)],
+            predictions=predictions,
+            settings={"asked_with": run.asked_with},
+            counterfactual=change,
+            batch_size=_BATCH,
+            max_new_tokens=_MAX_NEW_TOKENS,
+            progress=False,
+        )
+        predictions.with_suffix(".done").touch()
 
 
 def _set(slot: Any, settings: Mapping[str, Any]) -> None:
@@ -280,6 +284,8 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
         return
     logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
     start = time.monotonic()
+    fill_store([run for alike in missing for run in alike], data, root, processes)
+    logger.info("features are there (%.0f s)", time.monotonic() - start)
     number = 0
     for added in (False, True):  # patches can be added up once they are trained
         for run in _made([alike for alike in missing if bool(alike[0].added) is added], data, root, processes):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pave.evaluation.metrics import Interval
 from pave.evidence.runs import Accuracy
+
+_SMALL = re.compile(r"<sub>.*?</sub>")
+_TAG = re.compile(r"<[^>]*>")
 
 
 def cell(score: Accuracy) -> str:
@@ -20,7 +24,24 @@ def gain(points: float, interval: Interval) -> str:
     return f"{100 * points:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is left aligned, as all are in Markdown by default."""
-    lines = [header, ["---"] * len(header), *rows]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], anchors: str = "", *, named_by: int = 1) -> str:
+    """A table; the first column is left aligned, as all are in Markdown by default.
+
+    Args:
+        header: of the columns.
+        rows: cells.
+        anchors: where given, what the anchors of the rows begin with, for links to them: ``channels-audio`` leads to the row of
+            ``audio``. A row whose first cell is empty belongs to the one above and has none.
+        named_by: how many cells an anchor is made of.
+    """
+    lines = [header, ["---"] * len(header)]
+    for cells in rows:
+        name = _slug([anchors, *cells[:named_by]]) if anchors and cells[0] else ""
+        lines.append([f'<a id="{name}"></a>{cells[0]}', *cells[1:]] if name else cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _slug(words: Sequence[str]) -> str:
+    """Lower case, a hyphen for whatever is neither letter nor digit; small print is left out."""
+    text = _TAG.sub("", _SMALL.sub("", " ".join(words)))
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -47,21 +47,22 @@ class Packing:
     place_BR: Tensor
 
     @classmethod
-    def of(cls, windows: Windows, side_valid_BK: Tensor) -> Packing | None:
-        """The packing of a batch; None where nothing could be left out, or no frame reads anything.
+    def of(cls, windows: Windows, side_valid_BK: Tensor) -> tuple[Packing | None, bool]:
+        """The packing of a batch, None where nothing could be left out or no frame reads anything; and whether all frames of what is
+        computed then read something.
 
         Resampled steps are made of their neighbours in the unpacked stream, so where there are some all steps are kept.
         """
         reached_BT, keep_steps = windows.length_BT > 0, windows.resampled is not None
         frames, steps = torch.stack([reached_BT.sum(), side_valid_BK.sum()]).tolist()
         if not frames or (frames == reached_BT.numel() and (keep_steps or steps == side_valid_BK.numel())):
-            return None
+            return None, bool(frames)
         frames_F = reached_BT.flatten().nonzero()[:, 0]
         R = windows.readable_BR().numel()
         if keep_steps:
-            return cls(frames_F, None, torch.arange(R, device=frames_F.device))
+            return cls(frames_F, None, torch.arange(R, device=frames_F.device)), True
         valid = side_valid_BK.flatten()
-        return cls(frames_F, valid.nonzero()[:, 0], (valid.cumsum(0) - 1).clamp(min=0))
+        return cls(frames_F, valid.nonzero()[:, 0], (valid.cumsum(0) - 1).clamp(min=0)), True
 
     def frames(self, tokens_BT: Tensor) -> Tensor:
         """The kept frames of (B, T, ...) as (1, F, ...)."""

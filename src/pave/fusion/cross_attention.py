@@ -179,7 +179,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         for layer in self.layers:
             tokens = layer(tokens, stream)
         frames = torch.arange(B * T, device=source_FSC.device) if packing is None else packing.frames_F
-        reads = None if packing is not None else (stream.windows.length_BT > 0).flatten()
+        reads = None if stream.all_read else (stream.windows.length_BT > 0).flatten()
         places = stream.parts.places()
         outputs = (self._output(token, frames[place], T, question, reads) for token, place in zip(tokens, places, strict=True))
         dtype = self.side_embed.weight.dtype
@@ -285,7 +285,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             neighbourhood_seconds=self.neighbourhood_seconds,
             empty_frames=self.empty_frames,
         )
-        packing = Packing.of(windows, side.valid_BK) if pack else None
+        packing, all_read = Packing.of(windows, side.valid_BK) if pack else (None, False)
         if windows.resampled is not None:
             embeds = self.side_embed(side.embeds_BKMC)
             embeds = torch.cat([embeds, _resample(embeds, windows.resampled)], dim=1)
@@ -302,7 +302,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         query_width = 0 if self.query_embed is None else self.query_embed.in_features
         tokens = video.post_projector_BTSE.shape[2]
         frame_bytes = tokens * max(2 * self.width, self.llm_width, query_width) * embeds.element_size()
-        return SideStream(embeds, windows, rotary, packing, frame_bytes)
+        return SideStream(embeds, windows, rotary, packing, all_read, frame_bytes)
 
 
 def _resample(embeds: Tensor, made: Resampled) -> Tensor:

@@ -77,6 +77,7 @@ class SideStream:
         embeds: (B, R, M, embed width): K mapped steps, then T resampled ones where there are any. Packed: one row of the steps kept.
         windows: which of them each frame reads.
         packing: what the row is made of; None where the batch is as it came.
+        all_read: whether every frame of the row is known to read something.
         parts: the frames, packed or as they came in one row, some at a time.
         key_rotation: rotary angles of the steps, or None without rope.
     """
@@ -87,11 +88,13 @@ class SideStream:
         windows: Windows,
         rotary: tuple[Rotation, Rotation] | None,
         packing: Packing | None,
+        all_read: bool,
         frame_bytes: int,
     ) -> None:
         self.embeds = embeds
         self.windows = windows
         self.packing = packing
+        self.all_read = all_read
         step_bytes = embeds[0, 0].numel() * embeds.element_size()
         most = _PART_BYTES.get(embeds.device.type, _PART_BYTES_ELSEWHERE)
         self.parts = FrameParts.of(group_frames(windows, packing), frame_bytes, step_bytes, most)

@@ -71,6 +71,6 @@ def chart_and_table(
     cells = [[head if row is rows[0] else "", *row.cells] for head, rows in compared.values() for row in rows]
     return [
         on_page(root, name, chart),
-        markdown_table([first_column, *_HEADER], cells),
+        markdown_table([first_column, *_HEADER], cells, name),
         "\\* the intervals of the two do not overlap.",
     ]

@@ -77,7 +77,7 @@ def _counted() -> str:
         "the patch adds, fusion + LoRA",
         "in all",
     ]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, "cost", named_by=2)
 
 
 def _training() -> str:
@@ -111,7 +111,7 @@ def _training() -> str:
         "operations a video",
         "of its forward",
     ]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, "training", named_by=2)
 
 
 def _measurement(measured: Measured) -> list[str]:
@@ -137,7 +137,7 @@ def _measurement(measured: Measured) -> list[str]:
         f"the compact patch, LoRA not merged, {measured.rounds} rounds of base and patched in turns, medians. *Fusion* is the time inside "
         "its modules. *Patched* is the whole prompt against the base's in the same round, which also has what else the machine did. Memory is "
         "the high-water mark of the process after the base, and what the patched model raised it by.",
-        markdown_table(["", "base", "fusion", "patched"], rows),
+        markdown_table(["", "base", "fusion", "patched"], rows, "measured"),
     ]
 
 

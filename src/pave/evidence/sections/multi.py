@@ -78,7 +78,7 @@ def _accuracies(plan: Plan, root: Path, both: dict[str, list[Run]]) -> str:
                 cells += [cell(accuracy(runs, root, kinds)), gain(*difference(alone[PATCH], runs, root, kinds))]
             rows.append(["" if place else world, label, "" if chance is None else f"{100 * chance:.0f}", *cells])
     header = ["channel", "questions", "chance", BASE, VIDEO_ONLY, "its own patch", BOTH, "difference", ADDED, "difference"]
-    return markdown_table(header, rows)
+    return markdown_table(header, rows, "multi")
 
 
 def _forgetting(plan: Plan, root: Path, both: dict[str, list[Run]]) -> str:
@@ -93,7 +93,7 @@ def _forgetting(plan: Plan, root: Path, both: dict[str, list[Run]]) -> str:
         [
             "What is forgotten: the silent questions, in points against the base alone. A clip without any channel is exactly the base "
             "under all three patches and is not part of this.",
-            markdown_table(["clips of", VIDEO_ONLY, "its own patch", BOTH, ADDED], rows),
+            markdown_table(["clips of", VIDEO_ONLY, "its own patch", BOTH, ADDED], rows, "forgetting"),
         ]
     )
 

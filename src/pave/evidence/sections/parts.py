@@ -161,7 +161,11 @@ def _write(plan: Plan, root: Path) -> str:
                 points = {series: Point.percent(*found) for series, found in by.items()}
                 charted.setdefault(group, []).append(Row(_SHORT.get(name, name), points))
             rows.append([name, *scores, *against, *_losses(runs, root), str(llm_tokens(variant.patch))])
-        out += [f"### {group[0].upper()}{group[1:]}", markdown_table(header, rows), _curves(group, named, root)]
+        out += [
+            f"### {group[0].upper()}{group[1:]}",
+            markdown_table(header, rows, f"parts {group}"),
+            _curves(group, named, root),
+        ]
     return "\n\n".join([intro, _gains(charted, root), *out])
 
 

@@ -91,7 +91,7 @@ def _own_questions(plan: Plan, root: Path) -> str:
                 rows.append([f"{world}, {kind.replace('_', ' ')}", chance, variant, *cells])
             for variant, runs in _without_channel(world, plan).items():
                 rows.append(["", chance, f"*{variant}*", cell(accuracy(runs, root, (kind,))), *[""] * len(CHANGES)])
-    return markdown_table(["questions", "chance", "", AS_IT_IS, *CHANGES.values()], rows)
+    return markdown_table(["questions", "chance", "", AS_IT_IS, *CHANGES.values()], rows, "robustness", named_by=3)
 
 
 def _changed(runs: list[Run], root: Path, kinds: tuple[str, ...], change: str) -> str:
@@ -108,7 +108,7 @@ def _silent_questions(plan: Plan, root: Path) -> str:
             there, gone = (accuracy(runs, root, SILENT, name) for name in (AS_IT_IS, silent(REMOVED)))
             by = difference(runs, runs, root, SILENT, (AS_IT_IS, silent(REMOVED)))
             rows.append([world, variant, cell(there), cell(gone), gain(*by)])
-    return markdown_table(["silent questions of", "", AS_IT_IS, "channel removed", "difference"], rows)
+    return markdown_table(["silent questions of", "", AS_IT_IS, "channel removed", "difference"], rows, "removed", named_by=2)
 
 
 SECTION = Section("A channel that is damaged or gone", _runs, _write)

@@ -77,7 +77,7 @@ def _write_time(plan: Plan, root: Path) -> str:
         (AS_IT_IS, *CHANGES.values()),
         axis="accuracy in percent, with 95 % intervals",
     )
-    return "\n\n".join([*parts, on_page(root, "time", chart), markdown_table(header, rows)])
+    return "\n\n".join([*parts, on_page(root, "time", chart), markdown_table(header, rows, "time", named_by=2)])
 
 
 SECTION = Section("True times hold where an even spread does not", _time_runs, _write_time)
