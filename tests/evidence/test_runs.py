@@ -10,7 +10,7 @@ import pytest
 from evidence_files import leave
 from pave.data.samples import read_samples
 from pave.evaluation.metrics import accuracy_interval
-from pave.evidence.document import reproduce
+from pave.evidence.document import default_sections, reproduce
 from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT, Plan
 from pave.evidence.sections.common import video_only
@@ -138,3 +138,12 @@ def test_the_recipe_of_a_world_is_what_the_evidence_trains(name):
     made = recipe_of(run, Path("data"), Path("out"), Path("features"))
     assert recipe.patch == made.patch and recipe.training == made.training
     assert (recipe.data.stages, recipe.data.frames) == (made.data.stages, made.data.frames)
+
+
+def test_one_seed_leaves_out_the_long_sections_and_says_so(tmp_path):
+    assert default_sections("full") == default_sections("short") == list(SECTIONS)
+    assert set(SECTIONS) - set(default_sections("one-seed")) == {"parts", "bases"}
+    page = reproduce(tmp_path, ["cost"], "short").read_text(encoding="utf-8")
+    assert "Made by `pave reproduce cost --size short` with" in page
+    left_out = page.split("## What is not here")[1]
+    assert [name for name in SECTIONS if f"`{name}`" not in left_out] == ["cost"]

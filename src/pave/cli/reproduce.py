@@ -10,10 +10,12 @@ from pave.cli.shared import JsonOption, Result
 
 
 def command(
-    sections: list[str] | None = typer.Argument(None, help="Sections of the page. Default: all."),
+    sections: list[str] | None = typer.Argument(None, help="Sections of the page. Default: all, or what --size says."),
     out: Path = typer.Option(Path("runs/evidence"), "--out", help="Folder for data, runs and the page; what is there is used."),
     size: str = typer.Option(
-        "full", "--size", help="full: three seeds. one-seed: the same with one. short: shows only that everything runs."
+        "full",
+        "--size",
+        help="full: three seeds. one-seed: one, without the long sections. short: shows only that everything runs.",
     ),
     processes: int = typer.Option(2, "--processes", min=1, help="Runs made side by side, each with one thread."),
     json_output: bool = JsonOption,

@@ -31,7 +31,7 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
 
     Args:
         root: folder for data, runs and the page; what is in it already is used.
-        names: sections, all without any.
+        names: sections; without any all, or with one seed all but the long ones.
         size: "full", "one-seed" or "short" (which shows that everything runs, not that anything is learnt).
         processes: runs made side by side, each with one thread.
 
@@ -47,7 +47,7 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
         raise ValueError(f"there is no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
     if size not in SIZES:
         raise ValueError(f"there is no size {size!r}; known: {', '.join(SIZES)}")
-    chosen = [name for name in SECTIONS if name in names or not names]
+    chosen = [name for name in SECTIONS if name in (names or default_sections(size))]
     plan, root = SIZES[size], Path(root).resolve()
     start = time.monotonic()
     runs = all_runs(chosen, plan)
@@ -59,6 +59,11 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
     remove_unlinked(root, text)
     logger.info("wrote %s after %.0f s", page, time.monotonic() - start)
     return page
+
+
+def default_sections(size: str) -> list[str]:
+    """What is made where no section is named."""
+    return [name for name, section in SECTIONS.items() if size != "one-seed" or not section.long]
 
 
 def _data(world: str, root: Path, plan: Plan) -> Path:
@@ -80,7 +85,11 @@ def _data(world: str, root: Path, plan: Plan) -> Path:
 
 def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     command = " ".join(
-        ["pave reproduce", *(names if len(names) < len(SECTIONS) else []), *([] if size == "full" else [f"--size {size}"])]
+        [
+            "pave reproduce",
+            *(names if list(names) != default_sections(size) else []),
+            *([] if size == "full" else [f"--size {size}"]),
+        ]
     )
     parts = [
         "# Evidence",
@@ -92,4 +101,10 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     ]
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]
+    left_out = [f"`{name}`" for name in SECTIONS if name not in names]
+    if left_out:
+        parts += [
+            "## What is not here",
+            f"The sections {', '.join(left_out)} were not made; `pave reproduce SECTION` makes one.",
+        ]
     return "\n\n".join(parts) + "\n"

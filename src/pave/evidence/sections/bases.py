@@ -86,4 +86,4 @@ def _pretrained(plan: Plan, root: Path) -> str:
     )
 
 
-SECTION = Section("Other bases", _runs, _write)
+SECTION = Section("Other bases", _runs, _write, long=True)

@@ -45,6 +45,8 @@ class Section:
     runs: Callable[[Plan], list[Run]]
     write: Callable[[Plan, Path], str]
     """The Markdown under the title, from the runs in a folder."""
+    long: bool = False
+    """Left out with one seed, which is to be done in half an hour, where no section is named."""
 
 
 def data_folder(world: str, root: Path, plan: Plan) -> Path:

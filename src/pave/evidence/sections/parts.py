@@ -169,4 +169,4 @@ def _write(plan: Plan, root: Path) -> str:
     return "\n\n".join([intro, _gains(charted, root), *out])
 
 
-SECTION = Section("What matters", _runs, _write)
+SECTION = Section("What matters", _runs, _write, long=True)
