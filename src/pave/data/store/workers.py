@@ -136,8 +136,10 @@ class Worker:
 def _serve(connection: Connection, settings: WorkerSettings) -> None:
     """What a child does: chunk after chunk, until the parent closes the pipe or is gone."""
     import torch
+    import transformers
 
     torch.set_num_threads(settings.threads)
+    transformers.utils.logging.disable_progress_bar()  # of children they would mix
     store = FeatureStore(settings.store)
     limits = ShardLimits(settings.entries, settings.num_bytes)
     encoders: dict[str, Any] = {}
