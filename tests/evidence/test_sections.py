@@ -7,7 +7,8 @@ import pytest
 from evidence_files import leave
 from pave.demo.plan import SILENT
 from pave.evidence.measured import FILE, Measured
-from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference, execute_all, silent
+from pave.evidence.runs import AS_IT_IS, Run, execute_all, silent
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections import SECTIONS, SHORT, Plan, all_runs, cost, multi, robustness
 from pave.evidence.sections.common import PATCH, run, seeds, video_only
 from pave.evidence.worlds import WORLDS

@@ -13,11 +13,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pave.config import PatchConfig
 from pave.data.samples import Sample, read_samples
-from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evidence.bases import folder_of
 from pave.evidence.stored import DTYPE, FRAMES, fill_store, store_of
@@ -212,7 +209,8 @@ def _add(run: Run, folder: Path, root: Path) -> dict[str, Any]:
     return {"seconds": 0.0}
 
 
-def _file(run: Run, root: Path, name: str) -> Path:
+def answers_file(run: Run, root: Path, name: str = AS_IT_IS) -> Path:
+    """Where a run's answers are."""
     words = "-".join([name, *(f"{key}={value}" for key, value in sorted(run.asked_with.items()))])
     return run.folder(root) / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in words)}.jsonl"
 
@@ -223,7 +221,7 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
 
-    names = [n for n in (AS_IT_IS, *run.counterfactuals) if not _file(run, root, n).with_suffix(".done").exists()]
+    names = [n for n in (AS_IT_IS, *run.counterfactuals) if not answers_file(run, root, n).with_suffix(".done").exists()]
     if not names:
         return
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
@@ -235,7 +233,7 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
         _set(patch_slot(qa.model), run.asked_with)
     for name in names:
         change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
-        predictions = _file(run, root, name)
+        predictions = answers_file(run, root, name)
         evaluate(
             qa,
             samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)],
@@ -260,7 +258,7 @@ def _set(slot: Any, settings: Mapping[str, Any]) -> None:
 
 def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
     """What a finished run answered."""
-    return read_predictions(_file(run, root, name))[1]
+    return read_predictions(answers_file(run, root, name))[1]
 
 
 def facts_of(run: Run, root: Path) -> dict[str, Any]:
@@ -319,76 +317,5 @@ def _one_thread() -> None:
 
 def _finished(run: Run, root: Path) -> bool:
     folder = run.folder(root)
-    files = (_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
+    files = (answers_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
     return (folder / RESULT).exists() and all(file.exists() for file in files)
-
-
-# --- comparing
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracy pooled over the seeds of a variant."""
-
-    mean: float
-    interval: Interval
-    """95 %, clustered by video: the answers of all seeds on one video count as one cluster."""
-    seeds: tuple[float, ...]
-    """Accuracy of each seed."""
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} [{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
-
-
-def _types(run: Run, kind: str) -> tuple[str, str]:
-    """A type alone, and with its world in front: ``colour`` and ``audio:colour``, whether the run has one world or several."""
-    world, _, bare = kind.rpartition(":")
-    return bare, f"{world or run.world}:{bare}"
-
-
-def _clip(video: str) -> str:
-    """A clip's path from the folder of its world on: the same wherever the data lay when it was asked about."""
-    return "/".join(Path(video).parts[-4:])
-
-
-def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    wanted = set(kinds)
-    for run in runs:
-        rows = [(_clip(p.video), p.correct) for p in answers(run, root, name) if wanted.intersection(_types(run, p.type))]
-        yield f"{run.variant} {run.seed}", rows
-
-
-def accuracy(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str = AS_IT_IS) -> Accuracy:
-    """Accuracy of the runs of one variant (one for each seed) on some question types.
-
-    Raises:
-        ValueError: if there is no such answer.
-    """
-    found = [rows for _, rows in _correct(runs, root, kinds, name)]
-    flat = [row for rows in found for row in rows]
-    if not flat:
-        raise ValueError(f"no answer of the types {sorted(kinds)}")
-    right = [right for _, right in flat]
-    interval = accuracy_interval(right, [video for video, _ in flat])
-    return Accuracy(float(np.mean(right)), interval, tuple(float(np.mean([r for _, r in rows])) for rows in found))
-
-
-def difference(
-    first: Sequence[Run],
-    second: Sequence[Run],
-    root: Path,
-    kinds: Iterable[str],
-    names: tuple[str, str] = (AS_IT_IS, AS_IT_IS),
-) -> tuple[float, Interval]:
-    """Accuracy of ``second`` minus that of ``first``, seed by seed and question by question, in points of 1.
-
-    Raises:
-        ValueError: if they do not have the same questions.
-    """
-    kinds = tuple(kinds)
-    one = [row for _, rows in _correct(first, root, kinds, names[0]) for row in rows]
-    other = [row for _, rows in _correct(second, root, kinds, names[1]) for row in rows]
-    if [video for video, _ in one] != [video for video, _ in other]:
-        raise ValueError("the two variants were not asked the same questions")
-    a, b = [right for _, right in one], [right for _, right in other]
-    return float(np.mean(b) - np.mean(a)), difference_interval(a, b, [video for video, _ in one])

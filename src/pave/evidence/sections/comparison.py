@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pave.evidence.charts import Point, Row, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import Run, accuracy, difference
+from pave.evidence.runs import Run
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import ChannelWorld

@@ -11,7 +11,8 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import Run, accuracy, difference, facts_of
+from pave.evidence.runs import Run, facts_of
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS

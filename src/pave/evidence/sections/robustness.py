@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pave.demo.plan import SILENT
-from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference, silent
+from pave.evidence.runs import AS_IT_IS, Run, silent
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS
