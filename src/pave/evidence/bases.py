@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,6 +11,7 @@ from typing import Any
 
 from pave.playground import base_path
 from pave.utils.embedded import PLAYGROUND
+from pave.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def folder_of(name: str, root: Path) -> str:
 def report_of(name: str, root: Path) -> dict[str, Any]:
     """What was measured of a base when it was trained: ``parameters``, ``accuracy`` by question type, and how it was made."""
     folder = base_path() if name == PLAYGROUND else Path(folder_of(name, root))
-    report: dict[str, Any] = json.loads((folder / "accuracy.json").read_text())
+    report: dict[str, Any] = read_json(folder / "accuracy.json")
     return report
 
 

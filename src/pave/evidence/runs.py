@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from pave.training.arguments import TrainingConfig
 from pave.training.recipe import BaseConfig, DataConfig, Recipe
 from pave.training.sampler import Stage
 from pave.utils.embedded import PLAYGROUND
-from pave.utils.files import atomic_write_json
+from pave.utils.files import atomic_write_json, read_json
 
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+TRAINED = "trained.json"
+"""Written when the weights are there."""
 AS_IT_IS = "as it is"
 """The streams without a counterfactual."""
 _SILENT_UNDER = "silent questions, "
@@ -160,11 +164,11 @@ def execute(run: Run, data: Path, root: Path) -> Path:
     facts: dict[str, Any] = {"run": run.to_dict()}
     if run.patch is not None or run.added:
         patch = folder / "patch"
-        if not (folder / "trained.json").exists():
+        if not (folder / TRAINED).exists():
             shutil.rmtree(folder, ignore_errors=True)
             made = _add(run, folder, root) if run.added else _train(run, data, folder, root)
-            atomic_write_json(folder / "trained.json", made)
-        facts |= json.loads((folder / "trained.json").read_text())
+            atomic_write_json(folder / TRAINED, made)
+        facts |= read_json(folder / TRAINED)
     samples = _first(list(read_samples(data / "test.jsonl")), run.asked)
     _ask(run, patch, samples, root)
     if not result.exists():
@@ -234,7 +238,7 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     for name in names:
         change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
         predictions = answers_file(run, root, name)
-        evaluate(
+        result = evaluate(
             qa,
             samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)],
             predictions=predictions,
@@ -244,6 +248,9 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
             max_new_tokens=_MAX_NEW_TOKENS,
             progress=False,
         )
+        if result.failures:
+            sample, message = result.failures[0]
+            raise ValueError(f"{len(result.failures)} of the questions could not be asked, the first {sample}: {message}")
         predictions.with_suffix(".done").touch()
 
 
@@ -253,6 +260,8 @@ def _set(slot: Any, settings: Mapping[str, Any]) -> None:
             slot.config = replace(slot.config, missing_channel=value)
             continue
         for fusion in slot.fusions.values():
+            if not hasattr(fusion, setting):
+                raise ValueError(f"asked_with: the fusion has no setting {setting!r}")
             setattr(fusion, setting, value)
 
 
@@ -263,7 +272,7 @@ def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
 
 def facts_of(run: Run, root: Path) -> dict[str, Any]:
     """Seconds, losses and config of a finished run."""
-    facts: dict[str, Any] = json.loads((run.folder(root) / RESULT).read_text())
+    facts: dict[str, Any] = read_json(run.folder(root) / RESULT)
     return facts
 
 
@@ -297,22 +306,26 @@ def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, proce
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread_no_gpu) as pool:
         futures = {pool.submit(execute_alike, alike, data[alike[0].world], root): alike[0] for alike in missing}
         for future in as_completed(futures):
             run = futures[future]
             try:
                 future.result()
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    "a process that made a run was killed from outside, often for want of memory; what is finished is kept: run the "
+                    "command again, with --processes 1 if memory is short"
+                ) from None
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
                 raise RuntimeError(f"{run.world}, {run.variant}, seed {run.seed}: {error}") from error
             yield run
 
 
-def _one_thread() -> None:
-    import os
-
-    os.environ["OMP_NUM_THREADS"] = "1"
+def one_thread_no_gpu() -> None:
+    """What every process of a reproduction does first; the Trainer would take a GPU where there is one."""
+    os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
 def _finished(run: Run, root: Path) -> bool:

@@ -40,7 +40,8 @@ def compare(
     rows = []
     for group, kinds in groups.items():
         scores = {variant: accuracy(made[variant], root, kinds) for variant in (BASE, VIDEO_ONLY, PATCH)}
-        apart = scores[PATCH].interval.low > scores[VIDEO_ONLY].interval.high
+        lower, upper = sorted((scores[VIDEO_ONLY].interval, scores[PATCH].interval), key=lambda interval: interval.low)
+        apart = upper.low > lower.high
         by = difference(made[VIDEO_ONLY], made[PATCH], root, kinds)
         chance = None if group not in world.chance else 100 * world.chance[group]
         cells = [
@@ -73,5 +74,5 @@ def chart_and_table(
     return [
         on_page(root, name, chart),
         markdown_table([first_column, *_HEADER], cells, name),
-        "\\* the intervals of the two do not overlap.",
+        f"\\* the intervals of *{VIDEO_ONLY}* and *{PATCH}* do not overlap, whichever of them is better.",
     ]

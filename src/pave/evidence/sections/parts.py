@@ -142,7 +142,7 @@ def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
 def _write(plan: Plan, root: Path) -> str:
     intro = (
         "The audio patch of the demo with one thing changed at a time, the same questions and steps for all; accuracy in percent, and the "
-        f"difference to {REFERENCE} in points. *Loss* is the mean training loss up to that step. *Tokens* is the length of the prompt that "
+        f"difference to {REFERENCE} in points. *Loss* is the mean training loss of the 50 steps up to that one. *Tokens* is the length of the prompt that "
         f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound). In all, {seeds_text(plan)}."
     )
     reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)

@@ -66,8 +66,8 @@ def _write(plan: Plan, root: Path) -> str:
         [
             "Each patch is trained on streams as they are; then the stream of every test clip is changed. Accuracy in percent on the questions "
             "that need the channel, below it the difference to the same patch on the stream as it is, in points; "
-            f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse, as "
-            "it was never taught their answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
+            f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse where "
+            "it was never taught the words of the answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
             "that trusts them must fail where a question needs a frame and the channel at one moment: that column is a check, not a loss. "
             "The other columns leave the answer in the stream, noise less clearly.",
             _own_questions(plan, root),
