@@ -144,5 +144,5 @@ def test_a_killed_process_is_told_from_a_failing_run(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="audio, x, seed 0: .*nowhere"):
         list(making._made([[run]], {"audio": Path("nowhere")}, tmp_path, 1))
     monkeypatch.setattr(making, "execute_alike", dies)
-    with pytest.raises(RuntimeError, match="was killed from outside"):
+    with pytest.raises(RuntimeError, match="a process was killed from outside"):
         list(making._made([[replace(run, seed=1)]], {"audio": tmp_path}, tmp_path, 1))

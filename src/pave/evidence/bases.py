@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,17 @@ def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
                 future.result()
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"base {futures[future]}: {error}") from error
+                raise failure(f"base {futures[future]}", error) from error
+
+
+def failure(what: str, error: Exception) -> RuntimeError:
+    """What to tell of an error in one of several processes; one that was killed takes the others with it, so that none is named."""
+    if isinstance(error, BrokenProcessPool):
+        return RuntimeError(
+            "a process was killed from outside, often for want of memory; what is finished is kept: run the command again, with "
+            "--processes 1 if memory is short"
+        )
+    return RuntimeError(f"{what}: {error}")
 
 
 def _settings(name: str) -> tuple[str, dict[str, Any]]:

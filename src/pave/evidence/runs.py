@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from pave.config import PatchConfig
 from pave.data.samples import Sample, read_samples
 from pave.evaluation.predictions import Prediction, read_predictions
-from pave.evidence.bases import folder_of
+from pave.evidence.bases import failure, folder_of
 from pave.evidence.stored import DTYPE, FRAMES, fill_store, store_of
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
 from pave.patching import patch_slot
@@ -312,14 +311,9 @@ def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, proce
             run = futures[future]
             try:
                 future.result()
-            except BrokenProcessPool:
-                raise RuntimeError(
-                    "a process that made a run was killed from outside, often for want of memory; what is finished is kept: run the "
-                    "command again, with --processes 1 if memory is short"
-                ) from None
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"{run.world}, {run.variant}, seed {run.seed}: {error}") from error
+                raise failure(f"{run.world}, {run.variant}, seed {run.seed}", error) from error
             yield run
 
 
