@@ -109,8 +109,8 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
         "Intervals say how sure a number is over other clips: clips are drawn again and again, each with all its questions and the answers of "
         "all seeds. The seeds are taken as they are; how much training itself varies is seen in the accuracy of each seed, in small print where "
-        "there are several. Differences are taken question by question. An interval without width, such as +0.0 [+0.0, +0.0], means that no "
-        "clip that was asked tells the two apart, not that none would. Nothing is corrected for the number of comparisons.",
+        "there are several. Differences are taken question by question. An interval without width, such as +0.0 [+0.0, +0.0], means that all "
+        "clips that were asked agree, not that all would. Nothing is corrected for the number of comparisons.",
     ]
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]
