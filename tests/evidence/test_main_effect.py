@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pave.demo.plan import SILENT
-from pave.evidence.runs import accuracy, difference, execute_all
+from pave.evidence.runs import execute_all
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import PATCH, VIDEO_ONLY, Plan, run, video_only
 from pave.evidence.worlds import WORLDS, write_world
 

@@ -11,7 +11,8 @@ from evidence_files import leave
 from pave.data.samples import read_samples
 from pave.evaluation.metrics import accuracy_interval
 from pave.evidence.document import default_sections, reproduce
-from pave.evidence.runs import AS_IT_IS, RESULT, Run, accuracy, answers, difference, mixture, recipe_of
+from pave.evidence.runs import AS_IT_IS, RESULT, Run, answers, mixture, recipe_of
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections import SECTIONS, SHORT, Plan
 from pave.evidence.sections.common import video_only
 from pave.evidence.worlds import WORLDS, merge_worlds, write_world

@@ -1,5 +1,6 @@
 """Sections on several channels, damaged channels and cost: which runs they need, and the numbers in their tables."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from evidence_files import leave
 from pave.demo.plan import SILENT
 from pave.evidence.measured import FILE, Measured
-from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference, execute_all, silent
+from pave.evidence.runs import AS_IT_IS, Run, execute_all, silent
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections import SECTIONS, SHORT, Plan, all_runs, cost, multi, robustness
 from pave.evidence.sections.common import PATCH, run, seeds, video_only
 from pave.evidence.worlds import WORLDS
@@ -59,6 +61,11 @@ def test_types_are_found_with_and_without_their_world(tmp_path):
         accuracy([single], tmp_path, ("sensor:colour",))
 
 
+def plain(text):
+    """Without the anchors of rows."""
+    return re.sub(r"<a id=[^>]*></a>", "", text)
+
+
 def own(world, right):
     return dict.fromkeys(WORLDS[world].own, right)
 
@@ -78,7 +85,7 @@ def test_the_table_of_several_channels(tmp_path):
         right = [1, 1, 1, 0] if variant == multi.BOTH else [1, 0, 0, 0]
         others = {f"{world}:{kind}": [1, 1, 0, 0] for world in multi.CHANNELS for kind in SILENT}
         leave(made, tmp_path, {**own("audio", right), **own("sensor", right), **others})
-    text = SECTIONS["multi"].write(plan, tmp_path)
+    text = plain(SECTIONS["multi"].write(plan, tmp_path))
     rows = [[cell.split(" [")[0].strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     found = {row[1]: row[2:] for row in rows[2:5]}
     assert rows[2][0] == "audio"
@@ -102,7 +109,7 @@ def test_the_tables_of_damaged_channels(tmp_path):
                 else:
                     right = [index < place for index in range(4)]
                     leave(made, tmp_path, own(world, right), change + suffix)
-    text = SECTIONS["robustness"].write(plan, tmp_path)
+    text = plain(SECTIONS["robustness"].write(plan, tmp_path))
     lines = [[cell.replace("<br>", " ").split(" [")[0].strip() for cell in line.split("|")[1:-1]]
              for line in text.splitlines() if "|" in line]  # fmt: skip
     assert lines[2][:5] == ["audio, sound", "25", "patch", "100.0", "0.0"] and lines[2][5:] == ["25.0", "50.0", "75.0", "100.0"]
@@ -117,7 +124,7 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
 
     assert cost.presets() == {name: preset_patch(name) for name in PRESETS}
     counted = patch_cost(load_config("llava-onevision-qwen2-7b"), preset_patch("compact"))
-    short = SECTIONS["cost"].write(SHORT, tmp_path)
+    short = plain(SECTIONS["cost"].write(SHORT, tmp_path))
     row = next(line for line in short.splitlines() if "7b | compact" in line)
     share = 100 * (counted.fusion_flops + counted.lora_flops) / counted.base_prefill_flops
     assert f"{counted.fusion_bytes / 1e6:.2f} + {counted.lora_bytes / 1e6:.2f} MB" in row and f"+{share:.3f} %" in row
@@ -127,7 +134,7 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
         base_bytes=2_500_000_000, patched_bytes=2_512_000_000, machine="a machine",
     )  # fmt: skip
     atomic_write_json(tmp_path / FILE, known.to_dict())
-    full = SECTIONS["cost"].write(Plan(), tmp_path)
+    full = plain(SECTIONS["cost"].write(Plan(), tmp_path))
     assert "Measured on a machine" in full and "| seconds | 20.00 | +0.250 % | +1.000 % |" in full
     assert "| 2.50 GB |  | +12 MB |" in full and "Nothing was measured" not in full
 

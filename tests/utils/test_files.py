@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from pave.utils.files import atomic_folder, atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text
+from pave.utils.files import atomic_folder, atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
 
 
 def test_text_bytes_and_json_arrive_unchanged(tmp_path):
@@ -103,3 +103,12 @@ def test_a_file_is_not_written_over_a_folder_nor_a_folder_over_a_file(tmp_path):
     with pytest.raises(ValueError, match=r"file.*choose another name"), atomic_folder(tmp_path / "file"):
         pass
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    atomic_write_json(tmp_path / "a.json", {"a": "ü"})
+    assert read_json(tmp_path / "a.json") == {"a": "ü"}
+    for content in (b"{", b"", b"\xff\xfe"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json: not valid JSON; remove it"):
+            read_json(tmp_path / "a.json")

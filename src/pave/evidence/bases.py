@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pave.playground import base_path
 from pave.utils.embedded import PLAYGROUND
+from pave.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def folder_of(name: str, root: Path) -> str:
 def report_of(name: str, root: Path) -> dict[str, Any]:
     """What was measured of a base when it was trained: ``parameters``, ``accuracy`` by question type, and how it was made."""
     folder = base_path() if name == PLAYGROUND else Path(folder_of(name, root))
-    report: dict[str, Any] = json.loads((folder / "accuracy.json").read_text())
+    report: dict[str, Any] = read_json(folder / "accuracy.json")
     return report
 
 
@@ -78,7 +79,17 @@ def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
                 future.result()
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"base {futures[future]}: {error}") from error
+                raise failure(f"base {futures[future]}", error) from error
+
+
+def failure(what: str, error: Exception) -> RuntimeError:
+    """What to tell of an error in one of several processes; one that was killed takes the others with it, so that none is named."""
+    if isinstance(error, BrokenProcessPool):
+        return RuntimeError(
+            "a process was killed from outside, often for want of memory; what is finished is kept: run the command again, with "
+            "--processes 1 if memory is short"
+        )
+    return RuntimeError(f"{what}: {error}")
 
 
 def _settings(name: str) -> tuple[str, dict[str, Any]]:

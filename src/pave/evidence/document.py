@@ -15,10 +15,12 @@ import transformers
 import pave
 from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
+from pave.evidence.kept import check_runs
 from pave.evidence.runs import execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
 from pave.evidence.sections.common import data_folder
-from pave.evidence.worlds import merge_worlds, write_world
+from pave.evidence.worlds import check_world, merge_worlds, write_world
+from pave.training.checkpoints import held
 from pave.utils.files import atomic_write_text
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
         The page.
 
     Raises:
-        ValueError: if a section or a size is unknown.
+        ValueError: if a section or a size is unknown, ``processes`` is below 1, another reproduction is at work in the folder, or what is
+            there would be made otherwise now.
         RuntimeError: naming the run that failed.
     """
     unknown = [name for name in names if name not in SECTIONS]
@@ -47,16 +50,20 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
         raise ValueError(f"there is no section {unknown[0]!r}; known: {', '.join(SECTIONS)}")
     if size not in SIZES:
         raise ValueError(f"there is no size {size!r}; known: {', '.join(SIZES)}")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     chosen = [name for name in SECTIONS if name in (names or default_sections(size))]
     plan, root = SIZES[size], Path(root).resolve()
     start = time.monotonic()
     runs = all_runs(chosen, plan)
-    data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
-    make_bases([run.base for run in runs], root, processes)
-    execute_all(runs, data, root, processes)
-    page, text = root / "evidence.md", _page(chosen, plan, root, size)
-    atomic_write_text(page, text)
-    remove_unlinked(root, text)
+    with held(root):
+        check_runs(runs, root)
+        data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
+        make_bases([run.base for run in runs], root, processes)
+        execute_all(runs, data, root, processes)
+        page, text = root / "evidence.md", _page(chosen, plan, root, size)
+        atomic_write_text(page, text)
+        remove_unlinked(root, text)
     logger.info("wrote %s after %.0f s", page, time.monotonic() - start)
     return page
 
@@ -71,7 +78,9 @@ def _data(world: str, root: Path, plan: Plan) -> Path:
     names = world.split("+")
     folders = {name: data_folder(name, root, plan) for name in names}
     for name, folder in folders.items():
-        if not (folder / "complete").exists():
+        if (folder / "complete").exists():
+            check_world(name, folder, plan.train_clips, plan.test_clips)
+        else:
             logger.info("rendering %d clips of the world %s", plan.train_clips + plan.test_clips, name)
             write_world(name, folder, plan.train_clips, plan.test_clips)
             (folder / "complete").touch()
@@ -98,6 +107,10 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
         "everything runs on the playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained "
         "on its silent part. "
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
+        "Intervals say how sure a number is over other clips: clips are drawn again and again, each with all its questions and the answers of "
+        "all seeds. The seeds are taken as they are; how much training itself varies is seen in the accuracy of each seed, in small print where "
+        "there are several. Differences are taken question by question. An interval without width, such as +0.0 [+0.0, +0.0], means that all "
+        "clips that were asked agree, not that all would. Nothing is corrected for the number of comparisons.",
     ]
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]

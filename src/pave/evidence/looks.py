@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 
 from pave.config import EncoderConfig
 from pave.data.items import PatchItem
-from pave.data.media import FrameSampling
 from pave.data.samples import Sample
 from pave.evaluation.examples import attention_maps
 from pave.evaluation.inference import VideoQA
+from pave.evidence.bases import folder_of
 from pave.evidence.runs import Run
+from pave.evidence.stored import DTYPE, FRAMES
 from pave.side_channels.frames_pixels import VALUES_PER_CELL
-from pave.utils.files import atomic_write_json
+from pave.utils.files import atomic_write_json, read_json
 
 _SUMMARY = "attention.json"
 
@@ -121,7 +121,7 @@ class Looker:
         ((self.channel, config),) = run.patch.side_channels.items()
         self.encoder = config.encoder
         self.qa = VideoQA.from_pretrained(
-            run.base, run.folder(root) / "patch", device="cpu", dtype="float32", sampling=FrameSampling(num_frames=8)
+            folder_of(run.base, root), run.folder(root) / "patch", device="cpu", dtype=DTYPE, sampling=FRAMES
         )
 
     def look(self, sample: Sample) -> Look:
@@ -181,7 +181,7 @@ def summary(run: Run, samples: Sequence[Sample], root: Path) -> OnEvent:
     """
     file = run.folder(root) / _SUMMARY
     asked = [sample.id for sample in samples]
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    kept: dict[str, Any] = read_json(file) if file.exists() else {}
     if kept.get("samples") != asked or "tokens" not in kept:
         looker = Looker(run, root)
         rows = [row for row in (on_event(looker.look(sample)) for sample in samples) if row is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
@@ -22,7 +21,7 @@ from torch import nn
 from pave.config import PatchConfig, Strict, read_strict
 from pave.patching import attach_patch, patch_slot
 from pave.tokens import SideTokens
-from pave.utils.files import atomic_write_json
+from pave.utils.files import atomic_write_json, read_json
 from pave.video_llms import get_interface
 from pave.video_llms.known import load_config
 
@@ -191,10 +190,7 @@ def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
     """
     path = root / FILE
     if path.is_file():
-        try:
-            return read_strict(Measured, json.loads(path.read_text(encoding="utf-8")), str(path))
-        except json.JSONDecodeError:
-            raise ValueError(f"{path}: not valid JSON; remove it") from None
+        return read_strict(Measured, read_json(path), str(path))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = pool.submit(measure_prefill, patch, **settings).result()
     atomic_write_json(path, measured.to_dict())

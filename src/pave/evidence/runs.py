@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,13 +14,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pave.config import PatchConfig
 from pave.data.samples import Sample, read_samples
-from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import Prediction, read_predictions
-from pave.evidence.bases import folder_of
+from pave.evidence.bases import failure, folder_of
 from pave.evidence.stored import DTYPE, FRAMES, fill_store, store_of
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
 from pave.patching import patch_slot
@@ -27,11 +25,13 @@ from pave.training.arguments import TrainingConfig
 from pave.training.recipe import BaseConfig, DataConfig, Recipe
 from pave.training.sampler import Stage
 from pave.utils.embedded import PLAYGROUND
-from pave.utils.files import atomic_write_json
+from pave.utils.files import atomic_write_json, read_json
 
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+TRAINED = "trained.json"
+"""Written when the weights are there."""
 AS_IT_IS = "as it is"
 """The streams without a counterfactual."""
 _SILENT_UNDER = "silent questions, "
@@ -163,11 +163,11 @@ def execute(run: Run, data: Path, root: Path) -> Path:
     facts: dict[str, Any] = {"run": run.to_dict()}
     if run.patch is not None or run.added:
         patch = folder / "patch"
-        if not (folder / "trained.json").exists():
+        if not (folder / TRAINED).exists():
             shutil.rmtree(folder, ignore_errors=True)
             made = _add(run, folder, root) if run.added else _train(run, data, folder, root)
-            atomic_write_json(folder / "trained.json", made)
-        facts |= json.loads((folder / "trained.json").read_text())
+            atomic_write_json(folder / TRAINED, made)
+        facts |= read_json(folder / TRAINED)
     samples = _first(list(read_samples(data / "test.jsonl")), run.asked)
     _ask(run, patch, samples, root)
     if not result.exists():
@@ -212,7 +212,8 @@ def _add(run: Run, folder: Path, root: Path) -> dict[str, Any]:
     return {"seconds": 0.0}
 
 
-def _file(run: Run, root: Path, name: str) -> Path:
+def answers_file(run: Run, root: Path, name: str = AS_IT_IS) -> Path:
+    """Where a run's answers are."""
     words = "-".join([name, *(f"{key}={value}" for key, value in sorted(run.asked_with.items()))])
     return run.folder(root) / f"answers-{''.join(c if c.isalnum() or c in '.-' else '_' for c in words)}.jsonl"
 
@@ -223,7 +224,7 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
 
-    names = [n for n in (AS_IT_IS, *run.counterfactuals) if not _file(run, root, n).with_suffix(".done").exists()]
+    names = [n for n in (AS_IT_IS, *run.counterfactuals) if not answers_file(run, root, n).with_suffix(".done").exists()]
     if not names:
         return
     own = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
@@ -235,8 +236,8 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
         _set(patch_slot(qa.model), run.asked_with)
     for name in names:
         change = None if name == AS_IT_IS else Counterfactual.parse(name.removeprefix(_SILENT_UNDER))
-        predictions = _file(run, root, name)
-        evaluate(
+        predictions = answers_file(run, root, name)
+        result = evaluate(
             qa,
             samples if change is None else [s for s in samples if (s.type in own) != name.startswith(_SILENT_UNDER)],
             predictions=predictions,
@@ -246,6 +247,9 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
             max_new_tokens=_MAX_NEW_TOKENS,
             progress=False,
         )
+        if result.failures:
+            sample, message = result.failures[0]
+            raise ValueError(f"{len(result.failures)} of the questions could not be asked, the first {sample}: {message}")
         predictions.with_suffix(".done").touch()
 
 
@@ -255,17 +259,19 @@ def _set(slot: Any, settings: Mapping[str, Any]) -> None:
             slot.config = replace(slot.config, missing_channel=value)
             continue
         for fusion in slot.fusions.values():
+            if not hasattr(fusion, setting):
+                raise ValueError(f"asked_with: the fusion has no setting {setting!r}")
             setattr(fusion, setting, value)
 
 
 def answers(run: Run, root: Path, name: str = AS_IT_IS) -> list[Prediction]:
     """What a finished run answered."""
-    return read_predictions(_file(run, root, name))[1]
+    return read_predictions(answers_file(run, root, name))[1]
 
 
 def facts_of(run: Run, root: Path) -> dict[str, Any]:
     """Seconds, losses and config of a finished run."""
-    facts: dict[str, Any] = json.loads((run.folder(root) / RESULT).read_text())
+    facts: dict[str, Any] = read_json(run.folder(root) / RESULT)
     return facts
 
 
@@ -299,7 +305,7 @@ def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, proce
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread_no_gpu) as pool:
         futures = {pool.submit(execute_alike, alike, data[alike[0].world], root): alike[0] for alike in missing}
         for future in as_completed(futures):
             run = futures[future]
@@ -307,88 +313,16 @@ def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, proce
                 future.result()
             except Exception as error:
                 pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"{run.world}, {run.variant}, seed {run.seed}: {error}") from error
+                raise failure(f"{run.world}, {run.variant}, seed {run.seed}", error) from error
             yield run
 
 
-def _one_thread() -> None:
-    import os
-
-    os.environ["OMP_NUM_THREADS"] = "1"
+def one_thread_no_gpu() -> None:
+    """What every process of a reproduction does first; the Trainer would take a GPU where there is one."""
+    os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
 def _finished(run: Run, root: Path) -> bool:
     folder = run.folder(root)
-    files = (_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
+    files = (answers_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
     return (folder / RESULT).exists() and all(file.exists() for file in files)
-
-
-# --- comparing
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracy pooled over the seeds of a variant."""
-
-    mean: float
-    interval: Interval
-    """95 %, clustered by video: the answers of all seeds on one video count as one cluster."""
-    seeds: tuple[float, ...]
-    """Accuracy of each seed."""
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} [{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
-
-
-def _types(run: Run, kind: str) -> tuple[str, str]:
-    """A type alone, and with its world in front: ``colour`` and ``audio:colour``, whether the run has one world or several."""
-    world, _, bare = kind.rpartition(":")
-    return bare, f"{world or run.world}:{bare}"
-
-
-def _clip(video: str) -> str:
-    """A clip's path from the folder of its world on: the same wherever the data lay when it was asked about."""
-    return "/".join(Path(video).parts[-4:])
-
-
-def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
-    wanted = set(kinds)
-    for run in runs:
-        rows = [(_clip(p.video), p.correct) for p in answers(run, root, name) if wanted.intersection(_types(run, p.type))]
-        yield f"{run.variant} {run.seed}", rows
-
-
-def accuracy(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str = AS_IT_IS) -> Accuracy:
-    """Accuracy of the runs of one variant (one for each seed) on some question types.
-
-    Raises:
-        ValueError: if there is no such answer.
-    """
-    found = [rows for _, rows in _correct(runs, root, kinds, name)]
-    flat = [row for rows in found for row in rows]
-    if not flat:
-        raise ValueError(f"no answer of the types {sorted(kinds)}")
-    right = [right for _, right in flat]
-    interval = accuracy_interval(right, [video for video, _ in flat])
-    return Accuracy(float(np.mean(right)), interval, tuple(float(np.mean([r for _, r in rows])) for rows in found))
-
-
-def difference(
-    first: Sequence[Run],
-    second: Sequence[Run],
-    root: Path,
-    kinds: Iterable[str],
-    names: tuple[str, str] = (AS_IT_IS, AS_IT_IS),
-) -> tuple[float, Interval]:
-    """Accuracy of ``second`` minus that of ``first``, seed by seed and question by question, in points of 1.
-
-    Raises:
-        ValueError: if they do not have the same questions.
-    """
-    kinds = tuple(kinds)
-    one = [row for _, rows in _correct(first, root, kinds, names[0]) for row in rows]
-    other = [row for _, rows in _correct(second, root, kinds, names[1]) for row in rows]
-    if [video for video, _ in one] != [video for video, _ in other]:
-        raise ValueError("the two variants were not asked the same questions")
-    a, b = [right for _, right in one], [right for _, right in other]
-    return float(np.mean(b) - np.mean(a)), difference_interval(a, b, [video for video, _ in one])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pave.evaluation.metrics import Interval
-from pave.evidence.runs import Accuracy
+from pave.evidence.scores import Accuracy
 
 _SMALL = re.compile(r"<sub>.*?</sub>")
 _TAG = re.compile(r"<[^>]*>")

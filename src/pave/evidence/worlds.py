@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pave.config import EncoderConfig, FusionConfig, PatchConfig, SideChannelConfig
 from pave.demo.plan import CHANCE, LORA, MIXTURE, SILENT, SOUND, audio_patch
 from pave.playground.clips import render_clips, write_samples
 from pave.playground.further import render_further, write_further_samples
+from pave.playground.world import Split
 from pave.side_channels import build_encoder
 from pave.utils.files import atomic_write_text
 
@@ -127,11 +129,6 @@ WORLDS = {
 }
 
 
-def silent_chance() -> dict[str, float]:
-    """Accuracy of guessing, for the silent types."""
-    return {kind: CHANCE[kind] for kind in SILENT}
-
-
 def write_world(name: str, folder: Path, train: int, test: int, seed: int = 0) -> None:
     """Render a world and write ``train.jsonl`` and ``test.jsonl``. What is there already under the same manifest is kept.
 
@@ -141,27 +138,44 @@ def write_world(name: str, folder: Path, train: int, test: int, seed: int = 0) -
         train, test: clips.
         seed: of the world.
     """
-    world = WORLDS[name]
-    own = [[kind] for kind in world.own]
-    for split, count, asked in (
-        ("train", train, [*own, *SILENT_TRAIN]),
-        ("test", test, [*own, *[[kind] for kind in SILENT]]),
-    ):
+    _render(WORLDS[name], folder, {"train": train, "test": test}, seed)
+    _ask(WORLDS[name], folder, {"train": train, "test": test}, seed)
+
+
+def _render(world: ChannelWorld, folder: Path, clips: Mapping[Split, int], seed: int) -> None:
+    for split, count in clips.items():
         if world.source == "sound":
-            for _ in render_clips(folder, split, count, seed=seed):  # type: ignore[arg-type]
+            for _ in render_clips(folder, split, count, seed=seed):
                 pass
-            write_samples(folder / f"{split}.jsonl", split, count, asked, seed=seed)  # type: ignore[arg-type]
         else:
-            render_further(folder, world.source, split, count, seed=seed)  # type: ignore[arg-type]
-            write_further_samples(
-                folder / f"{split}.jsonl",
-                world.source,
-                split,  # type: ignore[arg-type]
-                count,
-                asked,
-                channel=world.channel,
-                seed=seed,
-            )
+            render_further(folder, world.source, split, count, seed=seed)
+
+
+def _ask(world: ChannelWorld, folder: Path, clips: Mapping[Split, int], seed: int) -> None:
+    for split, count in clips.items():
+        asked = [[kind] for kind in world.own] + (SILENT_TRAIN if split == "train" else [[kind] for kind in SILENT])
+        file = folder / f"{split}.jsonl"
+        if world.source == "sound":
+            write_samples(file, split, count, asked, seed=seed)
+        else:
+            write_further_samples(file, world.source, split, count, asked, channel=world.channel, seed=seed)
+
+
+def check_world(name: str, folder: Path, train: int, test: int, seed: int = 0) -> None:
+    """Whether ``write_world`` would write the same questions on the same scenes into a folder now as it did then.
+
+    Raises:
+        ValueError: naming the file that it would not.
+    """
+    with TemporaryDirectory() as made:
+        _render(WORLDS[name], Path(made), {"train": 0, "test": 0}, seed)  # the manifests alone
+        _ask(WORLDS[name], Path(made), {"train": train, "test": test}, seed)
+        for file in ("manifest-train.json", "manifest-test.json", "train.jsonl", "test.jsonl"):
+            if not (folder / file).is_file() or (folder / file).read_bytes() != (Path(made) / file).read_bytes():
+                raise ValueError(
+                    f"{folder / file} is not what this version of pave writes, so runs made before and now would have other questions; "
+                    "choose another --out, or remove the folder and its runs"
+                )
 
 
 def merge_worlds(names: list[str], folders: Mapping[str, Path], out: Path) -> None:
@@ -187,8 +201,3 @@ def merge_worlds(names: list[str], folders: Mapping[str, Path], out: Path) -> No
                 row["type"] = row["type"] if row["type"] in WORLDS[name].own else f"{name}:{row['type']}"
                 rows.append(json.dumps(row))
         atomic_write_text(out / f"{split}.jsonl", "\n".join(rows) + "\n")
-
-
-def without_side(patch: PatchConfig) -> PatchConfig:
-    """The comparison: the same LoRA, no side channel."""
-    return replace(patch, side_channels={})

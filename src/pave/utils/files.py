@@ -68,6 +68,18 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: if it is not valid JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:  # UnicodeDecodeError and JSONDecodeError
+        raise ValueError(f"{os.fspath(path)}: not valid JSON; remove it, so that it is made again") from None
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty temporary folder beside ``path``; it becomes ``path`` when the block ends without an error.

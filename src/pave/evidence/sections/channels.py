@@ -25,11 +25,22 @@ def _channel_variants(world: str) -> dict[str, PatchConfig | None]:
     return {BASE: None, VIDEO_ONLY: video_only(), PATCH: WORLDS[world].patch()}
 
 
+def _steps(plan: Plan) -> str:
+    """``350 steps of training, 700 for multiview``."""
+    steps = {world: plan.steps_of(world) for world in WORLDS}
+    usual = min(steps.values())
+    others = [f", {count} for {world}" for world, count in steps.items() if count != usual]
+    return f"{usual} steps of training{''.join(others)}, LoRA on video only as many as the patch"
+
+
 def _write_channels(plan: Plan, root: Path) -> str:
     parts = [
         "Accuracy in percent with 95 % intervals clustered by video, "
         f"{seeds_text(plan)} ({plan.train_clips} clips to train on, {plan.test_clips} others to test on, the same for "
-        "all). *Gain* is the patch minus LoRA on video only, question by question, in points. The base is never trained here."
+        f"all; {_steps(plan)}). *Gain* is the patch minus LoRA on video only, question by question, in points. The base is never trained here: it was never asked "
+        "questions that need a channel, nor taught their answers, so where these are words of their own it scores below guessing, 0 % at times, "
+        "and that says nothing about the patch. What guessing alone reaches is *chance*; what a training on the same questions and steps "
+        "reaches without the channel is LoRA on video only, which has the patch's LoRA and lacks its fusion module."
     ]
     compared = {}
     for name, world in WORLDS.items():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pave.evidence.charts import Point, Row, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import Run, accuracy, difference
+from pave.evidence.runs import Run
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import ChannelWorld
@@ -39,7 +40,8 @@ def compare(
     rows = []
     for group, kinds in groups.items():
         scores = {variant: accuracy(made[variant], root, kinds) for variant in (BASE, VIDEO_ONLY, PATCH)}
-        apart = scores[PATCH].interval.low > scores[VIDEO_ONLY].interval.high
+        lower, upper = sorted((scores[VIDEO_ONLY].interval, scores[PATCH].interval), key=lambda interval: interval.low)
+        apart = upper.low > lower.high
         by = difference(made[VIDEO_ONLY], made[PATCH], root, kinds)
         chance = None if group not in world.chance else 100 * world.chance[group]
         cells = [
@@ -72,5 +74,5 @@ def chart_and_table(
     return [
         on_page(root, name, chart),
         markdown_table([first_column, *_HEADER], cells, name),
-        "\\* the intervals of the two do not overlap.",
+        f"\\* the intervals of *{VIDEO_ONLY}* and *{PATCH}* do not overlap, whichever of them is better.",
     ]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pave.config import PatchConfig
 from pave.demo.plan import LORA, SILENT
-from pave.evidence.runs import Run, accuracy, difference
+from pave.evidence.runs import Run
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, run, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS

@@ -11,7 +11,8 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import Run, accuracy, difference, facts_of
+from pave.evidence.runs import Run, facts_of
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS
@@ -141,7 +142,7 @@ def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
 def _write(plan: Plan, root: Path) -> str:
     intro = (
         "The audio patch of the demo with one thing changed at a time, the same questions and steps for all; accuracy in percent, and the "
-        f"difference to {REFERENCE} in points. *Loss* is the mean training loss up to that step. *Tokens* is the length of the prompt that "
+        f"difference to {REFERENCE} in points. *Loss* is the mean training loss of the 50 steps up to that one. *Tokens* is the length of the prompt that "
         f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound). In all, {seeds_text(plan)}."
     )
     reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)

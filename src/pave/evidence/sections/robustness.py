@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pave.demo.plan import SILENT
-from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference, silent
+from pave.evidence.runs import AS_IT_IS, Run, silent
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS
@@ -65,10 +66,11 @@ def _write(plan: Plan, root: Path) -> str:
         [
             "Each patch is trained on streams as they are; then the stream of every test clip is changed. Accuracy in percent on the questions "
             "that need the channel, below it the difference to the same patch on the stream as it is, in points; "
-            f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse, as "
-            "it was never taught their answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
+            f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse where "
+            "it was never taught the words of the answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
             "that trusts them must fail where a question needs a frame and the channel at one moment: that column is a check, not a loss. "
-            "The other columns leave the answer in the stream, noise less clearly.",
+            "At twice its rate the stream holds the same answer, with noise less clearly; with half of its steps missing a short event can lose all "
+            "of its steps, and a frame all those in its reach.",
             _own_questions(plan, root),
             "The silent questions with the channel there and with it removed, and the loss by removing it. The frames answer them, so nothing "
             f"needs to be lost. `missing_channel: base`, the default of the *{PATCH}*, must give the answers of the *{BASE}* there. "

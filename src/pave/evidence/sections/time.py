@@ -7,7 +7,8 @@ from pathlib import Path
 from pave.config import PatchConfig
 from pave.evidence.charts import Point, Row, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import AS_IT_IS, Run, accuracy, difference
+from pave.evidence.runs import AS_IT_IS, Run
+from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import Plan, Section, seeds
 from pave.evidence.tables import cell, gain, markdown_table
 from pave.evidence.worlds import WORLDS

@@ -14,7 +14,8 @@ from pave.evaluation.report import SoundView
 from pave.evidence.figures import FOLDER, add_figure
 from pave.evidence.look_drawing import draw_look
 from pave.evidence.looks import Look, Looker, summary
-from pave.evidence.runs import Run, accuracy, answers
+from pave.evidence.runs import Run, answers
+from pave.evidence.scores import accuracy
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, data_folder, run, video_only
 from pave.evidence.tables import markdown_table
 from pave.evidence.worlds import WORLDS
