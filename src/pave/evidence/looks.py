@@ -18,7 +18,7 @@ from pave.evaluation.examples import attention_maps
 from pave.evaluation.inference import VideoQA
 from pave.evidence.bases import folder_of
 from pave.evidence.runs import Run
-from pave.evidence.stored import DTYPE, FRAMES
+from pave.evidence.stored import DTYPE, FRAMES, store_of
 from pave.side_channels.frames_pixels import VALUES_PER_CELL
 from pave.utils.files import atomic_write_json, read_json
 
@@ -113,9 +113,10 @@ class Looker:
     Args:
         run: finished, with one side channel.
         root: of all runs.
+        stored: samples that will be looked at without their frames; features are read from the store, not made of the files.
     """
 
-    def __init__(self, run: Run, root: Path) -> None:
+    def __init__(self, run: Run, root: Path, stored: Sequence[Sample] = ()) -> None:
         assert run.patch is not None
         torch.set_num_threads(1)  # as in the runs
         ((self.channel, config),) = run.patch.side_channels.items()
@@ -123,6 +124,8 @@ class Looker:
         self.qa = VideoQA.from_pretrained(
             folder_of(run.base, root), run.folder(root) / "patch", device="cpu", dtype=DTYPE, sampling=FRAMES
         )
+        if stored:
+            self.qa.use_store(store_of(root), stored, vision="exact")
 
     def look(self, sample: Sample) -> Look:
         """What the patch attends to on the clip of a sample.
@@ -183,7 +186,7 @@ def summary(run: Run, samples: Sequence[Sample], root: Path) -> OnEvent:
     asked = [sample.id for sample in samples]
     kept: dict[str, Any] = read_json(file) if file.exists() else {}
     if kept.get("samples") != asked or "tokens" not in kept:
-        looker = Looker(run, root)
+        looker = Looker(run, root, samples)
         rows = [row for row in (on_event(looker.look(sample)) for sample in samples) if row is not None]
         if not rows:
             raise ValueError(f"{run.folder(root)}: no test clip has an event beside other steps in the reach of a frame")

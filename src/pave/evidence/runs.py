@@ -276,7 +276,7 @@ def facts_of(run: Run, root: Path) -> dict[str, Any]:
 
 
 def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processes: int = 2) -> None:
-    """Make what is missing, side by side, each run in a process with one thread.
+    """Make what is missing, features first, side by side, each run in a process with one thread.
 
     Raises:
         RuntimeError: naming the run that failed, after the others that go on have ended.
@@ -286,12 +286,12 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
         waiting.setdefault(run.folder(root), []).append(run)
     unfinished = [[run for run in alike if not _finished(run, root)] for alike in waiting.values()]
     missing = sorted((alike for alike in unfinished if alike), key=lambda alike: alike[0].seed)
+    start = time.monotonic()
+    fill_store([run for alike in waiting.values() for run in alike], data, root, processes)
+    logger.info("features are there (%.0f s)", time.monotonic() - start)
     if not missing:
         return
     logger.info("%d runs to make, %d there already", len(missing), len(waiting) - len(missing))
-    start = time.monotonic()
-    fill_store([run for alike in missing for run in alike], data, root, processes)
-    logger.info("features are there (%.0f s)", time.monotonic() - start)
     number = 0
     for added in (False, True):  # patches can be added up once they are trained
         for run in _made([alike for alike in missing if bool(alike[0].added) is added], data, root, processes):
