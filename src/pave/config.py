@@ -46,10 +46,16 @@ class Strict:
         return read_strict(cls, values, where or cls.__name__)
 
 
+@cache
+def _reader(cls: type[Any]) -> TypeAdapter[Any]:
+    """Making one takes far longer than reading a value with it."""
+    return TypeAdapter(cls)
+
+
 def read_strict(cls: type[_T], values: Any, where: str) -> _T:
     """Build dataclass ``cls`` from plain values; unknown keys, wrong types and wrong values raise one ValueError."""
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return _reader(cls).validate_python(values)  # type: ignore[arg-type, no-any-return]
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
