@@ -118,6 +118,6 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     if left_out:
         parts += [
             "## What is not here",
-            f"The sections {', '.join(left_out)} were not made; `pave reproduce SECTION` makes one.",
+            f"Not made for this page: {', '.join(left_out)}. `pave reproduce SECTION` makes a section.",
         ]
     return "\n\n".join(parts) + "\n"
