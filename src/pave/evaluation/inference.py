@@ -135,7 +135,8 @@ class VideoQA:
         change meanwhile.
 
         Args:
-            gigabytes: most that is kept; what does not fit is read anew each time.
+            gigabytes: most that is kept, of questions with the patch and of those without it apart; what does not fit is read anew each
+                time.
 
         Raises:
             ValueError: if that is no positive number.

@@ -44,11 +44,14 @@ def fill_store(runs: Iterable[Run], data: Mapping[str, Path], root: Path, proces
     store = FeatureStore(store_of(root), create=True)
     hashes, plan = store.hashes(), Plan()
     planned: set[tuple[str, str]] = set()
+    towers: dict[str, BaseVision] = {}
     for run in runs:
         encoders: dict[str, Any] = {}
         for patch in (part.patch for part in (run, *run.added) if part.patch is not None):
             encoders |= {name: build_encoder(channel.encoder) for name, channel in patch.side_channels.items()}
-        encoders[VISION] = BaseVision(model_path(folder_of(run.base, root)), FRAMES, dtype=DTYPE)
+        if run.base not in towers:
+            towers[run.base] = BaseVision(model_path(folder_of(run.base, root)), FRAMES, dtype=DTYPE)
+        encoders[VISION] = towers[run.base]
         new = {name: e for name, e in encoders.items() if (run.world, str(e.spec().to_dict())) not in planned}
         planned |= {(run.world, str(e.spec().to_dict())) for e in new.values()}
         if new:
