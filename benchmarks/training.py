@@ -36,7 +36,7 @@ from share_videos import QUESTIONS, in_own_rows
 import pave.training.trainer
 from pave import PatchConfig
 from pave.demo.plan import SHORT, audio_patch, recipe
-from pave.evidence.measured import peak_bytes
+from pave.evidence.measured import forget_peak, peak_bytes
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.training import Recipe, run_recipe
@@ -55,11 +55,12 @@ class Meter(transformers.TrainerCallback):
         self._start = 0.0
 
     def on_train_begin(self, *args: object, **kwargs: object) -> None:
-        self.before = self._now()
+        forget_peak(self.device)
+        self.before = self._most()
 
     def on_step_begin(self, args: object, state: transformers.TrainerState, *rest: object, **kwargs: object) -> None:
         if state.global_step == self.skip:
-            self._forget_peak()
+            forget_peak(self.device)
         self._start = time.perf_counter()
 
     def on_step_end(self, args: object, state: transformers.TrainerState, *rest: object, **kwargs: object) -> None:
@@ -69,25 +70,11 @@ class Meter(transformers.TrainerCallback):
             self.seconds.append(time.perf_counter() - self._start)
             self.peak = self._most()
 
-    def _now(self) -> int:
-        if self.device == "cpu":
-            self._forget_peak()
-            return self._most()
-        return torch.cuda.memory_allocated()
-
     def _most(self) -> int:
-        if self.device != "cpu":
-            return torch.cuda.max_memory_allocated()
-        held = peak_bytes()
+        held = peak_bytes(self.device)
         if held is None:
             raise SystemExit("memory on a processor is measured on Linux only")
         return held
-
-    def _forget_peak(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is held now
 
 
 def make_base(folder: Path, dtype: torch.dtype) -> Path:

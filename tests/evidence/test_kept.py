@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from evidence_files import dies
@@ -19,6 +20,7 @@ from pave.evidence.sections.common import video_only
 from pave.evidence.stored import fill_store
 from pave.evidence.worlds import WORLDS, check_world, write_world
 from pave.training import checkpoints
+from pave.training.arguments import uses_accelerator
 from pave.training.resuming import RECIPE_FILE
 
 
@@ -132,10 +134,13 @@ def test_a_setting_that_is_none_is_not_set():
 
 
 def test_processes_of_a_reproduction_see_no_gpu(monkeypatch):
-    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "7")
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *args, **settings: True)
+    assert uses_accelerator()
     making.one_thread_no_gpu()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+    assert not uses_accelerator()  # nor one of another kind, such as MPS
 
 
 @pytest.mark.slow

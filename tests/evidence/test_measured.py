@@ -7,7 +7,7 @@ import torch
 
 from cases import CASES, small_config
 from pave.evidence import measured
-from pave.evidence.measured import FILE, Measured, measure_prefill, measured_once, peak_bytes
+from pave.evidence.measured import FILE, Measured, forget_peak, measure_prefill, measured_once, peak_bytes
 
 
 def test_a_prompt_is_measured_in_rounds():
@@ -16,6 +16,7 @@ def test_a_prompt_is_measured_in_rounds():
     assert (got.base, got.frames, got.rounds, got.dtype) == ("tiny", 3, 2, "float32")
     assert got.tokens == 3 * 4 + 1 + 64
     assert 0 < got.fusion_seconds < got.base_seconds * got.ratio * 2
+    assert got.patch == small_config().to_dict()
     assert Measured.from_dict(got.to_dict()) == got
 
 
@@ -37,20 +38,49 @@ def test_the_patch_is_on_in_its_turn_only(monkeypatch):
 def test_a_measurement_is_read_back_and_not_taken_again(tmp_path):
     known = Measured(
         base="b", frames=1, tokens=2, dtype="float32", rounds=1, base_seconds=2.0, ratio=1.5, fusion_seconds=0.1,
-        base_bytes=None, patched_bytes=None, machine="m",
+        base_bytes=None, patched_bytes=None, machine="m", patch=json.loads(json.dumps(small_config().to_dict())),
     )  # fmt: skip
     (tmp_path / FILE).write_text(json.dumps(known.to_dict()))
-    assert measured_once(small_config(), tmp_path) == known
+    assert measured_once(small_config(), tmp_path, frames=1, rounds=1) == known
+    with pytest.raises(ValueError, match=r"measured\.json was measured with another frames than it would be now; remove it"):
+        measured_once(small_config(), tmp_path, frames=2, rounds=1)
+    with pytest.raises(ValueError, match=r"measured with another patch"):
+        measured_once(small_config(gate="bias"), tmp_path, frames=1, rounds=1)
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ValueError, match=r"measured\.json: not valid JSON; remove it"):
         measured_once(small_config(), tmp_path)
 
 
-def test_memory_is_a_high_water_mark():
-    before = peak_bytes()
-    if before is None:
-        pytest.skip("the system does not say")
+def test_memory_is_a_high_water_mark_that_can_be_set_back():
+    if not forget_peak("cpu"):
+        pytest.skip("only Linux says how much a process has held, and forgets it")
+    before = peak_bytes("cpu")
     held = torch.ones(60_000_000)
-    assert peak_bytes() >= before and peak_bytes() > held.nbytes
+    raised = peak_bytes("cpu")
+    assert raised >= before + 0.9 * held.nbytes
     del held
-    assert peak_bytes() > 240_000_000
+    assert peak_bytes("cpu") > raised - 10_000_000  # Linux counts in batches of pages
+    forget_peak("cpu")
+    assert peak_bytes("cpu") < raised - 100_000_000
+
+
+def test_the_memory_of_a_prompt_is_its_own(monkeypatch):
+    """What was held before, as by the making of the weights, is no part of it, and base and patched model have one each."""
+    if not forget_peak("cpu"):
+        pytest.skip("only Linux says how much a process has held, and forgets it")
+    torch.ones(150_000_000)
+    high = peak_bytes("cpu")
+
+    def big():
+        torch.ones(80_000_000)
+
+    def held_while_patched(slot, device):
+        slot.register_forward_hook(lambda *_: big())
+        return clocked(slot, device)
+
+    clocked = measured._clocked
+    monkeypatch.setattr(measured, "_clocked", held_while_patched)
+    model, _ = CASES["llava_onevision"].build()
+    got = measure_prefill(small_config(), frames=2, rounds=1, dtype="float32", config=model.config)
+    assert got.base_bytes < high - 300_000_000
+    assert got.patched_bytes > got.base_bytes + 250_000_000

@@ -130,8 +130,9 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
     assert f"{counted.fusion_bytes / 1e6:.2f} + {counted.lora_bytes / 1e6:.2f} MB" in row and f"+{share:.3f} %" in row
     assert "Nothing was measured" in short and not (tmp_path / FILE).exists()
     known = Measured(
-        base=cost.BASE, frames=8, tokens=1633, dtype="bfloat16", rounds=2, base_seconds=20.0, ratio=1.01, fusion_seconds=0.05,
+        base=cost.BASE, frames=4, tokens=1633, dtype="bfloat16", rounds=2, base_seconds=20.0, ratio=1.01, fusion_seconds=0.05,
         base_bytes=2_500_000_000, patched_bytes=2_512_000_000, machine="a machine",
+        patch=preset_patch("compact").to_dict(),
     )  # fmt: skip
     atomic_write_json(tmp_path / FILE, known.to_dict())
     full = plain(SECTIONS["cost"].write(Plan(), tmp_path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
 import platform
@@ -10,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,12 @@ class Measured(Strict):
     fusion_seconds: float
     """Median of the time inside the fusion modules, part of the patched model's."""
     base_bytes: int | None
-    """Most memory that the process has held after a prompt through the base, weights included; null where the system does not say."""
+    """Most memory during a prompt through the base, weights included: on a CPU of the process; null where the system does not say."""
     patched_bytes: int | None
-    """The same after prompts through the patched model as well."""
+    """The same of the patched model."""
     machine: str
+    patch: dict[str, Any]
+    """Its configuration."""
 
 
 def measure_prefill(
@@ -85,14 +88,15 @@ def measure_prefill(
     batch = _prompt(config, frames, getattr(torch, dtype), device)
     sides = _sides(patch, frames, device)
     seconds: dict[str, list[float]] = {"base": [], "patched": [], "fusion": []}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, list[int | None]] = {"base": [], "patched": []}
     with torch.no_grad(), _clocked(patch_slot(model), device) as inside:
         for round_number in range(rounds + 1):
             for name, given in (("base", {}), ("patched", sides)):
                 inside.clear()
+                fresh = forget_peak(device)
                 taken = timed(lambda e=given: model(**batch, **e, logits_to_keep=1, use_cache=True), device)  # type: ignore[misc]
-                peaks.setdefault(name, peak_bytes())
                 if round_number:
+                    peaks[name].append(peak_bytes(device) if fresh else None)
                     seconds[name].append(taken)
                     seconds["fusion"] += [sum(inside)] if inside else []
     return Measured(
@@ -104,9 +108,10 @@ def measure_prefill(
         base_seconds=statistics.median(seconds["base"]),
         ratio=statistics.median(a / b for a, b in zip(seconds["patched"], seconds["base"], strict=True)),
         fusion_seconds=statistics.median(seconds["fusion"]),
-        base_bytes=peaks["base"],
-        patched_bytes=peaks["patched"],
+        base_bytes=_most(peaks["base"]),
+        patched_bytes=_most(peaks["patched"]),
         machine=_machine(device),
+        patch=patch.to_dict(),
     )
 
 
@@ -130,7 +135,7 @@ def _sides(patch: PatchConfig, frames: int, device: str) -> dict[str, Any]:
     return {"side_channels": sides, "frame_times": times}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _clocked(slot: nn.Module, device: str) -> Iterator[list[float]]:
     """The seconds of every call of the fusion modules inside the block."""
     inside: list[float] = []
@@ -166,13 +171,37 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def peak_bytes() -> int | None:
-    """Most memory that this process has held, as Linux counts it (VmHWM); None elsewhere. What the parent held is no part of it."""
+def forget_peak(device: str) -> bool:
+    """Let ``peak_bytes`` begin anew, with what is held now. Returns whether the system can do that."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(device: str) -> int | None:
+    """Most memory held since the last ``forget_peak``: of a GPU what torch has given out, else what Linux counts for this process (VmHWM);
+    None where neither is there. What the parent held is no part of it."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     except OSError:
         return None
     return None if found is None else 1024 * int(found[1])
+
+
+def _as_written(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _most(peaks: list[int | None]) -> int | None:
+    known = [peak for peak in peaks if peak is not None]
+    return max(known, default=None)
 
 
 def _machine(device: str) -> str:
@@ -186,11 +215,15 @@ def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
     """``measure_prefill`` in a process of its own, kept in a file of the folder and read from there the next time.
 
     Raises:
-        ValueError: if the file is no such file; the message names it.
+        ValueError: if the file is no such file, or of another patch or with other settings; the message names it.
     """
     path = root / FILE
     if path.is_file():
-        return read_strict(Measured, read_json(path), str(path))
+        kept = read_strict(Measured, read_json(path), str(path))
+        for name, now in {"patch": patch.to_dict(), **settings}.items():
+            if _as_written(getattr(kept, name)) != _as_written(now):
+                raise ValueError(f"{path} was measured with another {name} than it would be now; remove it to measure anew")
+        return kept
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = pool.submit(measure_prefill, patch, **settings).result()
     atomic_write_json(path, measured.to_dict())

@@ -319,7 +319,7 @@ def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, proce
 
 def one_thread_no_gpu() -> None:
     """What every process of a reproduction does first; the Trainer would take a GPU where there is one."""
-    os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"})
 
 
 def _finished(run: Run, root: Path) -> bool:

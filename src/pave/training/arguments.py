@@ -10,11 +10,17 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 
 from pave.config import Strict
 
 MOST_STEPS = 10**9
 """Of a run; more are a slip of the pen."""
+
+
+def uses_accelerator() -> bool:
+    """Whether training takes one: where there is one, unless accelerate's own variable ACCELERATE_USE_CPU says otherwise."""
+    return torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 @dataclass
@@ -206,8 +212,8 @@ class TrainingConfig(Strict):
             "adam_beta2": self.beta2,
             "max_grad_norm": self.max_grad_norm,
             "bf16": self.precision == "bfloat16",
-            "use_cpu": not torch.accelerator.is_available(),
-            "dataloader_pin_memory": torch.accelerator.is_available(),
+            "use_cpu": not uses_accelerator(),
+            "dataloader_pin_memory": uses_accelerator(),
             "dataloader_num_workers": self.workers,
             "dataloader_persistent_workers": self.workers > 0,
             "logging_steps": self.log_every,

@@ -136,8 +136,8 @@ def _measurement(measured: Measured) -> list[str]:
         f"Measured on {measured.machine}: {BASE} with random weights in {measured.dtype}, {measured.frames} frames, {measured.tokens} tokens, "
         f"the compact patch, LoRA not merged, {measured.rounds} rounds of base and patched in turns, medians. *Fusion* is the time inside "
         "its modules. *Patched* is the whole prompt against the base's in the same round, which also has what else the machine did. Memory is "
-        "the high-water mark of the process after the base, and what the patched model raised it by: "
-        "+0 MB where what it needs fits under a mark set before, as by the making of the weights.",
+        "the most that the process held during a prompt, weights included, the mark set back before each: of the base, and by how much that of "
+        "the patched model differs. The patch itself is held in both.",
         markdown_table(["", "base", "fusion", "patched"], rows, "measured"),
     ]
 
