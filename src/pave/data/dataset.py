@@ -217,7 +217,8 @@ class PatchDataset(Dataset[PatchItem]):
             if not report.full:
                 report.full = True
                 logger.warning(
-                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (cache_gigabytes)",
+                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (a recipe's cache_gigabytes, or "
+                    "gigabytes of keep_videos)",
                     report.items,
                     report.num_bytes / 2**30,
                 )
