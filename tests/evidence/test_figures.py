@@ -73,6 +73,8 @@ def test_dots_stand_where_their_values_are():
     wider = str(dot_chart("x", {"g": [Row("r", {"a": Point(-40, -50, -30)})]}, ("a",), axis="", ends=(-10, 5)))
     assert ">-50<" in wider and ">0<" in wider
     assert float(re.findall(r'cx="([\d.]+)"', wider)[1]) == pytest.approx(left + 10 / 55 * (right - left), abs=0.06)
+    higher = str(dot_chart("x", {"g": [Row("r", {"a": Point(10, 5, 40)})]}, ("a",), axis="", ends=(0, 20)))
+    assert float(re.findall(r'cx="([\d.]+)"', higher)[1]) == pytest.approx(left + 10 / 40 * (right - left), abs=0.06)
 
 
 def test_curves_are_drawn_on_a_logarithmic_axis():

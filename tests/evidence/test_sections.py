@@ -113,10 +113,28 @@ def test_the_tables_of_damaged_channels(tmp_path):
     lines = [[cell.replace("<br>", " ").split(" [")[0].strip() for cell in line.split("|")[1:-1]]
              for line in text.splitlines() if "|" in line]  # fmt: skip
     assert lines[2][:5] == ["audio, sound", "25", "patch", "100.0", "0.0"] and lines[2][5:] == ["25.0", "50.0", "75.0", "100.0"]
+    removed = next(line for line in text.splitlines() if line.startswith("| audio, sound | 25 | patch |")).split("|")[5]
+    assert removed.strip().startswith("0.0 [") and "<br>-100.0 [-100.0, -100.0]" in removed  # from as it is to removed
     assert lines[3][3:] == ["100.0", "0.0", *["as above"] * 4]
     assert lines[5][1:4] == ["25", "*base alone*", "25.0"]
     found = {row[1]: row[2:] for row in lines if row[0] == "sensor"}
     assert found[PATCH] == ["100.0", "100.0", "+0.0"] and found[robustness.DROPOUT] == ["100.0", "50.0", "-50.0"]
+
+
+def test_dropout_is_what_the_variants_of_a_damaged_channel_differ_in():
+    for world in robustness._WORLDS:
+        (plain_run,), (kept,), (dropout,) = robustness._variants(world, Plan(seeds=(0,), steps=4)).values()
+        assert plain_run.training.get("channel_dropout", 0) == 0 and plain_run.patch.missing_channel == "base"
+        assert kept.trained == plain_run.trained and kept.asked_with == {"missing_channel": "lora_only"}
+        assert dropout.training == {**plain_run.training, "channel_dropout": robustness.RATE}
+        assert dropout.patch == replace(plain_run.patch, missing_channel="lora_only")
+
+
+def test_patches_of_one_seed_are_added_up():
+    plan = Plan(seeds=(0, 5))
+    sums = multi._of_both(plan)[multi.ADDED]
+    assert [(made.seed, [part.seed for part in made.added]) for made in sums] == [(0, [0, 0]), (5, [5, 5])]
+    assert [part.world for part in sums[1].added] == list(multi.CHANNELS)
 
 
 def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from pave.evidence.tables import cell, gain
 from pave.evidence.worlds import WORLDS
 from pave.patching.training_cost import training_cost
 from pave.patching.training_memory import StepShape
+from pave.playground.world import DURATION
 from pave.utils.files import atomic_write_json
 from pave.video_llms.known import load_config
 
@@ -118,6 +120,16 @@ def test_the_table_of_the_section_on_time(tmp_path):
     assert rows[2] == ["audio, sound vision", "by timestamps", "100.0", "0.0 -100.0", "25.0 -75.0", "50.0 -50.0"]
     assert rows[4] == ["audio, sound vision", "by index", "50.0", "0.0 -50.0", "25.0 -25.0", "50.0 +0.0"]
     assert rows[3][2] == "75.0" and rows[9][2] == "25.0" and rows[9][0].startswith("sensor")
+
+
+def test_without_alignment_every_frame_sees_the_whole_stream():
+    for world in time._TIMED:
+        plain, nearest, by_index, unaligned = (
+            patch.side_channels[world].fusion for patch, _ in time._time_variants(world).values()
+        )
+        assert unaligned == replace(plain, neighbourhood_seconds=unaligned.neighbourhood_seconds)
+        assert unaligned.neighbourhood_seconds > DURATION and plain.alignment == "timestamps" and nearest == plain
+        assert by_index == replace(plain, alignment="index")
 
 
 def test_the_tables_of_the_section_on_parts(tmp_path):
