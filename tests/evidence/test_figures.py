@@ -79,7 +79,7 @@ def test_dots_stand_where_their_values_are():
 
 def test_curves_are_drawn_on_a_logarithmic_axis():
     root = ET.fromstring(str(curve_chart("x", {"ref": [(0, 1.0), (10, 0.1), (20, 0.01)]}, x_axis="", y_axis="")))
-    curve = next(p.get("d") for p in root.iter(f"{SVG}path") if p.get("class") == "c t0" and p.get("d").count("L") == 2)
+    curve = next(p.get("d") for p in root.iter(f"{SVG}path") if p.get("class") == "c d t0" and p.get("d").count("L") == 2)
     xs, ys = zip(*[[float(v) for v in pair] for pair in re.findall(r"([\d.]+) ([\d.]+)", curve)], strict=True)
     assert xs == (64, 400, 736) and ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2) and ys[0] < ys[2]
     labels = {t.text: float(t.get("y")) - 4 for t in root.iter(f"{SVG}text") if t.text in ("1", "0.1", "0.01")}

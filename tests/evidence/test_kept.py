@@ -9,13 +9,14 @@ import pytest
 import torch
 import yaml
 
-from evidence_files import dies
+from evidence_files import dies, leave
 from pave.evaluation.inference import VideoQA
 from pave.evidence import runs as making
 from pave.evidence.bases import report_of
 from pave.evidence.document import reproduce
-from pave.evidence.kept import check_runs
-from pave.evidence.runs import RESULT, TRAINED, Run, answers, execute, facts_of, recipe_of
+from pave.evidence.kept import check_runs, earlier_sections, note_sections
+from pave.evidence.runs import AS_IT_IS, RESULT, TRAINED, Run, answers, execute, facts_of, recipe_of
+from pave.evidence.sections import SECTIONS, SHORT
 from pave.evidence.sections.common import video_only
 from pave.evidence.stored import fill_store
 from pave.evidence.worlds import WORLDS, check_world, write_world
@@ -93,6 +94,29 @@ def test_a_reproduction_is_alone_in_its_folder_and_needs_a_process(tmp_path, mon
     with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
         reproduce(tmp_path, ["cost"], "short", processes=0)
     assert "What it costs" in reproduce(tmp_path, ["cost"], "short").read_text()
+
+
+def test_sections_that_were_made_stay_on_the_page(tmp_path, caplog):
+    note_sections(tmp_path, "short", ["cost", "time"])
+    assert earlier_sections(tmp_path, SHORT, "short") == ["cost"] and earlier_sections(tmp_path, SHORT, "full") == []
+    assert "the section time does not stay on the page: some of its runs are not there" in caplog.text
+    runs = SECTIONS["time"].runs(SHORT)
+    for run in runs:
+        suffix = "".join(f"-{key}={value}" for key, value in run.asked_with.items())
+        for change in (AS_IT_IS, *run.counterfactuals):
+            leave(run, tmp_path, {kind: [1, 0] for kind in WORLDS[run.world].own}, change + suffix)
+        (run.folder(tmp_path) / RESULT).write_text("{}")
+        for answered in run.folder(tmp_path).glob("*.jsonl"):
+            answered.with_suffix(".done").touch()
+    text = reproduce(tmp_path, ["cost"], "short").read_text()
+    assert "Made by `pave reproduce time cost --size short`" in text and "![Accuracy by timestamps" in text
+    assert (
+        "with the same `--out`, adds them" in text
+        and "`time`" not in text.partition("## What is not here")[2].partition(".")[0]
+    )
+    trained(runs[0], tmp_path, lambda values: values["training"].update(lora_learning_rate=0.5))
+    assert earlier_sections(tmp_path, SHORT, "short") == ["cost"]
+    assert "the section time does not stay on the page: " in caplog.text and "lora_learning_rate 0.5" in caplog.text
 
 
 def test_a_broken_file_is_named(tmp_path):

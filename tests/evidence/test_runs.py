@@ -109,7 +109,12 @@ def test_every_world_is_written_with_its_channel_and_merged_with_the_others(tmp_
 def test_a_reproduction_goes_on_where_it_stopped(tmp_path):
     page = reproduce(tmp_path, ["time"], "short")
     text = page.read_text()
-    assert "## True times hold" in text and "by index" in text and "3 s early" in text
+    assert (
+        "## Alignment by true times" in text
+        and "its numbers say nothing" in text
+        and "by index" in text
+        and "3 s early" in text
+    )
     runs = SECTIONS["time"].runs(SHORT)
     one, other = runs[0], next(run for run in runs if run.folder(tmp_path) != runs[0].folder(tmp_path))
     before = {p.id: p.prediction for p in answers(one, tmp_path)}

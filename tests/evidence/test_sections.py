@@ -92,6 +92,9 @@ def test_the_table_of_several_channels(tmp_path):
     assert found["sound"] == ["25", "0.0", "25.0", "100.0", "75.0", "-25.0", "25.0", "-75.0"]
     assert found["silent questions"] == ["", "75.0", "100.0", "100.0", "50.0", "-50.0", "50.0", "-50.0"]
     assert rows[-1] == ["sensor", "+25.0", "+25.0", "-25.0", "-25.0"]
+    both, added = SECTIONS["multi"].in_short(plan, tmp_path)
+    assert both.startswith("One patch for both, ") and "[audio](#multi-audio) -25.0 (silent questions -50.0)" in both
+    assert added.startswith("The two patches added, ") and "[sensor](#multi-sensor) -75.0 (silent questions -50.0)" in added
 
 
 def test_the_tables_of_damaged_channels(tmp_path):
@@ -117,6 +120,10 @@ def test_the_tables_of_damaged_channels(tmp_path):
     assert removed.strip().startswith("0.0 [") and "<br>-100.0 [-100.0, -100.0]" in removed  # from as it is to removed
     assert lines[3][3:] == ["100.0", "0.0", *["as above"] * 4]
     assert lines[5][1:4] == ["25", "*base alone*", "25.0"]
+    (line,) = SECTIONS["robustness"].in_short(plan, tmp_path)
+    named = "#robustness-audio-sound-25-patch"
+    assert f"Patch: noise of 1 deviation [-75.0]({named}) and [-75.0](#" in line and line.endswith(".")
+    assert f"half of its steps missing [+0.0]({named}) and" in line and "2 s late" not in line
     found = {row[1]: row[2:] for row in lines if row[0] == "sensor"}
     assert found[PATCH] == ["100.0", "100.0", "+0.0"] and found[robustness.DROPOUT] == ["100.0", "50.0", "-50.0"]
 
@@ -155,6 +162,9 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
     atomic_write_json(tmp_path / FILE, known.to_dict())
     full = plain(SECTIONS["cost"].write(Plan(), tmp_path))
     assert "Measured on a machine" in full and "| seconds | 20.00 | +0.250 % | +1.000 % |" in full
+    (line,) = SECTIONS["cost"].in_short(Plan(), tmp_path)
+    size = (counted.fusion_bytes + counted.lora_bytes) / 1e6
+    assert f"[llava-onevision-qwen2-7b](#cost-llava-onevision-qwen2-7b-compact) {share:.3f} % and {size:.1f} MB" in line
     assert "| 2.50 GB |  | +12 MB |" in full and "Nothing was measured" not in full
 
 

@@ -38,6 +38,8 @@ def test_a_cell_has_its_interval_and_the_seeds_where_there_are_several():
     score = Accuracy(0.5, Interval(0.25, 0.75, "by hand"), (0.5,))
     assert cell(score) == "50.0 [25.0, 75.0]"
     assert cell(Accuracy(0.5, score.interval, (0.4, 0.6))) == "50.0 [25.0, 75.0]<br><sub>40.0 60.0</sub>"
+    apart = Accuracy(0.5, score.interval, (0.2, 0.8))  # further apart than the interval is wide
+    assert cell(apart) == "50.0 [25.0, 75.0]<br><sub><b>20.0 80.0</b></sub>"
     assert gain(-0.125, Interval(-0.25, 0.0625, "by hand")) == "-12.5 [-25.0, +6.2]"
 
 
@@ -50,7 +52,7 @@ def made_on_sensor(root, right):
     return made
 
 
-def test_the_patch_is_compared_with_lora_and_the_star_is_given_whichever_is_better(tmp_path):
+def test_the_patch_is_compared_with_lora_on_video_only(tmp_path):
     right = {
         BASE: {"sensor": 0, "sensor_vision": 6, "light": 6},
         VIDEO_ONLY: {"sensor": 3, "sensor_vision": 6, "light": 12},
@@ -61,14 +63,13 @@ def test_the_patch_is_compared_with_lora_and_the_star_is_given_whichever_is_bett
     sensor, vision, light = compare(WORLDS["sensor"], groups, made, tmp_path)
     assert sensor.cells[:2] == ["sensor", "50"] and light.cells[1] == ""
     assert [text.split(" [")[0] for text in sensor.cells[2:]] == ["0.0", "25.0", "100.0", "+75.0"]
-    assert [row.cells[-1].endswith(" *") for row in (sensor, vision, light)] == [True, False, True]
     assert light.cells[-1].startswith("-91.7")
     assert (sensor.charted.mark, light.charted.mark) == (50, None)
     interval = accuracy_interval([1] * 9 + [0] * 3, list(range(12)))
     point = vision.charted.points[PATCH]
     assert (point.value, point.low, point.high) == (75, 100 * interval.low, 100 * interval.high)
-    drawn, table, note = chart_and_table(tmp_path, "name", "a title", "channel", {"chart": ("head", [sensor, vision])})
-    assert drawn == "![a title](evidence/name.svg)" and "whichever of them is better" in note
+    drawn, table = chart_and_table(tmp_path, "name", "a title", "channel", {"chart": ("head", [sensor, vision])})
+    assert drawn == "![a title](evidence/name.svg)"
     assert [row[:2] for row in rows_of(table)[2:]] == [["head", "sensor"], ["", "sensor vision"]]
     dots = ET.parse(tmp_path / "evidence" / "name.svg").getroot().findall(f"{SVG}circle")[3:]  # after those of the legend
     at = [round((float(dot.get("cx")) - 300) / 436 * 100) for dot in dots]
@@ -116,10 +117,16 @@ def test_the_table_of_the_section_on_time(tmp_path):
                 leave(run, tmp_path, {kind: [i < number for i in range(4)], **others}, change + suffix)
     text = SECTIONS["time"].write(PLAN, tmp_path)
     rows = rows_of(text)
-    assert rows[0] == ["questions", "alignment", AS_IT_IS, *time.CHANGES.values()]
+    assert rows[0] == ["questions (guessing gives 50)", "alignment", AS_IT_IS, *time.CHANGES.values()]
     assert rows[2] == ["audio, sound vision", "by timestamps", "100.0", "0.0 -100.0", "25.0 -75.0", "50.0 -50.0"]
     assert rows[4] == ["audio, sound vision", "by index", "50.0", "0.0 -50.0", "25.0 -25.0", "50.0 +0.0"]
     assert rows[3][2] == "75.0" and rows[9][2] == "25.0" and rows[9][0].startswith("sensor")
+    (line,) = SECTIONS["time"].in_short(PLAN, tmp_path)
+    assert (
+        "early: [-100.0](#time-audio-sound-vision-by-timestamps), [-75.0](#" in line
+        and "a gap of 20 %, clear of the event: [-50.0](#" in line
+    )
+    assert all(f'id="{name}"' in text for name in re.findall(r"\(#([^)]*)\)", line))
 
 
 def test_without_alignment_every_frame_sees_the_whole_stream():
@@ -140,12 +147,16 @@ def test_the_tables_of_the_section_on_parts(tmp_path):
         leave(run, tmp_path, {**own, **dict.fromkeys(SILENT, [0, 0, 1, 1] if run.variant == better else [1, 1, 1, 1])})
         curve = [(1, 9.0), *((step, step / 100) for step in range(10, 351, 10))]
         atomic_write_json(run.folder(tmp_path) / RESULT, {"curve": curve})
-    found = {row[0]: row[1:] for row in rows_of(SECTIONS["parts"].write(PLAN, tmp_path))}
+    written = SECTIONS["parts"].write(PLAN, tmp_path)
+    found = {row[0]: row[1:] for row in rows_of(written)}
     losses = ["0.30", "0.80", "1.80", "3.30"]  # the mean of the five entries up to the step
-    assert found[better][:9] == ["75.0", "25.0", "50.0", "+12.5", "-50.0", *losses]
-    assert found["3 layers"][:9] == ["50.0", "25.0", "100.0", "+0.0", "+0.0", *losses]
-    assert found[parts.REFERENCE][3:5] == ["", ""]
+    assert found[better][:10] == ["75.0", "25.0", "50.0", "+12.5", "50.0", "-50.0", *losses]
+    assert found["3 layers"][:10] == ["50.0", "25.0", "37.5", "+0.0", "100.0", "+0.0", *losses]
+    assert found[parts.REFERENCE][3] == found[parts.REFERENCE][5] == ""
     assert int(found["concat"][-1]) == int(found["3 layers"][-1]) + 32 == int(found["interleave"][-1])
+    (line,) = SECTIONS["parts"].in_short(PLAN, tmp_path)
+    assert line.endswith(f"[{better}](#parts-alignment-by-index) +12.5.") and line.count(" +0.0") == len(line.split("](#")) - 2
+    assert all(f'id="{name}"' in written for name in re.findall(r"\(#([^)]*)\)", line))
     dots = ET.parse(tmp_path / "evidence" / "parts.svg").getroot().findall(f"{SVG}circle")[2:4]
     clips = [0, 1, 2, 3] * 2
     low = 100 * difference_interval([1, 1, 1, 1], [0, 0, 1, 1], clips[:4]).low
@@ -190,5 +201,5 @@ def test_the_first_clips_are_asked_with_all_their_questions():
 
 
 def test_the_page_says_where_a_channel_was_trained_for_longer():
-    assert channels._steps(Plan()).startswith("350 steps of training, 700 for multiview, LoRA on video only as many")
-    assert channels._steps(PLAN).startswith("4 steps of training, LoRA")
+    assert channels._steps(Plan()).startswith("350 steps of training, 700 for multiview; LoRA on video only gets as many")
+    assert channels._steps(PLAN).startswith("4 steps of training; LoRA")

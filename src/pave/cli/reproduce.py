@@ -10,12 +10,15 @@ from pave.cli.shared import JsonOption, Result
 
 
 def command(
-    sections: list[str] | None = typer.Argument(None, help="Sections of the page. Default: all, or what --size says."),
+    sections: list[str] | None = typer.Argument(
+        None,
+        help="Of channels, time, parts, multi, robustness, cost, bases, views; those on the page already stay. Default: all, or what --size says.",
+    ),
     out: Path = typer.Option(Path("runs/evidence"), "--out", help="Folder for data, runs and the page; what is there is used."),
     size: str = typer.Option(
         "full",
         "--size",
-        help="full: three seeds. one-seed: one, without the long sections. short: shows only that everything runs.",
+        help="full: three seeds, some hours. one-seed: one, without parts and bases unless named, half an hour. short: minutes, shows only that everything runs.",
     ),
     processes: int = typer.Option(2, "--processes", min=1, help="Runs made side by side, each with one thread."),
     json_output: bool = JsonOption,
@@ -23,8 +26,8 @@ def command(
     """\b
     pave reproduce channels time --size one-seed
 
-    Train and test patches on the miniature worlds inside pave, and write docs/evidence.md anew, with its figures in a
-    folder beside it. What a run left behind is not made again, so an interrupted reproduction goes on where it stopped.
+    Train and test patches on the miniature worlds inside pave, and write evidence.md into the folder --out, with its figures
+    in a folder beside it. What a run left behind is not made again, so an interrupted reproduction goes on where it stopped.
     """
     from pave.cli.models import hide_loading_bars
     from pave.evidence.document import reproduce

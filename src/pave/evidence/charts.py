@@ -134,7 +134,7 @@ def curve_chart(label: str, curves: Mapping[str, Sequence[tuple[float, float]]],
 
     Args:
         label: what the chart shows.
-        curves: (x, y) by name, at most ``SERIES``; the first is the reference.
+        curves: (x, y) by name, at most ``SERIES``; the first is the reference, dashed on top of the others.
         x_axis, y_axis: what the axes are.
     """
     assert len(curves) <= SERIES
@@ -161,8 +161,9 @@ def curve_chart(label: str, curves: Mapping[str, Sequence[tuple[float, float]]],
         drawing.text(x_of(tick), top + tall + 18, f"{tick:g}", "q", anchor="middle")
     drawing.text(right, top + tall + 34, x_axis, "q", anchor="end")
     for number, (name, curve) in reversed(list(enumerate(curves.items()))):
-        drawing.curve([(x_of(x), y_of(y)) for x, y in curve], f"c t{number}")
+        kind = f"c t{number}" if number else "c d t0"
+        drawing.curve([(x_of(x), y_of(y)) for x, y in curve], kind)
         y = top + tall + 56 + 20 * number
-        drawing.line(left, y - 4, left + 24, y - 4, f"c t{number}")
+        drawing.line(left, y - 4, left + 24, y - 4, kind)
         drawing.text(left + 32, y, name)
     return drawing

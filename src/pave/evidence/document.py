@@ -15,8 +15,8 @@ import transformers
 import pave
 from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
-from pave.evidence.kept import check_runs
-from pave.evidence.runs import execute_all
+from pave.evidence.kept import check_runs, earlier_sections, note_sections
+from pave.evidence.runs import TRAINING, execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
 from pave.evidence.sections.common import data_folder
 from pave.evidence.worlds import check_world, merge_worlds, write_world
@@ -33,7 +33,8 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
 
     Args:
         root: folder for data, runs and the page; what is in it already is used.
-        names: sections; without any all, or with one seed all but the long ones.
+        names: sections; without any all, or with one seed all but the long ones. Those that are on the folder's page already, in the same
+            size, stay on it.
         size: "full", "one-seed" or "short" (which shows that everything runs, not that anything is learnt).
         processes: runs made side by side, each with one thread.
 
@@ -56,14 +57,17 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
     plan, root = SIZES[size], Path(root).resolve()
     start = time.monotonic()
     runs = all_runs(chosen, plan)
+    logger.info("%s, size %s: %d runs, in %s", ", ".join(chosen), size, len({run.folder(root) for run in runs}), root)
     with held(root):
         check_runs(runs, root)
+        chosen = [name for name in SECTIONS if name in (*chosen, *earlier_sections(root, plan, size))]
         data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
         make_bases([run.base for run in runs], root, processes)
         execute_all(runs, data, root, processes)
         page, text = root / "evidence.md", _page(chosen, plan, root, size)
         atomic_write_text(page, text)
         remove_unlinked(root, text)
+        note_sections(root, size, chosen)
     logger.info("wrote %s after %.0f s", page, time.monotonic() - start)
     return page
 
@@ -107,17 +111,36 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
         "everything runs on the playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained "
         "on its silent part. "
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
+        _scale(plan, size),
         "Intervals say how sure a number is over other clips: clips are drawn again and again, each with all its questions and the answers of "
         "all seeds. The seeds are taken as they are; how much training itself varies is seen in the accuracy of each seed, in small print where "
-        "there are several. Differences are taken question by question. An interval without width, such as +0.0 [+0.0, +0.0], means that all "
-        "clips that were asked agree, not that all would. Nothing is corrected for the number of comparisons.",
+        "there are several, bold where they lie further apart than the interval is wide: there the interval looks surer than the training is. "
+        "Differences are taken question by question. A difference without width, such as +0.0 [+0.0, +0.0], means that all "
+        "clips that were asked agree, not that all would; where all answers of a cell are right or all wrong, its interval is Wilson's. Nothing is corrected for "
+        "the number of comparisons.",
+        "## In short",
+        "\n".join(f"- {line}" for name in names for line in SECTIONS[name].in_short(plan, root)),
     ]
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]
-    left_out = [f"`{name}`" for name in SECTIONS if name not in names]
+    left_out = [name for name in SECTIONS if name not in names]
     if left_out:
+        further = " ".join(["pave reproduce", *left_out, *([] if size == "full" else [f"--size {size}"])])
         parts += [
             "## What is not here",
-            f"Not made for this page: {', '.join(left_out)}. `pave reproduce SECTION` makes a section.",
+            f"Not made for this page: {', '.join(f'`{name}`' for name in left_out)}. `{further}`, with the same `--out`, adds them.",
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _scale(plan: Plan, size: str) -> str:
+    if size == "short":
+        return (
+            f"**This is the size `short`: {plan.steps} steps of training, {plan.test_clips} clips to test on. It shows that everything runs; its numbers "
+            "say nothing.**"
+        )
+    return (
+        f"{plan.train_clips} clips to train on and {plan.test_clips} others to test on in every world, "
+        f"{'one seed' if len(plan.seeds) == 1 else f'{len(plan.seeds)} seeds'} of training, {plan.steps_of('audio')} steps of {TRAINING['batch_size']} samples "
+        "where a section does not say otherwise. The audio patch is that of the demo, `recipes/playground_audio.yaml` in the repository."
+    )

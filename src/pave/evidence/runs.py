@@ -117,17 +117,19 @@ def mixture(world: str) -> dict[str, float]:
     return {**own, **{f"{name}:{kind}": share / len(names) for name in names for kind, share in SILENT_WEIGHTS.items()}}
 
 
+TRAINING: dict[str, Any] = {
+    "batch_size": 32,
+    "learning_rate": 3e-3,
+    "lora_learning_rate": 1.5e-3,
+    "output_norm_multiplier": 40.0,
+    "log_every": 10,
+}
+"""Of every run that does not say otherwise."""
+
+
 def recipe_of(run: Run, data: Path, output: Path, store: Path, base: str = PLAYGROUND) -> Recipe:
     """The recipe of a run that trains; ``base`` is where the run's base is."""
     assert run.patch is not None
-    settings: dict[str, Any] = {
-        "seed": run.seed,
-        "batch_size": 32,
-        "learning_rate": 3e-3,
-        "lora_learning_rate": 1.5e-3,
-        "output_norm_multiplier": 40.0,
-        "log_every": 10,
-    }
     return Recipe(
         base=BaseConfig(model=base, dtype=DTYPE),
         patch=run.patch,
@@ -139,7 +141,7 @@ def recipe_of(run: Run, data: Path, output: Path, store: Path, base: str = PLAYG
             vision="store",
             stages=(Stage(steps=run.steps, weights=run.weights or mixture(run.world)),),
         ),
-        training=TrainingConfig(**{**settings, **run.training}),
+        training=TrainingConfig(**{**TRAINING, "seed": run.seed, **run.training}),
         output=str(output),
     )
 
@@ -284,7 +286,7 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
     waiting: dict[Path, list[Run]] = {}
     for run in runs:
         waiting.setdefault(run.folder(root), []).append(run)
-    unfinished = [[run for run in alike if not _finished(run, root)] for alike in waiting.values()]
+    unfinished = [[run for run in alike if not finished(run, root)] for alike in waiting.values()]
     missing = sorted((alike for alike in unfinished if alike), key=lambda alike: alike[0].seed)
     start = time.monotonic()
     fill_store([run for alike in waiting.values() for run in alike], data, root, processes)
@@ -322,7 +324,8 @@ def one_thread_no_gpu() -> None:
     os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"})
 
 
-def _finished(run: Run, root: Path) -> bool:
+def finished(run: Run, root: Path) -> bool:
+    """Whether a run is trained and everything is asked."""
     folder = run.folder(root)
     files = (answers_file(run, root, name).with_suffix(".done") for name in (AS_IT_IS, *run.counterfactuals))
     return (folder / RESULT).exists() and all(file.exists() for file in files)

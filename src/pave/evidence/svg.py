@@ -32,7 +32,7 @@ text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fil
 .b{font-weight:600}.q{fill:var(--soft);font-size:11px}.g{fill:var(--ground)}.i{fill:var(--ink)}.h{fill:var(--heat)}.m{fill:var(--mark)}
 .f{fill:var(--rule)}.l{stroke:var(--rule);fill:none}.k{stroke:var(--soft);fill:none}.w{stroke:var(--mark);fill:none;stroke-width:2}
 .n{stroke:var(--ink);fill:none;stroke-width:1.5}
-.c{fill:none;stroke-width:1.8;stroke-linejoin:round}
+.c{fill:none;stroke-width:1.8;stroke-linejoin:round}.d{stroke-dasharray:6 4}
 """
 _NEAR = 26
 """Colours whose red, green and blue all differ by no more are drawn as one."""

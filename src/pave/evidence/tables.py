@@ -13,15 +13,23 @@ _TAG = re.compile(r"<[^>]*>")
 
 
 def cell(score: Accuracy) -> str:
-    """``81.2 [79.0, 83.1]``, with the accuracy of each seed under it where there are several."""
+    """``81.2 [79.0, 83.1]``, with the accuracy of each seed under it where there are several, bold where they lie further apart than the
+    interval is wide."""
     if len(score.seeds) < 2:
         return str(score)
-    return f"{score}<br><sub>{' '.join(f'{100 * seed:.1f}' for seed in score.seeds)}</sub>"
+    seeds = " ".join(f"{100 * seed:.1f}" for seed in score.seeds)
+    wide = max(score.seeds) - min(score.seeds) > score.interval.high - score.interval.low
+    return f"{score}<br><sub>{f'<b>{seeds}</b>' if wide else seeds}</sub>"
 
 
 def gain(points: float, interval: Interval) -> str:
     """``+12.3 [10.1, 14.9]``."""
     return f"{100 * points:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def linked(text: str, *words: str) -> str:
+    """Text that leads to a row of the page; ``words`` are those that ``anchor`` makes its name of."""
+    return f"[{text}](#{anchor(*words)})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], anchors: str = "", *, named_by: int = 1) -> str:
@@ -36,12 +44,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], anchors
     """
     lines = [header, ["---"] * len(header)]
     for cells in rows:
-        name = _slug([anchors, *cells[:named_by]]) if anchors and cells[0] else ""
+        name = anchor(anchors, *cells[:named_by]) if anchors and cells[0] else ""
         lines.append([f'<a id="{name}"></a>{cells[0]}', *cells[1:]] if name else cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _slug(words: Sequence[str]) -> str:
-    """Lower case, a hyphen for whatever is neither letter nor digit; small print is left out."""
+def anchor(*words: str) -> str:
+    """What leads to a row: lower case, a hyphen for whatever is neither letter nor digit; small print is left out."""
     text = _TAG.sub("", _SMALL.sub("", " ".join(words)))
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -9,6 +9,7 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.bases import FURTHER, SHORT, SMOLLM2, report_of
 from pave.evidence.runs import Run
+from pave.evidence.scores import difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, run, seeds, seeds_text, video_only
 from pave.evidence.sections.comparison import chart_and_table, compare
 from pave.evidence.worlds import WORLDS
@@ -59,7 +60,7 @@ def _write(plan: Plan, root: Path) -> str:
     world = WORLDS[_WORLD]
     groups = {**{kind: (kind,) for kind in world.own}, "silent questions": SILENT}
     for name in _names(plan):
-        title = _OWN if name == PLAYGROUND else FURTHER[name.removesuffix(SHORT)].title
+        title = _title(name)
         head = f"{title}<br><sub>{_facts(report_of(name, root))}</sub>"
         compared[title] = (head, compare(world, groups, _made(name, plan), root))
     title = "Accuracy of each base, of LoRA on video only and of the patch"
@@ -86,4 +87,17 @@ def _pretrained(plan: Plan, root: Path) -> str:
     )
 
 
-SECTION = Section("Other bases", _runs, _write, long=True)
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    found = []
+    for name in _names(plan):
+        made = _made(name, plan)
+        points = 100 * difference(made[VIDEO_ONLY], made[PATCH], root, WORLDS[_WORLD].own)[0]
+        found.append(f"{_title(name)} {points:+.1f}")
+    return [f"The audio patch against LoRA on video only [on other bases](#other-bases), in points: {', '.join(found)}."]
+
+
+def _title(name: str) -> str:
+    return _OWN if name == PLAYGROUND else FURTHER[name.removesuffix(SHORT)].title
+
+
+SECTION = Section("Other bases", _runs, _write, _in_short, long=True)

@@ -45,6 +45,8 @@ class Section:
     runs: Callable[[Plan], list[Run]]
     write: Callable[[Plan, Path], str]
     """The Markdown under the title, from the runs in a folder."""
+    in_short: Callable[[Plan, Path], list[str]] = lambda plan, root: []
+    """Its main numbers, a sentence or two each, with links to their rows; they are true whatever the runs gave."""
     long: bool = False
     """Left out with one seed, which is to be done in half an hour, where no section is named."""
 

@@ -22,7 +22,7 @@ class Compared:
     """One group of questions."""
 
     cells: list[str]
-    """Under the header; a star behind the gain says that the intervals of patch and LoRA do not overlap."""
+    """Under the header."""
     charted: Row
 
 
@@ -40,15 +40,12 @@ def compare(
     rows = []
     for group, kinds in groups.items():
         scores = {variant: accuracy(made[variant], root, kinds) for variant in (BASE, VIDEO_ONLY, PATCH)}
-        lower, upper = sorted((scores[VIDEO_ONLY].interval, scores[PATCH].interval), key=lambda interval: interval.low)
-        apart = upper.low > lower.high
-        by = difference(made[VIDEO_ONLY], made[PATCH], root, kinds)
         chance = None if group not in world.chance else 100 * world.chance[group]
         cells = [
             group.replace("_", " "),
             "" if chance is None else f"{chance:.0f}",
             *map(cell, scores.values()),
-            gain(*by) + (" *" if apart else ""),
+            gain(*difference(made[VIDEO_ONLY], made[PATCH], root, kinds)),
         ]
         points = {variant: Point.percent(score.mean, score.interval) for variant, score in scores.items()}
         rows.append(Compared(cells, Row(group.replace("_", " "), points, chance)))
@@ -58,7 +55,7 @@ def compare(
 def chart_and_table(
     root: Path, name: str, title: str, first_column: str, compared: Mapping[str, tuple[str, Sequence[Compared]]]
 ) -> list[str]:
-    """The parts of the page: a chart, a table, and what its star means.
+    """The parts of the page: a chart and a table.
 
     Args:
         root: of all runs.
@@ -71,8 +68,4 @@ def chart_and_table(
     axis = "accuracy in percent, with 95 % intervals"
     chart = dot_chart(title, charted, (BASE, VIDEO_ONLY, PATCH), axis=axis, mark="guessing")
     cells = [[head if row is rows[0] else "", *row.cells] for head, rows in compared.values() for row in rows]
-    return [
-        on_page(root, name, chart),
-        markdown_table([first_column, *_HEADER], cells, name),
-        f"\\* the intervals of *{VIDEO_ONLY}* and *{PATCH}* do not overlap, whichever of them is better.",
-    ]
+    return [on_page(root, name, chart), markdown_table([first_column, *_HEADER], cells, name)]

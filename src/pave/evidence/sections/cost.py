@@ -8,7 +8,7 @@ from pave.config import EncoderConfig, PatchConfig
 from pave.evidence.measured import BASE, Measured, measured_once
 from pave.evidence.runs import Run
 from pave.evidence.sections.common import Plan, Section
-from pave.evidence.tables import markdown_table
+from pave.evidence.tables import linked, markdown_table
 from pave.patching.cost import patch_cost
 from pave.patching.training_cost import training_cost
 from pave.patching.training_memory import StepShape
@@ -109,7 +109,7 @@ def _training() -> str:
         "peak",
         "peak without checkpointing",
         "operations a video",
-        "of its forward",
+        "times its forward pass",
     ]
     return markdown_table(header, rows, "training", named_by=2)
 
@@ -142,4 +142,16 @@ def _measurement(measured: Measured) -> list[str]:
     ]
 
 
-SECTION = Section("What it costs at real size", _runs, _write)
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    found = []
+    for base in BASES:
+        cost = patch_cost(
+            load_config(base), presets()["compact"], num_frames=_FRAMES, text_tokens=_TEXT_TOKENS, side_steps=_SIDE_STEPS
+        )
+        added = 100 * (cost.fusion_flops + cost.lora_flops) / cost.base_prefill_flops
+        size = (cost.fusion_bytes + cost.lora_bytes) / 1e6
+        found.append(f"{linked(base, 'cost', base, 'compact')} {added:.3f} % and {size:.1f} MB")
+    return [f"What the compact patch adds to the operations of a prompt of {_FRAMES} frames, and its size: {', '.join(found)}."]
+
+
+SECTION = Section("What it costs at real size", _runs, _write, _in_short)

@@ -9,7 +9,7 @@ from pave.demo.plan import LORA, SILENT
 from pave.evidence.runs import Run
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, run, seeds, seeds_text, video_only
-from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 CHANNELS = ("audio", "sensor")
@@ -99,4 +99,16 @@ def _forgetting(plan: Plan, root: Path, both: dict[str, list[Run]]) -> str:
     )
 
 
-SECTION = Section("Several channels in one patch, and patches added up", _runs, _write)
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    lines = []
+    for name, runs in _of_both(plan).items():
+        found = []
+        for world in CHANNELS:
+            patch = _alone(world, plan)[PATCH]
+            own, silent = (100 * difference(patch, runs, root, kinds)[0] for kinds in (WORLDS[world].own, _silent_of(world)))
+            found.append(f"{linked(world, 'multi', world)} {own:+.1f} (silent questions {silent:+.1f})")
+        lines.append(f"{name[0].upper()}{name[1:]}, against the channel's own patch, in points: {', '.join(found)}.")
+    return lines
+
+
+SECTION = Section("Several channels in one patch, and patches added up", _runs, _write, _in_short)

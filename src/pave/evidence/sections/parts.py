@@ -11,10 +11,10 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.runs import Run, facts_of
+from pave.evidence.runs import TRAINING, Run, facts_of
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
-from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 REFERENCE = "the demo's patch"
@@ -22,7 +22,7 @@ _AUDIO = WORLDS["audio"]
 _TEXT_TOKENS, _SIDE_STEPS = 20, 32
 _CURVE = (50, 100, 200, 350)
 """Steps at which the training loss is shown, the mean of the five entries of the log up to there."""
-_NEED, _SILENT = "questions that need the sound", "silent questions"
+_NEED, _SILENT = "all that need the sound", "silent questions"
 _SHORT = {
     "none, every frame attends to the whole sound": "none",
     "the final norm learns at the rate of the rest (published)": "final norm at the rate of the rest",
@@ -122,7 +122,10 @@ def _curves(group: str, named: Mapping[str, list[Run]], root: Path) -> str:
     """The learning curves of a group."""
     curves = {name: mean_curve([facts_of(run, root)["curve"] for run in runs]) for name, runs in named.items()}
     chart = curve_chart(
-        f"Training loss by step: {group}", curves, x_axis="optimizer steps", y_axis="training loss, mean since the entry before"
+        f"Training loss by step: {group}",
+        curves,
+        x_axis="optimizer steps",
+        y_axis="training loss on a logarithmic scale, mean of ten steps and of all seeds",
     )
     return on_page(root, f"curves-{group.replace(' ', '-')}", chart)
 
@@ -141,27 +144,35 @@ def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
 
 def _write(plan: Plan, root: Path) -> str:
     intro = (
-        "The audio patch of the demo with one thing changed at a time, the same questions and steps for all; accuracy in percent, and the "
-        f"difference to {REFERENCE} in points. *Loss* is the mean training loss of the 50 steps up to that one. *Tokens* is the length of the prompt that "
-        f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound). In all, {seeds_text(plan)}."
+        f"The audio patch of the demo with one thing changed at a time, the same questions, {plan.steps_of('audio')} steps and rates of learning for all. The rates "
+        "are those chosen for the demo's patch (its final norm, which starts at zero, learns at "
+        f"{TRAINING['output_norm_multiplier']:g} times the rate of the rest of the fusion): a row shows what a variant learns "
+        "with them in these steps, not what it can reach. Accuracy in percent; *all on sound* is "
+        f"`sound` and `sound vision` together, and the differences are those to {REFERENCE}, in points. *Loss* is the mean training loss of the 50 steps up to that one; "
+        "the curves show every entry of the log, the mean of ten steps. *Tokens* is the length of the prompt that "
+        f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound); *concat* and *interleave* turn every step of sound into one more of them, behind "
+        f"the video and between its frames. Every row is {seeds_text(plan)}."
     )
     reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
     losses = [f"loss at {s}" for s in _CURVE]
-    header = ["", "sound", "sound_vision", "silent", "sound against it", "silent against it", *losses, "tokens"]
+    header = ["", "sound", "sound vision", "all on sound", "difference", "silent", "difference", *losses, "tokens"]
     out: list[str] = []
     charted: dict[str, list[Row]] = {}
     for group, members in variants().items():
         rows, named = [], {}
         for name, variant in {REFERENCE: Variant(_AUDIO.patch()), **members}.items():
             named[name] = runs = _of(name, variant, plan)
-            scores = [cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), SILENT)]
+            sound, vision, both, silent = (
+                cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), _AUDIO.own, SILENT)
+            )
             against = ["", ""]
             if name != REFERENCE:
                 by = {_NEED: difference(reference, runs, root, _AUDIO.own), _SILENT: difference(reference, runs, root, SILENT)}
-                against = [gain(*found) for found in by.values()]
-                points = {series: Point.percent(*found) for series, found in by.items()}
+                against = [gain(*points) for points in by.values()]
+                points = {series: Point.percent(*points) for series, points in by.items()}
                 charted.setdefault(group, []).append(Row(_SHORT.get(name, name), points))
-            rows.append([name, *scores, *against, *_losses(runs, root), str(llm_tokens(variant.patch))])
+            found = [sound, vision, both, against[0], silent, against[1]]
+            rows.append([name, *found, *_losses(runs, root), str(llm_tokens(variant.patch))])
         out += [
             f"### {group[0].upper()}{group[1:]}",
             markdown_table(header, rows, f"parts {group}"),
@@ -170,4 +181,18 @@ def _write(plan: Plan, root: Path) -> str:
     return "\n\n".join([intro, _gains(charted, root), *out])
 
 
-SECTION = Section("What matters", _runs, _write, long=True)
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
+    found = []
+    for group, members in variants().items():
+        for name, variant in members.items():
+            points = 100 * difference(reference, _of(name, variant, plan), root, _AUDIO.own)[0]
+            found.append((points, f"{linked(_SHORT.get(name, name), f'parts {group}', name)} {points:+.1f}"))
+    found.sort()
+    return [
+        f"One thing about the patch changed, on all questions about sound, in points against {REFERENCE}: "
+        f"{', '.join(text for _, text in found)}."
+    ]
+
+
+SECTION = Section("What matters", _runs, _write, _in_short, long=True)

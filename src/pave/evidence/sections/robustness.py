@@ -9,7 +9,7 @@ from pave.demo.plan import SILENT
 from pave.evidence.runs import AS_IT_IS, Run, silent
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
-from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 RATE = 0.3
@@ -67,9 +67,11 @@ def _write(plan: Plan, root: Path) -> str:
             "Each patch is trained on streams as they are; then the stream of every test clip is changed. Accuracy in percent on the questions "
             "that need the channel, below it the difference to the same patch on the stream as it is, in points; "
             f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse where "
-            "it was never taught the words of the answers: what counts there is the second table. A stream that is *2 s late* has wrong times, so a patch "
-            "that trusts them must fail where a question needs a frame and the channel at one moment: that column is a check, not a loss. "
-            "At twice its rate the stream holds the same answer, with noise less clearly; with half of its steps missing a short event can lose all "
+            "it was never taught the words of the answers: what counts there is the second table. Noise is Gaussian, as large as the standard "
+            "deviation of each feature over the stream. A stream that is *2 s late* has wrong times, so a patch that trusts them must fail where a question needs a frame and the "
+            "channel at one moment (the types that end in *vision*): there that column is a check, not a loss. Of the other types it shows what is lost "
+            "because the first frames have no step in reach, as in a gap, and the last steps have no frame any more. "
+            "At twice its rate the stream still holds the same answer; with half of its steps missing a short event can lose all "
             "of its steps, and a frame all those in its reach.",
             _own_questions(plan, root),
             "The silent questions with the channel there and with it removed, and the loss by removing it. The frames answer them, so nothing "
@@ -85,7 +87,7 @@ def _own_questions(plan: Plan, root: Path) -> str:
     rows = []
     for world in _WORLDS:
         for kind in WORLDS[world].own:
-            chance = f"{100 * WORLDS[world].chance[kind]:.0f}"
+            chance = _chance(world, kind)
             for variant, runs in _variants(world, plan).items():
                 cells = [cell(accuracy(runs, root, (kind,)))]
                 for change in CHANGES:
@@ -94,6 +96,10 @@ def _own_questions(plan: Plan, root: Path) -> str:
             for variant, runs in _without_channel(world, plan).items():
                 rows.append(["", chance, f"*{variant}*", cell(accuracy(runs, root, (kind,))), *[""] * len(CHANGES)])
     return markdown_table(["questions", "chance", "", AS_IT_IS, *CHANGES.values()], rows, "robustness", named_by=3)
+
+
+def _chance(world: str, kind: str) -> str:
+    return f"{100 * WORLDS[world].chance[kind]:.0f}"
 
 
 def _changed(runs: list[Run], root: Path, kinds: tuple[str, ...], change: str) -> str:
@@ -113,4 +119,24 @@ def _silent_questions(plan: Plan, root: Path) -> str:
     return markdown_table(["silent questions of", "", AS_IT_IS, "channel removed", "difference"], rows, "removed", named_by=2)
 
 
-SECTION = Section("A channel that is damaged or gone", _runs, _write)
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    lines = []
+    for variant in (PATCH, DROPOUT):
+        found = []
+        for change, words in list(CHANGES.items())[1:]:
+            if change.startswith("shifted"):
+                continue
+            points = []
+            for world in _WORLDS:
+                runs, kind = _variants(world, plan)[variant], WORLDS[world].own[0]
+                by = 100 * difference(runs, runs, root, (kind,), (AS_IT_IS, change))[0]
+                points.append(
+                    linked(f"{by:+.1f}", "robustness", f"{world}, {kind.replace('_', ' ')}", _chance(world, kind), variant)
+                )
+            found.append(f"{words} {' and '.join(points)}")
+        lines.append(f"{variant[0].upper()}{variant[1:]}: {'; '.join(found)}")
+    worlds = " and of ".join(f"`{WORLDS[world].own[0]}`" for world in _WORLDS)
+    return [f"What a damaged stream costs on questions of {worlds}, in points against the stream as it is. {'. '.join(lines)}."]
+
+
+SECTION = Section("A channel that is damaged or gone", _runs, _write, _in_short)

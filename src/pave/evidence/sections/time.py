@@ -10,7 +10,7 @@ from pave.evidence.figures import on_page
 from pave.evidence.runs import AS_IT_IS, Run
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import Plan, Section, seeds
-from pave.evidence.tables import cell, gain, markdown_table
+from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 CHANGES = {
@@ -21,19 +21,20 @@ CHANGES = {
 """Streams with true times that no longer fit an even spread over the video."""
 
 
+_BY_TIME, _NEAREST, _BY_INDEX = "by timestamps", "by timestamps, empty_frames: nearest", "by index"
+_TIMED = ("audio", "sensor")
+
+
 def _time_variants(world: str) -> dict[str, tuple[PatchConfig, dict[str, str]]]:
     """Patches, and what is set when they are asked: while every frame has a step in reach, ``empty_frames`` changes nothing, so the
     first two share their weights."""
     patch = WORLDS[world].patch
     return {
-        "by timestamps": (patch(), {}),
-        "by timestamps, empty_frames: nearest": (patch(), {"empty_frames": "nearest"}),
-        "by index": (patch(alignment="index"), {}),
+        _BY_TIME: (patch(), {}),
+        _NEAREST: (patch(), {"empty_frames": "nearest"}),
+        _BY_INDEX: (patch(alignment="index"), {}),
         "none (every frame sees all)": (patch(neighbourhood_seconds=1000.0), {}),
     }
-
-
-_TIMED = ("audio", "sensor")
 
 
 def _time_runs(plan: Plan) -> list[Run]:
@@ -67,18 +68,39 @@ def _write_time(plan: Plan, root: Path) -> str:
             for change, words in CHANGES.items():
                 by = difference(runs, runs, root, (kind,), (AS_IT_IS, change))
                 cells.append(f"{cell(scores[words])}<br>{gain(*by)}")
-            questions = f"{world}, {kind.replace('_', ' ')}"
+            questions = _questions(world)
             rows.append([questions, variant, *cells])
             points = {words: Point.percent(score.mean, score.interval) for words, score in scores.items()}
-            charted.setdefault(questions, []).append(Row(variant, points))
-    header = ["questions", "alignment", AS_IT_IS, *CHANGES.values()]
+            charted.setdefault(questions, []).append(Row(variant, points, 100 * WORLDS[world].chance[kind]))
+    header = ["questions (guessing gives 50)", "alignment", AS_IT_IS, *CHANGES.values()]
     chart = dot_chart(
         "Accuracy by timestamps, by index and without alignment, on streams as they are and changed",
         charted,
         (AS_IT_IS, *CHANGES.values()),
         axis="accuracy in percent, with 95 % intervals",
+        mark="guessing",
     )
     return "\n\n".join([*parts, on_page(root, "time", chart), markdown_table(header, rows, "time", named_by=2)])
 
 
-SECTION = Section("True times hold where an even spread does not", _time_runs, _write_time)
+def _questions(world: str) -> str:
+    return f"{world}, {(WORLDS[world].aligned or '').replace('_', ' ')}"
+
+
+def _in_short(plan: Plan, root: Path) -> list[str]:
+    lost = []
+    for change, words in CHANGES.items():
+        found = []
+        for variant in (_BY_TIME, _NEAREST, _BY_INDEX):
+            patch, asked = _time_variants("audio")[variant]
+            runs = seeds("audio", variant, patch, plan, asked_with=asked)
+            points = difference(runs, runs, root, (WORLDS["audio"].aligned or "",), (AS_IT_IS, change))[0]
+            found.append(linked(f"{100 * points:+.1f}", "time", _questions("audio"), variant))
+        lost.append(f"{words}: {', '.join(found)}")
+    return [
+        f"Sound aligned by timestamps, by timestamps with `empty_frames: nearest`, and by index, where it no longer spreads evenly over the video, in points "
+        f"against the stream as it is. {'; '.join(lost)}."
+    ]
+
+
+SECTION = Section("Alignment by true times, by index, and none", _time_runs, _write_time, _in_short)

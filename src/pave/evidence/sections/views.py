@@ -32,7 +32,8 @@ _RULE = (
 _LEGEND = (
     "A cell is the attention weight softmax(q·k/√d) of the fusion module, averaged over heads, in the line of a frame over its video "
     "tokens as well: clear blue is all of it, pale none, grey what the frame may attend to by its time. *Side steps* are how far the "
-    "features of each step lie from their mean. Orange is the event that was rendered into the channel, which the model is not told. Below, "
+    "features of each step lie from their mean. Orange under the time is the event that was rendered into the channel, which the model is not told; the coloured borders of some frames are "
+    "the lights of the world, part of the picture. Below, "
     "one frame: the nearest that may attend to the beginning of the event, or the middle one where there is none; its video tokens "
     "have numbers. Where a step has several tokens, each is a cell at its place, and of the video tokens two are shown, the one with most "
     "of its attention on the event and the one with least (the first and the last without an event). Pictures in its columns are the "
@@ -222,7 +223,7 @@ def _nine_in_words(plan: Plan, root: Path) -> str:
     middle = " and ".join(f"{100 * layer[len(layer) // 2]:.0f} %" for layer in tokens)
     return (
         "That patch gets every dense frame as one token. A variant gets 3 x 3 tokens of each, as many as the frame has video tokens, so "
-        "that there is a place to look at as well; the light is in the middle one. After the same steps of training it answers "
+        "that there is a place to look at as well; the light is in the middle one. After the same steps of training, one seed, it answers "
         f"{right} percent right. Over all test clips, of the attention on the frames of the event {middle} (by layer) is on the middle "
         f"token, where an even spread would put {100 / len(tokens[0]):.0f} %. The same clip:"
     )
@@ -244,7 +245,7 @@ def _write(plan: Plan, root: Path) -> str:
     return "\n\n".join(
         [
             f"{_RULE} All of them, with the answers of the base, of LoRA on video only and of the patch, are on "
-            f"[a page of their own]({beside}{PAGE}); here are the first right ones of the two channels of which frame and moment matter most.",
+            f"[a page of their own]({beside}{PAGE}); here are the first right ones of the two channels for which frame and moment matter most.",
             _LEGEND,
             "The weights depend on the clip and on the patch, not on the question: the question only opens and closes the gate behind them. "
             "That no frame attends beyond its own time is alignment, not learning; where in its reach it looks is learnt.",
@@ -261,7 +262,7 @@ def _write(plan: Plan, root: Path) -> str:
             "### Over all test clips",
             "Attention on the steps of the event, in percent, mean over the frames that may attend to such steps and to others. *Spread evenly* "
             "is what weights that know nothing would put there. One clip can be pretty by chance; this table has them all. To look at the event is not enough: "
-            "without alignment every frame is told the same, whenever it was.",
+            "without alignment every frame is told the same, whenever it was. All are patches of the first seed; `scene3d` has no events.",
             _numbers(plan, root),
         ]
     )
