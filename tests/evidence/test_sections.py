@@ -122,7 +122,7 @@ def test_the_tables_of_damaged_channels(tmp_path):
     assert lines[5][1:4] == ["25", "*base alone*", "25.0"]
     (line,) = SECTIONS["robustness"].in_short(plan, tmp_path)
     named = "#robustness-audio-sound-25-patch"
-    assert f"Patch: noise of 1 deviation [-75.0]({named}) and [-75.0](#" in line and line.endswith(".")
+    assert f"\n  - patch: noise of 1 deviation [-75.0]({named}) and [-75.0](#" in line
     assert f"half of its steps missing [+0.0]({named}) and" in line and "2 s late" not in line
     found = {row[1]: row[2:] for row in lines if row[0] == "sensor"}
     assert found[PATCH] == ["100.0", "100.0", "+0.0"] and found[robustness.DROPOUT] == ["100.0", "50.0", "-50.0"]

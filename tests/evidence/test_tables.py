@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from evidence_files import leave
-from pave.data.samples import Sample
+from pave.data.samples import Sample, write_samples
 from pave.demo.plan import SILENT
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evidence.runs import AS_IT_IS, RESULT, Run, _first
 from pave.evidence.scores import Accuracy, accuracy, difference
 from pave.evidence.sections import SECTIONS, SHORT, Plan, channels, parts, time
-from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, seeds, video_only
+from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, data_folder, seeds, video_only
 from pave.evidence.sections.comparison import chart_and_table, compare
 from pave.evidence.tables import cell, gain
 from pave.evidence.worlds import WORLDS
@@ -124,9 +124,39 @@ def test_the_table_of_the_section_on_time(tmp_path):
     (line,) = SECTIONS["time"].in_short(PLAN, tmp_path)
     assert (
         "early: [-100.0](#time-audio-sound-vision-by-timestamps), [-75.0](#" in line
+        and line.count("\n  - ") == 3
         and "a gap of 20 %, clear of the event: [-50.0](#" in line
     )
     assert all(f'id="{name}"' in text for name in re.findall(r"\(#([^)]*)\)", line))
+
+
+def test_the_section_on_channels_in_short_and_its_questions(tmp_path):
+    for name, world in WORLDS.items():
+        for variant, patch in channels._channel_variants(name).items():
+            right = {BASE: [0, 0, 0, 0], VIDEO_ONLY: [1, 0, 0, 0], PATCH: [1, 1, name != "multiview", 0]}[variant]
+            silent = [1, 1, 0, 0] if name == "sensor" and variant == PATCH else [1, 1, 1, 0]
+            for run in seeds(name, variant, patch, PLAN):
+                leave(run, tmp_path, {**dict.fromkeys(world.own, right), **dict.fromkeys(SILENT, silent)})
+        lines = [
+            Sample(id=f"{kind}{n}", video=f"{n}.mp4", type=kind, question=f"{kind}, {n} ?", answer=f"{kind} {n % 2}")
+            for n in range(3)
+            for kind in (*world.own, *SILENT)
+        ]
+        folder = data_folder(name, tmp_path, PLAN)
+        folder.mkdir(parents=True)
+        write_samples(folder / "test.jsonl", lines)
+    first, weak = channels._in_short(PLAN, tmp_path)
+    assert (
+        first.startswith("On questions that need the channel")
+        and "[audio](#channels-audio) +50.0, [sensor](#channels-sensor) +50.0" in first
+    )
+    assert first.endswith("-25.0 to +0.0 against base alone and -25.0 to +0.0 against LoRA on video only.")
+    assert weak.endswith(
+        "steps: hidden colour 50.0 (guessing 25), hidden shape 50.0 (guessing 33), hidden vision 50.0 (guessing 50)."
+    )
+    rows = rows_of("\n\n".join(channels._questions(PLAN, tmp_path)))
+    assert rows[2] == ["audio", "sound", "sound, 0 ?", "sound 0", "2", "3"] and rows[3][0] == ""
+    assert [row[0] for row in rows[-5:]] == ["every channel", "", "", "", ""] and rows[-1][1] == "light vision"
 
 
 def test_without_alignment_every_frame_sees_the_whole_stream():

@@ -101,20 +101,21 @@ def _question(kind: str, samples: list[Sample]) -> list[str]:
 
 def _in_short(plan: Plan, root: Path) -> list[str]:
     gains: list[str] = []
-    silent: list[float] = []
+    silent: dict[str, list[float]] = {BASE: [], VIDEO_ONLY: []}
     weak: list[str] = []
     for name, world in WORLDS.items():
-        lora, patch = (seeds(name, variant, made, plan) for variant, made in list(_channel_variants(name).items())[1:])
+        base, lora, patch = (seeds(name, variant, made, plan) for variant, made in _channel_variants(name).items())
         points = difference(lora, patch, root, world.own)[0]
         gains.append(f"{linked(name, 'channels', name)} {100 * points:+.1f}")
-        silent.append(100 * difference(lora, patch, root, SILENT)[0])
+        silent[BASE].append(100 * difference(base * len(plan.seeds), patch, root, SILENT)[0])
+        silent[VIDEO_ONLY].append(100 * difference(lora, patch, root, SILENT)[0])
         for kind, chance in world.chance.items():
             reached = accuracy(patch, root, (kind,)).mean
             if reached < (1 + chance) / 2:
                 weak.append(f"{kind.replace('_', ' ')} {100 * reached:.1f} (guessing {100 * chance:.0f})")
     lines = [
         f"On questions that need the channel, the patch against LoRA on video only, in points: {', '.join(gains)}. On the silent questions "
-        f"about the same clips: {min(silent):+.1f} to {max(silent):+.1f}."
+        f"about the same clips: {' and '.join(f'{min(by):+.1f} to {max(by):+.1f} against {of}' for of, by in silent.items())}."
     ]
     return [*lines, f"Closer to guessing than to all right after these steps: {', '.join(weak)}."] if weak else lines
 

@@ -24,7 +24,7 @@ _CURVE = (50, 100, 200, 350)
 """Steps at which the training loss is shown, the mean of the five entries of the log up to there."""
 _NEED, _SILENT = "all that need the sound", "silent questions"
 _SHORT = {
-    "none, every frame attends to the whole sound": "none",
+    "none, every frame attends to the whole sound": "no alignment",
     "the final norm learns at the rate of the rest (published)": "final norm at the rate of the rest",
     "at 10 times the rate": "final norm at 10 times the rate",
     "no final norm, the last linear starts at zero": "no final norm",

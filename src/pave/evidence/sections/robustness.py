@@ -134,9 +134,9 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
                     linked(f"{by:+.1f}", "robustness", f"{world}, {kind.replace('_', ' ')}", _chance(world, kind), variant)
                 )
             found.append(f"{words} {' and '.join(points)}")
-        lines.append(f"{variant[0].upper()}{variant[1:]}: {'; '.join(found)}")
+        lines.append(f"\n  - {variant}: {'; '.join(found)}")
     worlds = " and of ".join(f"`{WORLDS[world].own[0]}`" for world in _WORLDS)
-    return [f"What a damaged stream costs on questions of {worlds}, in points against the stream as it is. {'. '.join(lines)}."]
+    return [f"What a damaged stream costs on questions of {worlds}, in points against the stream as it is.{''.join(lines)}"]
 
 
 SECTION = Section("A channel that is damaged or gone", _runs, _write, _in_short)

@@ -96,10 +96,10 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
             runs = seeds("audio", variant, patch, plan, asked_with=asked)
             points = difference(runs, runs, root, (WORLDS["audio"].aligned or "",), (AS_IT_IS, change))[0]
             found.append(linked(f"{100 * points:+.1f}", "time", _questions("audio"), variant))
-        lost.append(f"{words}: {', '.join(found)}")
+        lost.append(f"\n  - {words}: {', '.join(found)}")
     return [
-        f"Sound aligned by timestamps, by timestamps with `empty_frames: nearest`, and by index, where it no longer spreads evenly over the video, in points "
-        f"against the stream as it is. {'; '.join(lost)}."
+        "What it costs that sound no longer spreads evenly over the video, in points against the stream as it is: aligned by timestamps, by "
+        f"timestamps with `empty_frames: nearest`, and by index.{''.join(lost)}"
     ]
 
 
