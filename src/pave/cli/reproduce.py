@@ -21,10 +21,17 @@ def command(
         help="full: three seeds, some hours. one-seed: one, without parts and bases unless named, half an hour. short: minutes, shows only that everything runs.",
     ),
     processes: int = typer.Option(2, "--processes", min=1, help="Runs made side by side, each with one thread."),
+    variants: list[str] | None = typer.Option(
+        None,
+        "--variant",
+        help='A row of your own in the section parts, "NAME: KEY=VALUE KEY=VALUE": the demo\'s patch with changed keys of a recipe, under '
+        "patch. and training. May be given several times.",
+    ),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
     pave reproduce channels time --size one-seed
+    pave reproduce parts --variant "one layer: patch.side_channels.audio.fusion.num_layers=1"
 
     Train and test patches on the miniature worlds inside pave, and write evidence.md into the folder --out, with its figures
     in a folder beside it. What a run left behind is not made again, so an interrupted reproduction goes on where it stopped.
@@ -33,5 +40,5 @@ def command(
     from pave.evidence.document import reproduce
 
     hide_loading_bars()
-    page = reproduce(out, sections or [], size, processes)
+    page = reproduce(out, sections or [], size, processes, variants or [])
     return Result(page.read_text(encoding="utf-8"), {"page": str(page)})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,9 +18,11 @@ import pave
 from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
 from pave.evidence.kept import check_runs, earlier_sections, note_sections
+from pave.evidence.own import OwnVariant
 from pave.evidence.runs import TRAINING, execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
 from pave.evidence.sections.common import data_folder
+from pave.evidence.sections.parts import own_variants
 from pave.evidence.worlds import check_world, merge_worlds, write_world
 from pave.training.checkpoints import held
 from pave.utils.files import atomic_write_text
@@ -28,7 +32,9 @@ logger = logging.getLogger(__name__)
 SIZES = {"full": FULL, "one-seed": ONE_SEED, "short": SHORT}
 
 
-def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", processes: int = 2) -> Path:
+def reproduce(
+    root: Path, names: Sequence[str] = (), size: str = "full", processes: int = 2, variants: Sequence[str] = ()
+) -> Path:
     """Make every run that is missing, and write ``evidence.md`` into the folder, with its figures under ``evidence/``.
 
     Args:
@@ -37,13 +43,14 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
             size, stay on it.
         size: "full", "one-seed" or "short" (which shows that everything runs, not that anything is learnt).
         processes: runs made side by side, each with one thread.
+        variants: further rows of the section "parts", each ``NAME: KEY=VALUE ...`` (``pave.evidence.own.read_variants``).
 
     Returns:
         The page.
 
     Raises:
-        ValueError: if a section or a size is unknown, ``processes`` is below 1, another reproduction is at work in the folder, or what is
-            there would be made otherwise now.
+        ValueError: if a section or a size is unknown, ``processes`` is below 1, a variant is wrong or has no section to stand in, another
+            reproduction is at work in the folder, or what is there would be made otherwise now.
         RuntimeError: naming the run that failed.
     """
     unknown = [name for name in names if name not in SECTIONS]
@@ -54,7 +61,7 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     chosen = [name for name in SECTIONS if name in (names or default_sections(size))]
-    plan, root = SIZES[size], Path(root).resolve()
+    plan, root = replace(SIZES[size], variants=_own(variants, chosen)), Path(root).resolve()
     start = time.monotonic()
     runs = all_runs(chosen, plan)
     logger.info("%s, size %s: %d runs, in %s", ", ".join(chosen), size, len({run.folder(root) for run in runs}), root)
@@ -75,6 +82,14 @@ def reproduce(root: Path, names: Sequence[str] = (), size: str = "full", process
 def default_sections(size: str) -> list[str]:
     """What is made where no section is named."""
     return [name for name, section in SECTIONS.items() if size != "one-seed" or not section.long]
+
+
+def _own(variants: Sequence[str], chosen: Sequence[str]) -> tuple[OwnVariant, ...]:
+    if variants and "parts" not in chosen:
+        raise ValueError(
+            f"--variant adds a row to the section parts, but what is made here is {', '.join(chosen)}; name parts as well"
+        )
+    return own_variants(variants)
 
 
 def _data(world: str, root: Path, plan: Plan) -> Path:
@@ -102,6 +117,7 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
             "pave reproduce",
             *(names if list(names) != default_sections(size) else []),
             *([] if size == "full" else [f"--size {size}"]),
+            *(f"--variant {shlex.quote(variant.text)}" for variant in plan.variants),
         ]
     )
     parts = [

@@ -35,15 +35,28 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     values = reader.mapping(Path(path), (), "a recipe is a mapping with the keys base, patch, data, training and output")
     where = str(path) + (f" (extends {', '.join(map(str, reader.extended))})" if reader.extended else "")
     for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator and Path(override).suffix in (".yaml", ".yml"):
+        if "=" not in override and Path(override).suffix in (".yaml", ".yml"):
             over = reader.mapping(Path(override), (), "a file laid over a recipe is a mapping with some of its keys")
             values = _laid_over(values, over)
-        elif not separator or not key:
-            raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4, or a .yaml file")
         else:
-            _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
+            set_value(values, override)
     return values, f"{where} with {' '.join(overrides)}" if overrides else where
+
+
+def set_value(values: dict[str, Any], override: str) -> None:
+    """Set one value of a recipe, in place.
+
+    Args:
+        values: of the recipe, as plain mappings, lists and scalars.
+        override: ``key.path=value``, list items by number, the value in YAML.
+
+    Raises:
+        ValueError: naming the override and what is wrong with it.
+    """
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r}: expected key=value, such as training.learning_rate=1e-4, or a .yaml file")
+    _set(values, key.split("."), _load(value, f"override {override!r}: not a YAML value"), override)
 
 
 class _Reader:

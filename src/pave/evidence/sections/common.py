@@ -9,6 +9,7 @@ from typing import Any
 
 from pave.config import PatchConfig
 from pave.demo.plan import LORA
+from pave.evidence.own import OwnVariant
 from pave.evidence.runs import Run
 from pave.evidence.worlds import WORLDS
 
@@ -26,6 +27,8 @@ class Plan:
     """Optimizer steps of every run; None: what each world needs."""
     measure: bool = True
     """Whether times are taken, which needs minutes at any size."""
+    variants: tuple[OwnVariant, ...] = ()
+    """Rows that a reader adds to the section on parts."""
 
     def steps_of(self, world: str) -> int:
         """Optimizer steps on a world."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import on_page
+from pave.evidence.own import OwnVariant, read_variants
 from pave.evidence.runs import TRAINING, Run, facts_of
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
+from pave.evidence.svg import SERIES
 from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 REFERENCE = "the demo's patch"
+OWN = "your own"
+"""The group of the variants that a reader adds."""
 _AUDIO = WORLDS["audio"]
 _TEXT_TOKENS, _SIDE_STEPS = 20, 32
 _CURVE = (50, 100, 200, 350)
@@ -74,12 +78,29 @@ def variants() -> dict[str, dict[str, Variant]]:
     }
 
 
+def own_variants(texts: Iterable[str]) -> tuple[OwnVariant, ...]:
+    """The rows that ``--variant`` adds (``pave.evidence.own.read_variants``)."""
+    built_in = [name for group in variants().values() for name in group]
+    return read_variants(texts, Run("audio", REFERENCE, _AUDIO.patch()), [REFERENCE, *built_in])
+
+
+def _groups(plan: Plan) -> dict[str, dict[str, Variant]]:
+    own = {variant.name: Variant(variant.patch, variant.training) for variant in plan.variants}
+    return {**variants(), **({OWN: own} if own else {})}
+
+
+def _added(plan: Plan) -> str:
+    """What the reader's own variants change."""
+    changes = "; ".join(f"*{variant.name}* with `{' '.join(variant.changes)}`" for variant in plan.variants)
+    return f"Added by `--variant`: {changes}."
+
+
 def _of(name: str, variant: Variant, plan: Plan) -> list[Run]:
     return seeds("audio", name, variant.patch, plan, training=variant.training)
 
 
 def _runs(plan: Plan) -> list[Run]:
-    named = {REFERENCE: Variant(_AUDIO.patch())} | {k: v for group in variants().values() for k, v in group.items()}
+    named = {REFERENCE: Variant(_AUDIO.patch())} | {k: v for group in _groups(plan).values() for k, v in group.items()}
     return [run for name, variant in named.items() for run in _of(name, variant, plan)]
 
 
@@ -91,7 +112,8 @@ def llm_tokens(patch: PatchConfig) -> int:
     from pave.utils.embedded import PLAYGROUND, model_path
 
     config = AutoConfig.from_pretrained(model_path(PLAYGROUND))
-    cost = patch_cost(config, video_only(), num_frames=8, text_tokens=_TEXT_TOKENS)
+    plain = replace(video_only(), newline=patch.newline)
+    cost = patch_cost(config, plain, num_frames=8, text_tokens=_TEXT_TOKENS)
     longer = sum(_SIDE_STEPS for channel in patch.side_channels.values() if channel.fusion.adds_llm_tokens)
     return cost.llm_tokens + longer
 
@@ -119,15 +141,20 @@ def mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float,
 
 
 def _curves(group: str, named: Mapping[str, list[Run]], root: Path) -> str:
-    """The learning curves of a group."""
+    """The learning curves of a group, the reference in each chart where there are more than one has colours for."""
     curves = {name: mean_curve([facts_of(run, root)["curve"] for run in runs]) for name, runs in named.items()}
-    chart = curve_chart(
-        f"Training loss by step: {group}",
-        curves,
-        x_axis="optimizer steps",
-        y_axis="training loss on a logarithmic scale, mean of ten steps and of all seeds",
-    )
-    return on_page(root, f"curves-{group.replace(' ', '-')}", chart)
+    reference, *others = curves
+    charts: list[str] = []
+    for start in range(0, len(others), SERIES - 1):
+        chart = curve_chart(
+            f"Training loss by step: {group}",
+            {name: curves[name] for name in (reference, *others[start : start + SERIES - 1])},
+            x_axis="optimizer steps",
+            y_axis="training loss on a logarithmic scale, mean of ten steps and of all seeds",
+        )
+        number = f"-{len(charts) + 1}" if charts else ""
+        charts.append(on_page(root, f"curves-{group.replace(' ', '-')}{number}", chart))
+    return "\n\n".join(charts)
 
 
 def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
@@ -158,7 +185,7 @@ def _write(plan: Plan, root: Path) -> str:
     header = ["", "sound", "sound vision", "all on sound", "difference", "silent", "difference", *losses, "tokens"]
     out: list[str] = []
     charted: dict[str, list[Row]] = {}
-    for group, members in variants().items():
+    for group, members in _groups(plan).items():
         rows, named = [], {}
         for name, variant in {REFERENCE: Variant(_AUDIO.patch()), **members}.items():
             named[name] = runs = _of(name, variant, plan)
@@ -175,6 +202,7 @@ def _write(plan: Plan, root: Path) -> str:
             rows.append([name, *found, *_losses(runs, root), str(llm_tokens(variant.patch))])
         out += [
             f"### {group[0].upper()}{group[1:]}",
+            *([_added(plan)] if group == OWN else []),
             markdown_table(header, rows, f"parts {group}"),
             _curves(group, named, root),
         ]

@@ -1,0 +1,203 @@
+"""A reader's own rows: what they change and share, what is refused before anything is trained, and where they stand on the page."""
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evidence_files import leave
+from pave.cli import main
+from pave.demo.plan import SILENT
+from pave.evidence import document
+from pave.evidence.document import reproduce
+from pave.evidence.runs import RESULT, recipe_of
+from pave.evidence.sections import SECTIONS, SHORT, Plan, parts
+from pave.evidence.sections.common import seeds, video_only
+from pave.evidence.worlds import WORLDS
+from pave.utils.files import atomic_write_json
+
+PLAN = Plan(seeds=(0, 1), steps=4)
+FUSION = "patch.side_channels.audio.fusion"
+ONE_LAYER = f"one layer, rope: {FUSION}.num_layers=1 {FUSION}.rope=true"
+SLOW = "slow LoRA: training.lora_learning_rate=1e-4"
+
+
+def planned(*texts, plan=PLAN):
+    return replace(plan, variants=parts.own_variants(texts))
+
+
+def runs_of(plan, name):
+    return [run for run in SECTIONS["parts"].runs(plan) if run.variant == name]
+
+
+def refused(text, *further):
+    with pytest.raises(ValueError) as error:
+        parts.own_variants([text, *further])
+    return str(error.value)
+
+
+def test_a_variant_has_its_changes_and_shares_all_else_with_the_reference():
+    plan = planned(ONE_LAYER, SLOW)
+    reference = runs_of(plan, parts.REFERENCE)
+    assert [run.seed for run in reference] == [0, 1]
+    changed = WORLDS["audio"].patch(num_layers=1, rope=True)
+    assert runs_of(plan, "one layer, rope") == [replace(run, variant="one layer, rope", patch=changed) for run in reference]
+    slow = runs_of(plan, "slow LoRA")
+    assert slow == [replace(run, variant="slow LoRA", training={"lora_learning_rate": 1e-4}) for run in reference]
+    before, now = (recipe_of(run, Path("data"), Path("out"), Path("store")).to_dict() for run in (reference[1], slow[1]))
+    assert now.pop("training") == {**before.pop("training"), "lora_learning_rate": 1e-4} and now == before
+
+
+def test_a_variant_that_is_there_already_is_the_same_run(tmp_path):
+    texts = {
+        "1 layer instead of 2": f"mine: {FUSION}.num_layers=1 {FUSION}.rope=no",
+        "the final norm learns at the rate of the rest (published)": "mine: training.output_norm_multiplier=1",
+        "none, every frame attends to the whole sound": f"mine: {FUSION}.neighbourhood_seconds=1_000",
+        "fusion only": "mine: patch.lora=null",
+    }
+    for name, text in texts.items():
+        plan = planned(text)
+        assert [run.folder(tmp_path) for run in runs_of(plan, "mine")] == [run.folder(tmp_path) for run in runs_of(plan, name)]
+    silent = runs_of(planned("mine: patch.side_channels={}"), "mine")
+    assert [run.folder(tmp_path) for run in silent] == [run.folder(tmp_path) for run in seeds("audio", "x", video_only(), PLAN)]
+    two = planned("mine: patch.lora.rank=4", f"yours: patch.lora.rank=4 {FUSION}.num_layers=2")
+    assert runs_of(two, "mine")[0].folder(tmp_path) == runs_of(two, "yours")[0].folder(tmp_path)
+    every = {run.folder(tmp_path) for run in SECTIONS["parts"].runs(planned(ONE_LAYER, SLOW))}
+    assert len(every) == len({run.folder(tmp_path) for run in SECTIONS["parts"].runs(PLAN)}) + 2 * 2
+
+
+def test_values_are_read_as_a_shell_and_a_recipe_read_them():
+    (found,) = parts.own_variants(["  ranks  of two: patch.lora.ranks='{q_proj: 4, v_proj: 2}' patch.lora.targets.1=k_proj "
+                                   "patch.lora.ranks={k_proj:\\ 3}"])  # fmt: skip
+    assert (found.name, found.patch.lora.ranks, found.patch.lora.targets) == (
+        "ranks of two",
+        {"k_proj": 3},
+        ("q_proj", "k_proj"),
+    )
+    assert found.changes[0] == "patch.lora.ranks={q_proj: 4, v_proj: 2}" and found.training == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patch.lora=null", "--variant 'patch.lora=null': expected \"NAME: KEY=VALUE ...\", such as \"one layer: "),
+        (" : patch.lora=null", "--variant ': patch.lora=null': the name is empty; expected \"NAME: KEY=VALUE"),
+        ("a: ", "--variant 'a:': no change follows the name; expected"),
+        ("a: patch.lora", "--variant 'a': expected KEY=VALUE, got 'patch.lora'; a value with spaces stands in quotes"),
+        ("a: over.yaml", "--variant 'a': expected KEY=VALUE, got 'over.yaml'"),
+        ("a: patch.lora.targets=[q_proj, k_proj]", "--variant 'a': expected KEY=VALUE, got 'k_proj]'; a value with spaces"),
+        ("a: 'patch.lora=null", "--variant \"a: 'patch.lora=null\": a quote is not closed"),
+        ("a: patch.lora=null\nb", "it stands in one line of a page, so it takes no line break, tab or backtick"),
+        ("a`: patch.lora=null", "it takes no line break, tab or backtick"),
+        ("a|b: patch.lora=null", "the name stands in a table, so it takes none of | < > [ ] \\ *, got '|'"),
+        ("a" * 41 + ": patch.lora=null", "the name stands beside a chart, so it has at most 40 characters, got 41"),
+        ("a: data.cache=null", "--variant 'a': 'data.cache' cannot be changed; a variant changes keys of a recipe that begin with "
+         "patch. or training."),
+        ("a: training={}", "--variant 'a': 'training' cannot be changed; a variant changes keys"),
+        ("a: training.steps=9", "--variant 'a': training.steps cannot be changed, as every row is trained for the same number of steps"),
+        ("a: training.epochs=9", "training.epochs cannot be changed, as every row is trained for the same number of steps"),
+        ("a: training.seed=9", "training.seed cannot be changed, as every row is trained with the same seeds, which --size says"),
+        ("a: training.log_every=1", "training.log_every cannot be changed, as no weight depends on it"),
+        (f"a: {FUSION}.num_layer=1", f"--variant 'a': unknown key '{FUSION}.num_layer'; did you mean '{FUSION}.num_layers'?"),
+        (f"a: {FUSION}.num_layers=many", f"--variant 'a': {FUSION}.num_layers: Input should be a valid integer"),
+        ("a: patch.lora.rank={", "--variant 'a': override 'patch.lora.rank={': not a YAML value"),
+        ("a: training.train=[fusion.x]", "--variant 'a': training.train: 'fusion.x' is no part of the patch"),
+        (f"a: {FUSION}.num_layers=2", f"--variant 'a': it changes nothing, {FUSION}.num_layers=2 is what the demo's patch has already"),
+        ("a: training.lora_learning_rate=1.5e-3", "it changes nothing, training.lora_learning_rate=1.5e-3 is what"),
+        ("3 Layers: patch.lora=null", "--variant '3 Layers': there is a row of that name already; choose another name"),
+        ("the  demo's patch: patch.lora=null", "there is a row of that name already"),
+        ("a: patch.lora.targets=[far]", "--variant 'a': lora.targets: the language model has no linear layer named ['far']"),
+        ("a: patch.side_channels.audio.width=3", "patch.side_channels.audio: its encoder gives features of width 64, but width is 3"),
+        ("a: patch.side_channels.audio.encoder.name=text_hash", "its encoder 'text_hash' reads a file for each clip"),
+        (f"a: {FUSION}.query_source=learnable {FUSION}.num_frames=8 {FUSION}.tokens_per_frame=4",
+         f"{FUSION}: num_frames and tokens_per_frame must be 8 and 9 here, got 8 and 4"),
+        ("a: training.lora_learning_rate=-1", "--variant 'a': lora_learning_rate must be a finite number that is not negative"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_row_is_refused(text, message):
+    found = refused(text)
+    assert message in found and "\n" not in found
+
+
+def test_two_rows_have_two_names():
+    assert refused("Mine: patch.lora=null", "mine : patch.lora.rank=4") == (
+        "--variant 'mine': there is a row of that name already; choose another name"
+    )
+
+
+def test_a_wrong_variant_costs_no_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(document, "execute_all", lambda *_: pytest.fail("something was made"))
+    for names, size, made in (
+        (["time"], "short", "time"),
+        ([], "one-seed", "channels, time, multi, robustness, cost, views"),
+    ):
+        with pytest.raises(ValueError) as error:
+            reproduce(tmp_path / "made", names, size, variants=[SLOW])
+        assert str(error.value) == (
+            f"--variant adds a row to the section parts, but what is made here is {made}; name parts as well"
+        )
+    wrong = ["reproduce", "parts", "--size", "short", "--out", str(tmp_path / "made"), "--variant", SLOW, "--variant", "x: y"]
+    assert main(wrong) == 2
+    assert capsys.readouterr().err == (
+        "pave: --variant 'x': expected KEY=VALUE, got 'y'; a value with spaces stands in quotes\n"
+    )
+    assert not (tmp_path / "made").exists()
+
+
+def finished(plan, root):
+    """Answers and a learning curve of every run; the variants of the plan are right where no other is."""
+    own = {variant.name for variant in plan.variants}
+    for run in SECTIONS["parts"].runs(plan):
+        sound = [1, 1, 1, 0] if run.variant in own else [1, 0, 0, 0]
+        leave(run, root, {**dict.fromkeys(WORLDS["audio"].own, sound), **{kind: [1, 1, 1, 0] for kind in SILENT}})
+        curve = [(step, 0.25 if run.variant in own else 0.5) for step in range(10, 351, 10)]
+        atomic_write_json(run.folder(root) / RESULT, {"curve": curve})
+
+
+def test_own_rows_are_the_last_table_and_in_the_charts(tmp_path):
+    plan = planned("quick & early: patch.lora.rank=4", SLOW, plan=replace(PLAN, seeds=(0,)))
+    finished(plan, tmp_path)
+    text = SECTIONS["parts"].write(plan, tmp_path)
+    headings = re.findall("^### (.*)$", text, re.MULTILINE)
+    assert headings[-1] == "Your own" and len(headings) == len(parts.variants()) + 1
+    own = text.split("### Your own")[1]
+    assert "*quick & early* with `patch.lora.rank=4`; *slow LoRA* with `training.lora_learning_rate=1e-4`." in own
+    rows = {line.split("</a>")[1].split(" |")[0]: line for line in own.splitlines() if "</a>" in line}
+    assert list(rows) == [parts.REFERENCE, "quick & early", "slow LoRA"]
+    assert "+50.0 [" in rows["slow LoRA"] and "| 0.25 |" in rows["slow LoRA"] and "+50.0" not in rows[parts.REFERENCE]
+    assert "(evidence/curves-your-own.svg)" in own
+    assert "slow LoRA" in (tmp_path / "evidence" / "curves-your-own.svg").read_text()
+    assert "quick &amp; early" in (tmp_path / "evidence" / "parts.svg").read_text()
+    without = SECTIONS["parts"].write(replace(plan, variants=()), tmp_path)
+    assert "Your own" not in without and without.count("### ") == len(parts.variants())
+
+
+def test_more_curves_than_colours_are_drawn_in_several_charts(tmp_path):
+    plan = planned(*(f"rank {n}: patch.lora.rank={n}" for n in range(9, 18)), plan=replace(PLAN, seeds=(0,)))
+    finished(plan, tmp_path)
+    own = SECTIONS["parts"].write(plan, tmp_path).split("### Your own")[1]
+    assert re.findall(r"\(evidence/(.*)\.svg\)", own) == ["curves-your-own", "curves-your-own-2"]
+    first, second = ((tmp_path / "evidence" / f"curves-your-own{n}.svg").read_text() for n in ("", "-2"))
+    assert [name for name in range(9, 18) if f"rank {name}<" in first] == [*range(9, 16)]
+    assert [name for name in range(9, 18) if f"rank {name}<" in second] == [16, 17]
+    assert first.count(">the demo&#x27;s patch<") == second.count(">the demo&#x27;s patch<") == 1
+
+
+def test_the_command_on_the_page_makes_the_same_rows_again(tmp_path, monkeypatch):
+    made = []
+
+    def finish(runs, data, root, processes):
+        made.append([run.folder(root) for run in runs])
+        finished(planned(*texts, plan=SHORT), root)
+
+    monkeypatch.setattr(document, "execute_all", finish)
+    monkeypatch.setattr(document, "_data", lambda world, root, plan: root)
+    texts = [ONE_LAYER, "it's quick: patch.lora.targets='[q_proj, k_proj]' patch.lora.rank=4"]
+    page = reproduce(tmp_path, ["parts"], "short", variants=texts).read_text(encoding="utf-8")
+    command = re.search("^Made by `(.*)` with pave", page, re.MULTILINE)[1]
+    words = shlex.split(command)
+    assert words == ["pave", "reproduce", "parts", "--size", "short", "--variant", texts[0], "--variant", texts[1]]
+    assert main([*words[1:], "--out", str(tmp_path)]) == 0
+    assert made[0] == made[1] and (tmp_path / "evidence.md").read_text(encoding="utf-8") == page
