@@ -14,7 +14,7 @@ from pave.evaluation.inference import VideoQA
 from pave.evidence import runs as making
 from pave.evidence.bases import report_of
 from pave.evidence.document import reproduce
-from pave.evidence.kept import check_runs, earlier_sections, note_sections
+from pave.evidence.kept import check_runs, earlier_sections, note_page
 from pave.evidence.runs import AS_IT_IS, RESULT, TRAINED, Run, answers, execute, facts_of, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT
 from pave.evidence.sections.common import video_only
@@ -97,7 +97,7 @@ def test_a_reproduction_is_alone_in_its_folder_and_needs_a_process(tmp_path, mon
 
 
 def test_sections_that_were_made_stay_on_the_page(tmp_path, caplog):
-    note_sections(tmp_path, "short", ["cost", "time"])
+    note_page(tmp_path, "short", ["cost", "time"], ())
     assert earlier_sections(tmp_path, SHORT, "short") == ["cost"] and earlier_sections(tmp_path, SHORT, "full") == []
     assert "the section time does not stay on the page: some of its runs are not there" in caplog.text
     runs = SECTIONS["time"].runs(SHORT)

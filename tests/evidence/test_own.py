@@ -12,8 +12,9 @@ from pave.cli import main
 from pave.demo.plan import SILENT
 from pave.evidence import document
 from pave.evidence.document import reproduce
+from pave.evidence.kept import PAGE_FILE
 from pave.evidence.runs import RESULT, recipe_of
-from pave.evidence.sections import SECTIONS, SHORT, Plan, parts
+from pave.evidence.sections import SECTIONS, SHORT, Plan, own, parts
 from pave.evidence.sections.common import seeds, video_only
 from pave.evidence.worlds import WORLDS
 from pave.utils.files import atomic_write_json
@@ -25,16 +26,17 @@ SLOW = "slow LoRA: training.lora_learning_rate=1e-4"
 
 
 def planned(*texts, plan=PLAN):
-    return replace(plan, variants=parts.own_variants(texts))
+    return replace(plan, variants=own.own_variants(texts))
 
 
 def runs_of(plan, name):
-    return [run for run in SECTIONS["parts"].runs(plan) if run.variant == name]
+    runs = SECTIONS["own"].runs(plan) if name in {variant.name for variant in plan.variants} else SECTIONS["parts"].runs(plan)
+    return [run for run in runs if run.variant == name]
 
 
 def refused(text, *further):
     with pytest.raises(ValueError) as error:
-        parts.own_variants([text, *further])
+        own.own_variants([text, *further])
     return str(error.value)
 
 
@@ -64,12 +66,11 @@ def test_a_variant_that_is_there_already_is_the_same_run(tmp_path):
     assert [run.folder(tmp_path) for run in silent] == [run.folder(tmp_path) for run in seeds("audio", "x", video_only(), PLAN)]
     two = planned("mine: patch.lora.rank=4", f"yours: patch.lora.rank=4 {FUSION}.num_layers=2")
     assert runs_of(two, "mine")[0].folder(tmp_path) == runs_of(two, "yours")[0].folder(tmp_path)
-    every = {run.folder(tmp_path) for run in SECTIONS["parts"].runs(planned(ONE_LAYER, SLOW))}
-    assert len(every) == len({run.folder(tmp_path) for run in SECTIONS["parts"].runs(PLAN)}) + 2 * 2
+    assert len({run.folder(tmp_path) for run in SECTIONS["own"].runs(planned(ONE_LAYER, SLOW))}) == 3 * 2  # with the reference
 
 
 def test_values_are_read_as_a_shell_and_a_recipe_read_them():
-    (found,) = parts.own_variants(["  ranks  of two: patch.lora.ranks='{q_proj: 4, v_proj: 2}' patch.lora.targets.1=k_proj "
+    (found,) = own.own_variants(["  ranks  of two: patch.lora.ranks='{q_proj: 4, v_proj: 2}' patch.lora.targets.1=k_proj "
                                    "patch.lora.ranks={k_proj:\\ 3}"])  # fmt: skip
     assert (found.name, found.patch.lora.ranks, found.patch.lora.targets) == (
         "ranks of two",
@@ -129,15 +130,8 @@ def test_two_rows_have_two_names():
 
 def test_a_wrong_variant_costs_no_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(document, "execute_all", lambda *_: pytest.fail("something was made"))
-    for names, size, made in (
-        (["time"], "short", "time"),
-        ([], "one-seed", "channels, time, multi, robustness, cost, views"),
-    ):
-        with pytest.raises(ValueError) as error:
-            reproduce(tmp_path / "made", names, size, variants=[SLOW])
-        assert str(error.value) == (
-            f"--variant adds a row to the section parts, but what is made here is {made}; name parts as well"
-        )
+    with pytest.raises(ValueError, match='the section own has no rows yet; --variant "NAME: KEY=VALUE" gives it one'):
+        reproduce(tmp_path / "made", ["time", "own"], "short")
     wrong = ["reproduce", "parts", "--size", "short", "--out", str(tmp_path / "made"), "--variant", SLOW, "--variant", "x: y"]
     assert main(wrong) == 2
     assert capsys.readouterr().err == (
@@ -149,37 +143,35 @@ def test_a_wrong_variant_costs_no_time(tmp_path, monkeypatch, capsys):
 def finished(plan, root):
     """Answers and a learning curve of every run; the variants of the plan are right where no other is."""
     own = {variant.name for variant in plan.variants}
-    for run in SECTIONS["parts"].runs(plan):
+    for run in SECTIONS["own"].runs(plan):
         sound = [1, 1, 1, 0] if run.variant in own else [1, 0, 0, 0]
         leave(run, root, {**dict.fromkeys(WORLDS["audio"].own, sound), **{kind: [1, 1, 1, 0] for kind in SILENT}})
         curve = [(step, 0.25 if run.variant in own else 0.5) for step in range(10, 351, 10)]
         atomic_write_json(run.folder(root) / RESULT, {"curve": curve})
 
 
-def test_own_rows_are_the_last_table_and_in_the_charts(tmp_path):
+def test_own_rows_have_a_table_and_charts(tmp_path):
     plan = planned("quick & early: patch.lora.rank=4", SLOW, plan=replace(PLAN, seeds=(0,)))
     finished(plan, tmp_path)
-    text = SECTIONS["parts"].write(plan, tmp_path)
-    headings = re.findall("^### (.*)$", text, re.MULTILINE)
-    assert headings[-1] == "Your own" and len(headings) == len(parts.variants()) + 1
-    own = text.split("### Your own")[1]
-    assert "*quick & early* with `patch.lora.rank=4`; *slow LoRA* with `training.lora_learning_rate=1e-4`." in own
-    rows = {line.split("</a>")[1].split(" |")[0]: line for line in own.splitlines() if "</a>" in line}
+    text = SECTIONS["own"].write(plan, tmp_path)
+    assert "*quick & early* with `patch.lora.rank=4`; *slow LoRA* with `training.lora_learning_rate=1e-4`." in text
+    rows = {line.split("</a>")[1].split(" |")[0]: line for line in text.splitlines() if "</a>" in line}
     assert list(rows) == [parts.REFERENCE, "quick & early", "slow LoRA"]
     assert "+50.0 [" in rows["slow LoRA"] and "| 0.25 |" in rows["slow LoRA"] and "+50.0" not in rows[parts.REFERENCE]
-    assert "(evidence/curves-your-own.svg)" in own
-    assert "slow LoRA" in (tmp_path / "evidence" / "curves-your-own.svg").read_text()
-    assert "quick &amp; early" in (tmp_path / "evidence" / "parts.svg").read_text()
-    without = SECTIONS["parts"].write(replace(plan, variants=()), tmp_path)
-    assert "Your own" not in without and without.count("### ") == len(parts.variants())
+    assert "(evidence/curves-own.svg)" in text and "(evidence/own.svg)" in text
+    assert "slow LoRA" in (tmp_path / "evidence" / "curves-own.svg").read_text()
+    assert "quick &amp; early" in (tmp_path / "evidence" / "own.svg").read_text()
+    (line,) = SECTIONS["own"].in_short(plan, tmp_path)
+    assert line.endswith("[quick & early](#own-quick-early) +50.0, [slow LoRA](#own-slow-lora) +50.0.")
+    assert 'id="own-quick-early"' in text and 'id="own-slow-lora"' in text
 
 
 def test_more_curves_than_colours_are_drawn_in_several_charts(tmp_path):
     plan = planned(*(f"rank {n}: patch.lora.rank={n}" for n in range(9, 18)), plan=replace(PLAN, seeds=(0,)))
     finished(plan, tmp_path)
-    own = SECTIONS["parts"].write(plan, tmp_path).split("### Your own")[1]
-    assert re.findall(r"\(evidence/(.*)\.svg\)", own) == ["curves-your-own", "curves-your-own-2"]
-    first, second = ((tmp_path / "evidence" / f"curves-your-own{n}.svg").read_text() for n in ("", "-2"))
+    text = SECTIONS["own"].write(plan, tmp_path)
+    assert re.findall(r"\(evidence/(.*)\.svg\)", text) == ["own", "curves-own", "curves-own-2"]
+    first, second = ((tmp_path / "evidence" / f"curves-own{n}.svg").read_text() for n in ("", "-2"))
     assert [name for name in range(9, 18) if f"rank {name}<" in first] == [*range(9, 16)]
     assert [name for name in range(9, 18) if f"rank {name}<" in second] == [16, 17]
     assert first.count(">the demo&#x27;s patch<") == second.count(">the demo&#x27;s patch<") == 1
@@ -195,9 +187,42 @@ def test_the_command_on_the_page_makes_the_same_rows_again(tmp_path, monkeypatch
     monkeypatch.setattr(document, "execute_all", finish)
     monkeypatch.setattr(document, "_data", lambda world, root, plan: root)
     texts = [ONE_LAYER, "it's quick: patch.lora.targets='[q_proj, k_proj]' patch.lora.rank=4"]
-    page = reproduce(tmp_path, ["parts"], "short", variants=texts).read_text(encoding="utf-8")
+    page = reproduce(tmp_path, [], "short", variants=texts).read_text(encoding="utf-8")
     command = re.search("^Made by `(.*)` with pave", page, re.MULTILINE)[1]
     words = shlex.split(command)
-    assert words == ["pave", "reproduce", "parts", "--size", "short", "--variant", texts[0], "--variant", texts[1]]
+    assert words == ["pave", "reproduce", "--size", "short", "--variant", texts[0], "--variant", texts[1]]
     assert main([*words[1:], "--out", str(tmp_path)]) == 0
     assert made[0] == made[1] and (tmp_path / "evidence.md").read_text(encoding="utf-8") == page
+
+
+def test_own_rows_stay_on_the_page_until_their_name_is_given_again(tmp_path, monkeypatch, caplog):
+    texts = [SLOW]
+
+    def finish(runs, data, root, processes):
+        for run in runs:
+            if not run.folder(root).exists():
+                finished(replace(planned(*texts, plan=SHORT)), root)
+
+    monkeypatch.setattr(document, "execute_all", finish)
+    monkeypatch.setattr(document, "_data", lambda world, root, plan: root)
+    reproduce(tmp_path, [], "short", variants=texts)
+    page = reproduce(tmp_path, ["cost"], "short").read_text()
+    assert "## Variants of one's own" in page and "## What it costs" in page and "*slow LoRA* with" in page
+    assert f"Made by `pave reproduce cost --size short --variant '{SLOW}'`" in page
+    texts = ["Slow lora: training.lora_learning_rate=1e-5", "rank: patch.lora.rank=4"]
+    page = reproduce(tmp_path, [], "short", variants=texts).read_text()
+    assert "*Slow lora* with `training.lora_learning_rate=1e-5`; *rank* with" in page and "=1e-4" not in page
+    assert (
+        "the variant 'slow LoRA' was training.lora_learning_rate=1e-4 and is training.lora_learning_rate=1e-5 now"
+        in caplog.text
+    )
+    noted = tmp_path / PAGE_FILE
+    noted.write_text(noted.read_text().replace("patch.lora.rank", "patch.lora.rang"))
+    page = reproduce(tmp_path, ["cost"], "short").read_text()
+    assert (
+        "a variant does not stay on the page: --variant 'rank': unknown key 'patch.lora.rang'" in caplog.text
+        and "*rank*" not in page
+    )
+    noted.write_text("[1]")
+    with pytest.raises(ValueError, match=r"page\.json"):
+        reproduce(tmp_path, ["cost"], "short")

@@ -24,14 +24,14 @@ def command(
     variants: list[str] | None = typer.Option(
         None,
         "--variant",
-        help='A row of your own in the section parts, "NAME: KEY=VALUE KEY=VALUE": the demo\'s patch with changed keys of a recipe, under '
-        "patch. and training. May be given several times.",
+        help='A row of your own, "NAME: KEY=VALUE KEY=VALUE": the demo\'s audio patch with changed keys of a recipe, under patch. and training. '
+        "May be given several times. Without sections only these rows are made.",
     ),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
     pave reproduce channels time --size one-seed
-    pave reproduce parts --variant "one layer: patch.side_channels.audio.fusion.num_layers=1"
+    pave reproduce --variant "one layer: patch.side_channels.audio.fusion.num_layers=1"
 
     Train and test patches on the miniature worlds inside pave, and write evidence.md into the folder --out, with its figures
     in a folder beside it. What a run left behind is not made again, so an interrupted reproduction goes on where it stopped.

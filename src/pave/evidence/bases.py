@@ -35,7 +35,7 @@ class FurtherBase:
 FURTHER = {
     "small": FurtherBase("LLaVA-OneVision, smaller"),
     "large": FurtherBase("LLaVA-OneVision, larger"),
-    "qwen2_5_vl": FurtherBase("Qwen2.5-VL"),
+    "qwen2_5_vl": FurtherBase("tiny Qwen2.5-VL"),
     SMOLLM2: FurtherBase("SmolLM2-135M-Instruct behind the playground's vision tower", {**_HARDLY, "word_steps": 2}),
 }
 

@@ -17,12 +17,11 @@ import transformers
 import pave
 from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
-from pave.evidence.kept import check_runs, earlier_sections, note_sections
-from pave.evidence.own import OwnVariant
+from pave.evidence.kept import check_runs, earlier_sections, note_page, with_earlier_variants
 from pave.evidence.runs import TRAINING, execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
 from pave.evidence.sections.common import data_folder
-from pave.evidence.sections.parts import own_variants
+from pave.evidence.sections.own import NAME as OWN
 from pave.evidence.worlds import check_world, merge_worlds, write_world
 from pave.training.checkpoints import held
 from pave.utils.files import atomic_write_text
@@ -39,18 +38,18 @@ def reproduce(
 
     Args:
         root: folder for data, runs and the page; what is in it already is used.
-        names: sections; without any all, or with one seed all but the long ones. Those that are on the folder's page already, in the same
-            size, stay on it.
+        names: sections; without any all, or with one seed all but the long ones, or with variants none but theirs. Those that are on the
+            folder's page already, in the same size, stay on it.
         size: "full", "one-seed" or "short" (which shows that everything runs, not that anything is learnt).
         processes: runs made side by side, each with one thread.
-        variants: further rows of the section "parts", each ``NAME: KEY=VALUE ...`` (``pave.evidence.own.read_variants``).
+        variants: rows of a reader's own, each ``NAME: KEY=VALUE ...`` (``pave.evidence.own.read_variants``), for the section "own".
 
     Returns:
         The page.
 
     Raises:
-        ValueError: if a section or a size is unknown, ``processes`` is below 1, a variant is wrong or has no section to stand in, another
-            reproduction is at work in the folder, or what is there would be made otherwise now.
+        ValueError: if a section or a size is unknown, ``processes`` is below 1, a variant is wrong, the section "own" is named
+            without one, another reproduction is at work in the folder, or what is there would be made otherwise now.
         RuntimeError: naming the run that failed.
     """
     unknown = [name for name in names if name not in SECTIONS]
@@ -60,8 +59,12 @@ def reproduce(
         raise ValueError(f"there is no size {size!r}; known: {', '.join(SIZES)}")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
-    chosen = [name for name in SECTIONS if name in (names or default_sections(size))]
-    plan, root = replace(SIZES[size], variants=_own(variants, chosen)), Path(root).resolve()
+    root = Path(root).resolve()
+    plan = replace(SIZES[size], variants=with_earlier_variants(variants, root, size))
+    if OWN in names and not plan.variants:
+        raise ValueError(f'the section {OWN} has no rows yet; --variant "NAME: KEY=VALUE" gives it one')
+    wanted = [*(names or ([] if variants else default_sections(size))), *([OWN] if plan.variants else [])]
+    chosen = [name for name in SECTIONS if name in wanted]
     start = time.monotonic()
     runs = all_runs(chosen, plan)
     logger.info("%s, size %s: %d runs, in %s", ", ".join(chosen), size, len({run.folder(root) for run in runs}), root)
@@ -74,22 +77,14 @@ def reproduce(
         page, text = root / "evidence.md", _page(chosen, plan, root, size)
         atomic_write_text(page, text)
         remove_unlinked(root, text)
-        note_sections(root, size, chosen)
+        note_page(root, size, chosen, plan.variants)
     logger.info("wrote %s after %.0f s", page, time.monotonic() - start)
     return page
 
 
 def default_sections(size: str) -> list[str]:
     """What is made where no section is named."""
-    return [name for name, section in SECTIONS.items() if size != "one-seed" or not section.long]
-
-
-def _own(variants: Sequence[str], chosen: Sequence[str]) -> tuple[OwnVariant, ...]:
-    if variants and "parts" not in chosen:
-        raise ValueError(
-            f"--variant adds a row to the section parts, but what is made here is {', '.join(chosen)}; name parts as well"
-        )
-    return own_variants(variants)
+    return [name for name, section in SECTIONS.items() if name != OWN and (size != "one-seed" or not section.long)]
 
 
 def _data(world: str, root: Path, plan: Plan) -> Path:
@@ -112,10 +107,11 @@ def _data(world: str, root: Path, plan: Plan) -> Path:
 
 
 def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
+    built_in = [name for name in names if name != OWN]
     command = " ".join(
         [
             "pave reproduce",
-            *(names if list(names) != default_sections(size) else []),
+            *(built_in if built_in != default_sections(size) or plan.variants else []),
             *([] if size == "full" else [f"--size {size}"]),
             *(f"--variant {shlex.quote(variant.text)}" for variant in plan.variants),
         ]
@@ -139,7 +135,7 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     ]
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]
-    left_out = [name for name in SECTIONS if name not in names]
+    left_out = [name for name in SECTIONS if name not in names and name != OWN]
     if left_out:
         further = " ".join(["pave reproduce", *left_out, *([] if size == "full" else [f"--size {size}"])])
         parts += [

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pave.config import Strict, read_strict
+from pave.evidence.own import OwnVariant
 from pave.evidence.runs import TRAINED, Run, finished, recipe_of
 from pave.evidence.sections import SECTIONS, Plan
+from pave.evidence.sections.own import NAME as OWN
+from pave.evidence.sections.own import own_variants
 from pave.training.recipe import read_recipe
 from pave.training.resuming import RECIPE_FILE
 from pave.utils.files import atomic_write_json, read_json
 
 logger = logging.getLogger(__name__)
 
-SECTIONS_FILE = "sections.json"
-"""By size, the sections on the page."""
+PAGE_FILE = "page.json"
+"""By size, what is on the page."""
+
+
+@dataclass(frozen=True)
+class _Page(Strict):
+    sections: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    """As ``--variant`` gave them."""
 
 
 def check_runs(runs: Iterable[Run], root: Path) -> None:
@@ -54,8 +65,8 @@ def earlier_sections(root: Path, plan: Plan, size: str) -> list[str]:
     """Sections that an earlier reproduction of the same size in the folder has made, and that stay on the page; one that would be made
     otherwise now, or that is not all there any more, is left out with a warning."""
     kept = []
-    for name in _noted(root).get(size, []):
-        if name not in SECTIONS:
+    for name in _noted(root, size).sections:
+        if name not in SECTIONS or name == OWN:
             continue
         runs = SECTIONS[name].runs(plan)
         try:
@@ -70,15 +81,44 @@ def earlier_sections(root: Path, plan: Plan, size: str) -> list[str]:
     return kept
 
 
-def note_sections(root: Path, size: str, names: Iterable[str]) -> None:
-    """Keep in mind what is on the page, for ``earlier_sections``."""
-    atomic_write_json(root / SECTIONS_FILE, {**_noted(root), size: list(names)})
+def with_earlier_variants(variants: Sequence[str], root: Path, size: str) -> tuple[OwnVariant, ...]:
+    """A reader's own variants, behind those of an earlier reproduction of the same size in the folder, which stay on the page; one whose
+    name is given again is replaced, and one that cannot be read any more is left out, both with a warning.
+
+    Raises:
+        ValueError: if a variant is wrong.
+    """
+    given = own_variants(variants)
+    kept: list[str] = []
+    for text in _noted(root, size).variants:
+        try:
+            (variant,) = own_variants([text])
+        except ValueError as error:
+            logger.warning("a variant does not stay on the page: %s", error)
+            continue
+        again = next((new for new in given if new.name.casefold() == variant.name.casefold()), None)
+        if again is None:
+            kept.append(text)
+        elif again.changes != variant.changes:
+            logger.warning(
+                "the variant %r was %s and is %s now", variant.name, " ".join(variant.changes), " ".join(again.changes)
+            )
+    return own_variants([*kept, *variants])
 
 
-def _noted(root: Path) -> dict[str, list[str]]:
-    path = root / SECTIONS_FILE
-    noted: dict[str, list[str]] = read_json(path) if path.exists() else {}
-    return noted
+def note_page(root: Path, size: str, names: Iterable[str], variants: Iterable[OwnVariant]) -> None:
+    """Keep in mind what is on the page, for ``earlier_sections`` and ``with_earlier_variants``."""
+    pages = {**_pages(root), size: _Page(tuple(names), tuple(variant.text for variant in variants))}
+    atomic_write_json(root / PAGE_FILE, {key: page.to_dict() for key, page in pages.items()})
+
+
+def _noted(root: Path, size: str) -> _Page:
+    return _pages(root).get(size, _Page())
+
+
+def _pages(root: Path) -> dict[str, _Page]:
+    path = root / PAGE_FILE
+    return read_strict(dict[str, _Page], read_json(path), str(path)) if path.exists() else {}
 
 
 def _first_difference(one: Any, other: Any, name: str) -> tuple[str, Any, Any] | None:

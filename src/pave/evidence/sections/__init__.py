@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pave.evidence.runs import Run
-from pave.evidence.sections import bases, channels, cost, multi, parts, robustness, time, views
+from pave.evidence.sections import bases, channels, cost, multi, own, parts, robustness, time, views
 from pave.evidence.sections.common import FULL, ONE_SEED, SHORT, Plan, Section
 
 __all__ = ["FULL", "ONE_SEED", "SECTIONS", "SHORT", "Plan", "Section", "all_runs"]
@@ -14,6 +14,7 @@ SECTIONS: Mapping[str, Section] = {
     "channels": channels.SECTION,
     "time": time.SECTION,
     "parts": parts.SECTION,
+    own.NAME: own.SECTION,
     "multi": multi.SECTION,
     "robustness": robustness.SECTION,
     "cost": cost.SECTION,

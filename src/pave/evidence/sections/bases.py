@@ -93,7 +93,7 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
         made = _made(name, plan)
         points = 100 * difference(made[VIDEO_ONLY], made[PATCH], root, WORLDS[_WORLD].own)[0]
         found.append(f"{_title(name)} {points:+.1f}")
-    return [f"The audio patch against LoRA on video only [on other bases](#other-bases), in points: {', '.join(found)}."]
+    return [f"The audio patch against LoRA on video only [on other bases](#other-bases), in points: {'; '.join(found)}."]
 
 
 def _title(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from pave.config import PatchConfig
 from pave.demo.plan import SILENT
 from pave.evidence.charts import Point, Row, curve_chart, dot_chart
 from pave.evidence.figures import on_page
-from pave.evidence.own import OwnVariant, read_variants
 from pave.evidence.runs import TRAINING, Run, facts_of
 from pave.evidence.scores import accuracy, difference
 from pave.evidence.sections.common import VIDEO_ONLY, Plan, Section, seeds, seeds_text, video_only
@@ -20,8 +19,6 @@ from pave.evidence.tables import cell, gain, linked, markdown_table
 from pave.evidence.worlds import WORLDS
 
 REFERENCE = "the demo's patch"
-OWN = "your own"
-"""The group of the variants that a reader adds."""
 _AUDIO = WORLDS["audio"]
 _TEXT_TOKENS, _SIDE_STEPS = 20, 32
 _CURVE = (50, 100, 200, 350)
@@ -78,30 +75,21 @@ def variants() -> dict[str, dict[str, Variant]]:
     }
 
 
-def own_variants(texts: Iterable[str]) -> tuple[OwnVariant, ...]:
-    """The rows that ``--variant`` adds (``pave.evidence.own.read_variants``)."""
-    built_in = [name for group in variants().values() for name in group]
-    return read_variants(texts, Run("audio", REFERENCE, _AUDIO.patch()), [REFERENCE, *built_in])
-
-
-def _groups(plan: Plan) -> dict[str, dict[str, Variant]]:
-    own = {variant.name: Variant(variant.patch, variant.training) for variant in plan.variants}
-    return {**variants(), **({OWN: own} if own else {})}
-
-
-def _added(plan: Plan) -> str:
-    """What the reader's own variants change."""
-    changes = "; ".join(f"*{variant.name}* with `{' '.join(variant.changes)}`" for variant in plan.variants)
-    return f"Added by `--variant`: {changes}."
-
-
 def _of(name: str, variant: Variant, plan: Plan) -> list[Run]:
     return seeds("audio", name, variant.patch, plan, training=variant.training)
 
 
+def runs_of(members: Mapping[str, Variant], plan: Plan) -> list[Run]:
+    """Those of the reference and of variants by name."""
+    return [run for name, variant in _with_reference(members).items() for run in _of(name, variant, plan)]
+
+
+def _with_reference(members: Mapping[str, Variant]) -> dict[str, Variant]:
+    return {REFERENCE: Variant(_AUDIO.patch()), **members}
+
+
 def _runs(plan: Plan) -> list[Run]:
-    named = {REFERENCE: Variant(_AUDIO.patch())} | {k: v for group in _groups(plan).values() for k, v in group.items()}
-    return [run for name, variant in named.items() for run in _of(name, variant, plan)]
+    return runs_of({name: variant for group in variants().values() for name, variant in group.items()}, plan)
 
 
 def llm_tokens(patch: PatchConfig) -> int:
@@ -157,8 +145,8 @@ def _curves(group: str, named: Mapping[str, list[Run]], root: Path) -> str:
     return "\n\n".join(charts)
 
 
-def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
-    """All differences to the reference at a glance."""
+def gains(charted: Mapping[str, Sequence[Row]], root: Path, file: str) -> str:
+    """All differences to the reference at a glance; ``file`` is the name of the chart's."""
     chart = dot_chart(
         f"What each change gains over {REFERENCE}",
         charted,
@@ -166,12 +154,13 @@ def _gains(charted: Mapping[str, Sequence[Row]], root: Path) -> str:
         axis=f"difference to {REFERENCE} in points, with 95 % intervals",
         ends=(-10.0, 5.0),
     )
-    return on_page(root, "parts", chart)
+    return on_page(root, file, chart)
 
 
-def _write(plan: Plan, root: Path) -> str:
-    intro = (
-        f"The audio patch of the demo with one thing changed at a time, the same questions, {plan.steps_of('audio')} steps and rates of learning for all. The rates "
+def explained(plan: Plan) -> str:
+    """What the columns are, and what is the same in all rows."""
+    return (
+        f"The same questions and {plan.steps_of('audio')} steps for all, and where a row does not say otherwise the same rates of learning. They "
         "are those chosen for the demo's patch (its final norm, which starts at zero, learns at "
         f"{TRAINING['output_norm_multiplier']:g} times the rate of the rest of the fusion): a row shows what a variant learns "
         "with them in these steps, not what it can reach. Accuracy in percent; *all on sound* is "
@@ -180,46 +169,65 @@ def _write(plan: Plan, root: Path) -> str:
         f"the language model reads ({_TEXT_TOKENS} of text, {_SIDE_STEPS} steps of sound); *concat* and *interleave* turn every step of sound into one more of them, behind "
         f"the video and between its frames. Every row is {seeds_text(plan)}."
     )
+
+
+def against_reference(
+    group: str, members: Mapping[str, Variant], plan: Plan, root: Path, anchors: str
+) -> tuple[list[str], list[Row]]:
+    """A table and learning curves of variants under the reference, and rows for the chart of all differences.
+
+    Args:
+        group: what the curves are called.
+        members: variants by name.
+        plan: of the reproduction.
+        root: of all runs.
+        anchors: what the anchors of the rows begin with.
+    """
     reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
     losses = [f"loss at {s}" for s in _CURVE]
     header = ["", "sound", "sound vision", "all on sound", "difference", "silent", "difference", *losses, "tokens"]
+    rows, named, charted = [], {}, []
+    for name, variant in _with_reference(members).items():
+        named[name] = runs = _of(name, variant, plan)
+        sound, vision, both, silent = (
+            cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), _AUDIO.own, SILENT)
+        )
+        against = ["", ""]
+        if name != REFERENCE:
+            by = {_NEED: difference(reference, runs, root, _AUDIO.own), _SILENT: difference(reference, runs, root, SILENT)}
+            against = [gain(*points) for points in by.values()]
+            points = {series: Point.percent(*points) for series, points in by.items()}
+            charted.append(Row(_SHORT.get(name, name), points))
+        found = [sound, vision, both, against[0], silent, against[1]]
+        rows.append([name, *found, *_losses(runs, root), str(llm_tokens(variant.patch))])
+    return [markdown_table(header, rows, anchors), _curves(group, named, root)], charted
+
+
+def _write(plan: Plan, root: Path) -> str:
     out: list[str] = []
     charted: dict[str, list[Row]] = {}
-    for group, members in _groups(plan).items():
-        rows, named = [], {}
-        for name, variant in {REFERENCE: Variant(_AUDIO.patch()), **members}.items():
-            named[name] = runs = _of(name, variant, plan)
-            sound, vision, both, silent = (
-                cell(accuracy(runs, root, kinds)) for kinds in (("sound",), ("sound_vision",), _AUDIO.own, SILENT)
-            )
-            against = ["", ""]
-            if name != REFERENCE:
-                by = {_NEED: difference(reference, runs, root, _AUDIO.own), _SILENT: difference(reference, runs, root, SILENT)}
-                against = [gain(*points) for points in by.values()]
-                points = {series: Point.percent(*points) for series, points in by.items()}
-                charted.setdefault(group, []).append(Row(_SHORT.get(name, name), points))
-            found = [sound, vision, both, against[0], silent, against[1]]
-            rows.append([name, *found, *_losses(runs, root), str(llm_tokens(variant.patch))])
-        out += [
-            f"### {group[0].upper()}{group[1:]}",
-            *([_added(plan)] if group == OWN else []),
-            markdown_table(header, rows, f"parts {group}"),
-            _curves(group, named, root),
-        ]
-    return "\n\n".join([intro, _gains(charted, root), *out])
+    for group, members in variants().items():
+        parts, charted[group] = against_reference(group, members, plan, root, f"parts {group}")
+        out += [f"### {group[0].upper()}{group[1:]}", *parts]
+    intro = f"The audio patch of the demo with one thing changed at a time. {explained(plan)}"
+    return "\n\n".join([intro, gains(charted, root, "parts"), *out])
+
+
+def in_points(members: Mapping[str, Variant], plan: Plan, root: Path, anchors: str) -> list[tuple[float, str]]:
+    """By how much each variant differs from the reference on all questions about sound, and that in words."""
+    reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
+    found = []
+    for name, variant in members.items():
+        points = 100 * difference(reference, _of(name, variant, plan), root, _AUDIO.own)[0]
+        found.append((points, f"{linked(_SHORT.get(name, name), anchors, name)} {points:+.1f}"))
+    return found
 
 
 def _in_short(plan: Plan, root: Path) -> list[str]:
-    reference = _of(REFERENCE, Variant(_AUDIO.patch()), plan)
-    found = []
-    for group, members in variants().items():
-        for name, variant in members.items():
-            points = 100 * difference(reference, _of(name, variant, plan), root, _AUDIO.own)[0]
-            found.append((points, f"{linked(_SHORT.get(name, name), f'parts {group}', name)} {points:+.1f}"))
-    found.sort()
+    found = [one for group, members in variants().items() for one in in_points(members, plan, root, f"parts {group}")]
     return [
         f"One thing about the patch changed, on all questions about sound, in points against {REFERENCE}: "
-        f"{', '.join(text for _, text in found)}."
+        f"{', '.join(text for _, text in sorted(found))}."
     ]
 
 
