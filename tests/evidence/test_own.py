@@ -185,7 +185,7 @@ def test_the_command_on_the_page_makes_the_same_rows_again(tmp_path, monkeypatch
         finished(planned(*texts, plan=SHORT), root)
 
     monkeypatch.setattr(document, "execute_all", finish)
-    monkeypatch.setattr(document, "_data", lambda world, root, plan: root)
+    monkeypatch.setattr(document, "make_worlds", lambda *_: {})
     texts = [ONE_LAYER, "it's quick: patch.lora.targets='[q_proj, k_proj]' patch.lora.rank=4"]
     page = reproduce(tmp_path, [], "short", variants=texts).read_text(encoding="utf-8")
     command = re.search("^Made by `(.*)` with pave", page, re.MULTILINE)[1]
@@ -204,7 +204,7 @@ def test_own_rows_stay_on_the_page_until_their_name_is_given_again(tmp_path, mon
                 finished(replace(planned(*texts, plan=SHORT)), root)
 
     monkeypatch.setattr(document, "execute_all", finish)
-    monkeypatch.setattr(document, "_data", lambda world, root, plan: root)
+    monkeypatch.setattr(document, "make_worlds", lambda *_: {})
     reproduce(tmp_path, [], "short", variants=texts)
     page = reproduce(tmp_path, ["cost"], "short").read_text()
     assert "## Variants of one's own" in page and "## What it costs" in page and "*slow LoRA* with" in page

@@ -170,7 +170,7 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_sums_and_silent_questions_under_a_change_are_really_made(tmp_path):
-    from pave.evidence.document import _data
+    from pave.evidence.rendered import make_worlds
     from pave.evidence.runs import RESULT, answers
 
     plan = Plan(seeds=(0,), train_clips=8, test_clips=2, steps=1)
@@ -183,7 +183,7 @@ def test_sums_and_silent_questions_under_a_change_are_really_made(tmp_path):
     other = seeds("sensor", PATCH, WORLDS["sensor"].patch(), plan)
     added = run("audio+sensor", multi.ADDED, None, plan, 0, added=(*trained, *other))
     runs = [added, *kept, *trained, *other, base]
-    data = {world: _data(world, tmp_path, plan) for world in ("audio", "sensor", "audio+sensor")}
+    data = make_worlds(("audio", "sensor", "audio+sensor"), tmp_path, plan, 2)
     execute_all(runs, data, tmp_path, 1)
     assert (added.folder(tmp_path) / RESULT).exists() and len(list((tmp_path / "runs" / "audio").iterdir())) == 2
     assert len(answers(added, tmp_path)) == 2 * 7 * 2

@@ -18,11 +18,10 @@ import pave
 from pave.evidence.bases import make_bases
 from pave.evidence.figures import remove_unlinked
 from pave.evidence.kept import check_runs, earlier_sections, note_page, with_earlier_variants
+from pave.evidence.rendered import make_worlds
 from pave.evidence.runs import TRAINING, execute_all
 from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan, all_runs
-from pave.evidence.sections.common import data_folder
 from pave.evidence.sections.own import NAME as OWN
-from pave.evidence.worlds import check_world, merge_worlds, write_world
 from pave.training.checkpoints import held
 from pave.utils.files import atomic_write_text
 
@@ -71,7 +70,7 @@ def reproduce(
     with held(root):
         check_runs(runs, root)
         chosen = [name for name in SECTIONS if name in (*chosen, *earlier_sections(root, plan, size))]
-        data = {world: _data(world, root, plan) for world in dict.fromkeys(run.world for run in runs)}
+        data = make_worlds(dict.fromkeys(run.world for run in all_runs(chosen, plan)), root, plan, processes)
         make_bases([run.base for run in runs], root, processes)
         execute_all(runs, data, root, processes)
         page, text = root / "evidence.md", _page(chosen, plan, root, size)
@@ -87,25 +86,6 @@ def default_sections(size: str) -> list[str]:
     return [name for name, section in SECTIONS.items() if name != OWN and (size != "one-seed" or not section.long)]
 
 
-def _data(world: str, root: Path, plan: Plan) -> Path:
-    """The samples of a world, made where they are missing."""
-    names = world.split("+")
-    folders = {name: data_folder(name, root, plan) for name in names}
-    for name, folder in folders.items():
-        if (folder / "complete").exists():
-            check_world(name, folder, plan.train_clips, plan.test_clips)
-        else:
-            logger.info("rendering %d clips of the world %s", plan.train_clips + plan.test_clips, name)
-            write_world(name, folder, plan.train_clips, plan.test_clips)
-            (folder / "complete").touch()
-    if len(names) == 1:
-        return folders[world]
-    merged = data_folder(world, root, plan)
-    merged.mkdir(parents=True, exist_ok=True)
-    merge_worlds(names, folders, merged)
-    return merged
-
-
 def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     built_in = [name for name in names if name != OWN]
     command = " ".join(
@@ -119,7 +99,7 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     parts = [
         "# Evidence",
         f"Made by `{command}` with pave {pave.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
-        f"{platform.python_version()}, on {platform.machine()} with {os.cpu_count()} processors and no GPU. Unless a section names another base, "
+        f"{platform.python_version()}, on {platform.machine()} with {os.cpu_count()} processors, without a GPU. Unless a section names another base, "
         "everything runs on the playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained "
         "on its silent part. "
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
