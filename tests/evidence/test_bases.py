@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from evidence_files import leave
 from pave.evidence import bases
 from pave.evidence.document import reproduce
-from pave.evidence.runs import Run, answers, facts_of
-from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT
+from pave.evidence.runs import RESULT, Run, answers, facts_of
+from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan
 from pave.evidence.sections import bases as section
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, video_only
+from pave.evidence.worlds import WORLDS
 from pave.patching.checkpoint import read_record
 from pave.utils.embedded import PLAYGROUND
 
@@ -40,6 +42,25 @@ def test_the_playgrounds_own_base_is_compared_by_the_runs_that_are_there_already
         assert run.asked == 30 and run.seed == 0
     monkeypatch.setattr(section, "installed", lambda: False)
     assert not any(run.base.startswith("smollm2") for run in SECTIONS["bases"].runs(FULL))
+
+
+def test_bases_in_short_and_the_pre_trained_one_where_its_runs_are_there(tmp_path, monkeypatch):
+    plan = Plan(seeds=(0,), steps=4)
+    monkeypatch.setattr(section, "installed", lambda: True)
+    for run in SECTIONS["bases"].runs(plan):
+        right = {BASE: [1, 1, 1, 1], VIDEO_ONLY: [1, 0, 0, 0], PATCH: [1, 1, 1, run.base == PLAYGROUND]}[run.variant]
+        leave(run, tmp_path, dict.fromkeys(WORLDS["audio"].own, right))
+        if run.base.startswith("smollm2"):
+            (run.folder(tmp_path) / RESULT).write_text("{}")
+            (run.folder(tmp_path) / "answers-as_it_is.done").touch()
+    expected = (
+        "LLaVA-OneVision, the playground's own +75.0; LLaVA-OneVision, smaller +50.0; LLaVA-OneVision, larger +50.0; tiny Qwen2.5-VL +50.0; "
+        "SmolLM2-135M-Instruct behind the playground's vision tower +50.0 (one seed, 2 clips)."
+    )
+    for there in (True, False):  # what was made with the extra stays on the page without it
+        monkeypatch.setattr(section, "installed", lambda there=there: there)
+        (line,) = SECTIONS["bases"].in_short(plan, tmp_path)
+        assert line.endswith(f"in points: {expected}")
 
 
 @pytest.mark.slow

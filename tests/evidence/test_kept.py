@@ -17,11 +17,11 @@ from pave.evidence.document import reproduce
 from pave.evidence.kept import check_runs, earlier_sections, note_page
 from pave.evidence.runs import AS_IT_IS, RESULT, TRAINED, Run, answers, execute, facts_of, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT
-from pave.evidence.sections.common import video_only
+from pave.evidence.sections.common import data_folder, video_only
 from pave.evidence.stored import fill_store
 from pave.evidence.worlds import WORLDS, check_world, write_world
 from pave.training import checkpoints
-from pave.training.arguments import uses_accelerator
+from pave.training.arguments import TrainingConfig, uses_accelerator
 from pave.training.resuming import RECIPE_FILE
 
 
@@ -100,6 +100,9 @@ def test_sections_that_were_made_stay_on_the_page(tmp_path, caplog):
     note_page(tmp_path, "short", ["cost", "time"], ())
     assert earlier_sections(tmp_path, SHORT, "short") == ["cost"] and earlier_sections(tmp_path, SHORT, "full") == []
     assert "the section time does not stay on the page: some of its runs are not there" in caplog.text
+    for world in ("audio", "sensor"):
+        write_world(world, data_folder(world, tmp_path, SHORT), SHORT.train_clips, SHORT.test_clips)
+        (data_folder(world, tmp_path, SHORT) / "complete").touch()
     runs = SECTIONS["time"].runs(SHORT)
     for run in runs:
         suffix = "".join(f"-{key}={value}" for key, value in run.asked_with.items())
@@ -114,6 +117,13 @@ def test_sections_that_were_made_stay_on_the_page(tmp_path, caplog):
         "with the same `--out`, adds them" in text
         and "`time`" not in text.partition("## What is not here")[2].partition(".")[0]
     )
+    questions = data_folder("sensor", tmp_path, SHORT) / "test.jsonl"
+    before = questions.read_text()
+    questions.write_text(before.replace("0", "1", 1))
+    assert earlier_sections(tmp_path, SHORT, "short") == ["cost"] and "test.jsonl is not what this version" in caplog.text
+    questions.write_text(before)
+    assert earlier_sections(tmp_path, SHORT, "short") == ["time", "cost"]
+    assert earlier_sections(tmp_path, SHORT, "short", ["time"]) == ["cost"]
     trained(runs[0], tmp_path, lambda values: values["training"].update(lora_learning_rate=0.5))
     assert earlier_sections(tmp_path, SHORT, "short") == ["cost"]
     assert "the section time does not stay on the page: " in caplog.text and "lora_learning_rate 0.5" in caplog.text
@@ -165,6 +175,7 @@ def test_processes_of_a_reproduction_see_no_gpu(monkeypatch):
     making.one_thread_no_gpu()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "")
     assert not uses_accelerator()  # nor one of another kind, such as MPS
+    assert TrainingConfig().arguments("out", num_steps=1).use_cpu
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from cases import CASES, small_config
 from pave.evidence import measured
 from pave.evidence.measured import FILE, Measured, forget_peak, measure_prefill, measured_once, peak_bytes
+from pave.evidence.sections import SECTIONS, SHORT, Plan
 
 
 def test_a_prompt_is_measured_in_rounds():
@@ -46,6 +47,12 @@ def test_a_measurement_is_read_back_and_not_taken_again(tmp_path):
         measured_once(small_config(), tmp_path, frames=2, rounds=1)
     with pytest.raises(ValueError, match=r"measured with another patch"):
         measured_once(small_config(gate="bias"), tmp_path, frames=1, rounds=1)
+    older = known.to_dict()
+    del older["patch"]
+    (tmp_path / FILE).write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=r"measured\.json: patch: .*required; remove the file to measure anew"):
+        SECTIONS["cost"].check(Plan(), tmp_path)
+    SECTIONS["cost"].check(SHORT, tmp_path)  # it measures nothing
     (tmp_path / FILE).write_text("{")
     with pytest.raises(ValueError, match=r"measured\.json: not valid JSON; remove it"):
         measured_once(small_config(), tmp_path)
@@ -71,8 +78,11 @@ def test_the_memory_of_a_prompt_is_its_own(monkeypatch):
     torch.ones(150_000_000)
     high = peak_bytes("cpu")
 
+    calls = []
+
     def big():
-        torch.ones(80_000_000)
+        calls.append(1)
+        torch.ones(160_000_000 if len(calls) == 1 else 80_000_000)  # the first is not counted
 
     def held_while_patched(slot, device):
         slot.register_forward_hook(lambda *_: big())
@@ -83,4 +93,7 @@ def test_the_memory_of_a_prompt_is_its_own(monkeypatch):
     model, _ = CASES["llava_onevision"].build()
     got = measure_prefill(small_config(), frames=2, rounds=1, dtype="float32", config=model.config)
     assert got.base_bytes < high - 300_000_000
-    assert got.patched_bytes > got.base_bytes + 250_000_000
+    assert got.base_bytes + 250_000_000 < got.patched_bytes < got.base_bytes + 450_000_000
+    monkeypatch.setattr(measured, "forget_peak", lambda device: False)
+    unknown = measure_prefill(small_config(), frames=2, rounds=1, dtype="float32", config=model.config)
+    assert unknown.base_bytes is None and unknown.patched_bytes is None

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from evidence_files import leave
 from pave.cli import main
 from pave.demo.plan import SILENT
-from pave.evidence import document
+from pave.evidence import document, kept
 from pave.evidence.document import reproduce
 from pave.evidence.kept import PAGE_FILE
 from pave.evidence.runs import RESULT, recipe_of
@@ -90,14 +91,19 @@ def test_values_are_read_as_a_shell_and_a_recipe_read_them():
         ("a: over.yaml", "--variant 'a': expected KEY=VALUE, got 'over.yaml'"),
         ("a: patch.lora.targets=[q_proj, k_proj]", "--variant 'a': expected KEY=VALUE, got 'k_proj]'; a value with spaces"),
         ("a: 'patch.lora=null", "--variant \"a: 'patch.lora=null\": a quote is not closed"),
-        ("a: patch.lora=null\nb", "it stands in one line of a page, so it takes no line break, tab or backtick"),
-        ("a`: patch.lora=null", "it takes no line break, tab or backtick"),
+        ("a: patch.lora=null\nb", "it stands in one line of a page, so it takes no backtick, no line break and nothing else"),
+        ("a`: patch.lora=null", "it takes no backtick, no line break and nothing else that does not print"),
         ("a|b: patch.lora=null", "the name stands in a table, so it takes none of | < > [ ] \\ *, got '|'"),
         ("a" * 41 + ": patch.lora=null", "the name stands beside a chart, so it has at most 40 characters, got 41"),
         ("a: data.cache=null", "--variant 'a': 'data.cache' cannot be changed; a variant changes keys of a recipe that begin with "
          "patch. or training."),
         ("a: training={}", "--variant 'a': 'training' cannot be changed; a variant changes keys"),
         ("a: training.steps=9", "--variant 'a': training.steps cannot be changed, as every row is trained for the same number of steps"),
+        ("lr: training.trainer.max_grad_norm=.inf", "training.trainer.max_grad_norm cannot be changed, as it holds settings of the Trainer"),
+        (f"a: {FUSION}.dropout=.nan", "'a': '" + FUSION + ".dropout=.nan' is no finite number, text, true, false, null, list or mapping"),
+        ("a: patch.vocabulary=2020-01-01", "'patch.vocabulary=2020-01-01' is no finite number, text, true"),
+        ("\u65e5\u672c: patch.lora=null", "the name has no letter from a to z and no digit, which links to its row are made of"),
+        ("the demo s patch: patch.lora=null", "there is a row of that name already, but for signs"),
         ("a: training.epochs=9", "training.epochs cannot be changed, as every row is trained for the same number of steps"),
         ("a: training.seed=9", "training.seed cannot be changed, as every row is trained with the same seeds, which --size says"),
         ("a: training.log_every=1", "training.log_every cannot be changed, as no weight depends on it"),
@@ -107,7 +113,7 @@ def test_values_are_read_as_a_shell_and_a_recipe_read_them():
         ("a: training.train=[fusion.x]", "--variant 'a': training.train: 'fusion.x' is no part of the patch"),
         (f"a: {FUSION}.num_layers=2", f"--variant 'a': it changes nothing, {FUSION}.num_layers=2 is what the demo's patch has already"),
         ("a: training.lora_learning_rate=1.5e-3", "it changes nothing, training.lora_learning_rate=1.5e-3 is what"),
-        ("3 Layers: patch.lora=null", "--variant '3 Layers': there is a row of that name already; choose another name"),
+        ("3 Layers: patch.lora=null", "--variant '3 Layers': there is a row of that name already, but for signs; choose another name"),
         ("the  demo's patch: patch.lora=null", "there is a row of that name already"),
         ("a: patch.lora.targets=[far]", "--variant 'a': lora.targets: the language model has no linear layer named ['far']"),
         ("a: patch.side_channels.audio.width=3", "patch.side_channels.audio: its encoder gives features of width 64, but width is 3"),
@@ -122,9 +128,19 @@ def test_what_cannot_be_a_row_is_refused(text, message):
     assert message in found and "\n" not in found
 
 
+def test_a_page_of_all_sections_and_own_rows_names_the_sections():
+    """Without them the command would make the rows alone."""
+    every = document.default_sections("one-seed")
+    assert document._command([*every, "own"], planned(SLOW), "one-seed") == (
+        f"pave reproduce {' '.join(every)} --size one-seed --variant '{SLOW}'"
+    )
+    assert document._command(every, PLAN, "one-seed") == "pave reproduce --size one-seed"
+    assert document._command(["own"], planned(SLOW), "full") == f"pave reproduce --variant '{SLOW}'"
+
+
 def test_two_rows_have_two_names():
     assert refused("Mine: patch.lora=null", "mine : patch.lora.rank=4") == (
-        "--variant 'mine': there is a row of that name already; choose another name"
+        "--variant 'mine': there is a row of that name already, but for signs; choose another name"
     )
 
 
@@ -148,6 +164,7 @@ def finished(plan, root):
         leave(run, root, {**dict.fromkeys(WORLDS["audio"].own, sound), **{kind: [1, 1, 1, 0] for kind in SILENT}})
         curve = [(step, 0.25 if run.variant in own else 0.5) for step in range(10, 351, 10)]
         atomic_write_json(run.folder(root) / RESULT, {"curve": curve})
+        (run.folder(root) / "answers-as_it_is.done").touch()
 
 
 def test_own_rows_have_a_table_and_charts(tmp_path):
@@ -186,6 +203,7 @@ def test_the_command_on_the_page_makes_the_same_rows_again(tmp_path, monkeypatch
 
     monkeypatch.setattr(document, "execute_all", finish)
     monkeypatch.setattr(document, "make_worlds", lambda *_: {})
+    monkeypatch.setattr(kept, "check_world", lambda *_: None)
     texts = [ONE_LAYER, "it's quick: patch.lora.targets='[q_proj, k_proj]' patch.lora.rank=4"]
     page = reproduce(tmp_path, [], "short", variants=texts).read_text(encoding="utf-8")
     command = re.search("^Made by `(.*)` with pave", page, re.MULTILINE)[1]
@@ -205,6 +223,7 @@ def test_own_rows_stay_on_the_page_until_their_name_is_given_again(tmp_path, mon
 
     monkeypatch.setattr(document, "execute_all", finish)
     monkeypatch.setattr(document, "make_worlds", lambda *_: {})
+    monkeypatch.setattr(kept, "check_world", lambda *_: None)
     reproduce(tmp_path, [], "short", variants=texts)
     page = reproduce(tmp_path, ["cost"], "short").read_text()
     assert "## Variants of one's own" in page and "## What it costs" in page and "*slow LoRA* with" in page
@@ -219,10 +238,11 @@ def test_own_rows_stay_on_the_page_until_their_name_is_given_again(tmp_path, mon
     noted = tmp_path / PAGE_FILE
     noted.write_text(noted.read_text().replace("patch.lora.rank", "patch.lora.rang"))
     page = reproduce(tmp_path, ["cost"], "short").read_text()
-    assert (
-        "a variant does not stay on the page: --variant 'rank': unknown key 'patch.lora.rang'" in caplog.text
-        and "*rank*" not in page
-    )
+    assert "the variant 'rank: patch.lora.rang=4' does not stay on the page: --variant 'rank': unknown key" in caplog.text
+    assert "*rank*" not in page and "*Slow lora*" in page
+    shutil.rmtree(runs_of(planned("Slow lora: training.lora_learning_rate=1e-5", plan=SHORT), "Slow lora")[0].folder(tmp_path))
+    assert "*Slow lora*" not in reproduce(tmp_path, ["cost"], "short").read_text()
+    assert "does not stay on the page: some of its runs are not there" in caplog.text
     noted.write_text("[1]")
     with pytest.raises(ValueError, match=r"page\.json"):
         reproduce(tmp_path, ["cost"], "short")

@@ -104,7 +104,8 @@ def test_the_tables_of_damaged_channels(tmp_path):
             leave(runs[0], tmp_path, {**own(world, [1, 0, 0, 0]), **quiet([1, 1, 1, 1])})
         for variant, (made,) in robustness._variants(world, plan).items():
             suffix = "-missing_channel=lora_only" if variant == robustness.KEPT else ""
-            leave(made, tmp_path, {**own(world, [1, 1, 1, 1]), **quiet([1, 1, 1, 1])}, AS_IT_IS + suffix)
+            as_it_is = [1, 1, 1, variant != robustness.DROPOUT]
+            leave(made, tmp_path, {**own(world, as_it_is), **quiet([1, 1, 1, 1])}, AS_IT_IS + suffix)
             for place, change in enumerate(made.counterfactuals):
                 if change == silent("removed"):
                     kept = [1, 1, 1, 1] if variant == PATCH else [1, 1, 0, 0]
@@ -112,7 +113,8 @@ def test_the_tables_of_damaged_channels(tmp_path):
                 else:
                     right = [index < place for index in range(4)]
                     leave(made, tmp_path, own(world, right), change + suffix)
-    text = plain(SECTIONS["robustness"].write(plan, tmp_path))
+    written = SECTIONS["robustness"].write(plan, tmp_path)
+    text = plain(written)
     lines = [[cell.replace("<br>", " ").split(" [")[0].strip() for cell in line.split("|")[1:-1]]
              for line in text.splitlines() if "|" in line]  # fmt: skip
     assert lines[2][:5] == ["audio, sound", "25", "patch", "100.0", "0.0"] and lines[2][5:] == ["25.0", "50.0", "75.0", "100.0"]
@@ -122,8 +124,11 @@ def test_the_tables_of_damaged_channels(tmp_path):
     assert lines[5][1:4] == ["25", "*base alone*", "25.0"]
     (line,) = SECTIONS["robustness"].in_short(plan, tmp_path)
     named = "#robustness-audio-sound-25-patch"
-    assert f"\n  - patch: noise of 1 deviation [-75.0]({named}) and [-75.0](#" in line
+    assert f"on the stream as it is: noise of 1 deviation [-75.0]({named}) and [-75.0](#" in line
     assert f"half of its steps missing [+0.0]({named}) and" in line and "2 s late" not in line
+    dropout = "#robustness-audio-sound-25-trained-with-channel-dropout-0.3"
+    assert f"on the same stream: as it is [-25.0]({dropout}) and [-25.0](#" in line and f"missing [+0.0]({dropout})" in line
+    assert all(f'id="{name}"' in written for name in re.findall(r"\(#([^)]*)\)", line))
     found = {row[1]: row[2:] for row in lines if row[0] == "sensor"}
     assert found[PATCH] == ["100.0", "100.0", "+0.0"] and found[robustness.DROPOUT] == ["100.0", "50.0", "-50.0"]
 

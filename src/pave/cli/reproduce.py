@@ -12,7 +12,7 @@ from pave.cli.shared import JsonOption, Result
 def command(
     sections: list[str] | None = typer.Argument(
         None,
-        help="Of channels, time, parts, multi, robustness, cost, bases, views; those on the page already stay. Default: all, or what --size says.",
+        help="Of channels, time, parts, multi, robustness, cost, bases, views, own; those on the page already, of the same size, stay. Default: all, or what --size says.",
     ),
     out: Path = typer.Option(Path("runs/evidence"), "--out", help="Folder for data, runs and the page; what is there is used."),
     size: str = typer.Option(

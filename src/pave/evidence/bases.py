@@ -52,6 +52,11 @@ def report_of(name: str, root: Path) -> dict[str, Any]:
     return report
 
 
+def is_made(name: str, root: Path) -> bool:
+    """Whether a base is there, trained and measured."""
+    return (Path(folder_of(name, root)) / "accuracy.json").exists()
+
+
 def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
     """Train the bases that are missing, side by side, each in a process with one thread.
 
@@ -65,7 +70,7 @@ def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
     """
     import multiprocessing
 
-    missing = [n for n in dict.fromkeys(names) if n != PLAYGROUND and not (root / "bases" / n / "accuracy.json").exists()]
+    missing = [name for name in dict.fromkeys(names) if name != PLAYGROUND and not is_made(name, root)]
     if not missing:
         return
     logger.info("training %d bases: %s", len(missing), ", ".join(missing))

@@ -59,7 +59,7 @@ def reproduce(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     root = Path(root).resolve()
-    plan = replace(SIZES[size], variants=with_earlier_variants(variants, root, size))
+    plan = replace(SIZES[size], variants=with_earlier_variants(variants, root, SIZES[size], size))
     if OWN in names and not plan.variants:
         raise ValueError(f'the section {OWN} has no rows yet; --variant "NAME: KEY=VALUE" gives it one')
     wanted = [*(names or ([] if variants else default_sections(size))), *([OWN] if plan.variants else [])]
@@ -69,7 +69,9 @@ def reproduce(
     logger.info("%s, size %s: %d runs, in %s", ", ".join(chosen), size, len({run.folder(root) for run in runs}), root)
     with held(root):
         check_runs(runs, root)
-        chosen = [name for name in SECTIONS if name in (*chosen, *earlier_sections(root, plan, size))]
+        for name in chosen:
+            SECTIONS[name].check(plan, root)
+        chosen = [name for name in SECTIONS if name in (*chosen, *earlier_sections(root, plan, size, chosen))]
         data = make_worlds(dict.fromkeys(run.world for run in all_runs(chosen, plan)), root, plan, processes)
         make_bases([run.base for run in runs], root, processes)
         execute_all(runs, data, root, processes)
@@ -86,9 +88,9 @@ def default_sections(size: str) -> list[str]:
     return [name for name, section in SECTIONS.items() if name != OWN and (size != "one-seed" or not section.long)]
 
 
-def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
+def _command(names: Sequence[str], plan: Plan, size: str) -> str:
     built_in = [name for name in names if name != OWN]
-    command = " ".join(
+    return " ".join(
         [
             "pave reproduce",
             *(built_in if built_in != default_sections(size) or plan.variants else []),
@@ -96,9 +98,12 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
             *(f"--variant {shlex.quote(variant.text)}" for variant in plan.variants),
         ]
     )
+
+
+def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
     parts = [
         "# Evidence",
-        f"Made by `{command}` with pave {pave.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
+        f"Made by `{_command(names, plan, size)}` with pave {pave.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python "
         f"{platform.python_version()}, on {platform.machine()} with {os.cpu_count()} processors, without a GPU. Unless a section names another base, "
         "everything runs on the playground: real media files of a miniature world, and a Video LLM of 1.2 million parameters that was trained "
         "on its silent part. "
@@ -110,9 +115,9 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
         "Differences are taken question by question. A difference without width, such as +0.0 [+0.0, +0.0], means that all "
         "clips that were asked agree, not that all would; where all answers of a cell are right or all wrong, its interval is Wilson's. Nothing is corrected for "
         "the number of comparisons.",
-        "## In short",
-        "\n".join(f"- {line}" for name in names for line in SECTIONS[name].in_short(plan, root)),
     ]
+    lines = [f"- {line}" for name in names for line in SECTIONS[name].in_short(plan, root)]
+    parts += ["## In short", "\n".join(lines)] if lines else []
     for name in names:
         parts += [f"## {SECTIONS[name].title}", SECTIONS[name].write(plan, root)]
     left_out = [name for name in SECTIONS if name not in names and name != OWN]

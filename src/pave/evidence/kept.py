@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pave.config import Strict, read_strict
+from pave.evidence.bases import is_made
 from pave.evidence.own import OwnVariant
 from pave.evidence.runs import TRAINED, Run, finished, recipe_of
 from pave.evidence.sections import SECTIONS, Plan
+from pave.evidence.sections.common import data_folder
 from pave.evidence.sections.own import NAME as OWN
 from pave.evidence.sections.own import own_variants
+from pave.evidence.tables import anchor
+from pave.evidence.worlds import check_world
 from pave.training.recipe import read_recipe
 from pave.training.resuming import RECIPE_FILE
+from pave.utils.embedded import PLAYGROUND
 from pave.utils.files import atomic_write_json, read_json
 
 logger = logging.getLogger(__name__)
@@ -61,54 +66,69 @@ def check_runs(runs: Iterable[Run], root: Path) -> None:
                 )
 
 
-def earlier_sections(root: Path, plan: Plan, size: str) -> list[str]:
+def earlier_sections(root: Path, plan: Plan, size: str, but: Sequence[str] = ()) -> list[str]:
     """Sections that an earlier reproduction of the same size in the folder has made, and that stay on the page; one that would be made
-    otherwise now, or that is not all there any more, is left out with a warning."""
+    otherwise now, or that is not all there any more, is left out with a warning. ``but`` are not looked at."""
     kept = []
     for name in _noted(root, size).sections:
-        if name not in SECTIONS or name == OWN:
+        if name not in SECTIONS or name in (OWN, *but):
             continue
-        runs = SECTIONS[name].runs(plan)
         try:
-            check_runs(runs, root)
+            _check_there(SECTIONS[name].runs(plan), root, plan)
+            SECTIONS[name].check(plan, root)
         except ValueError as error:
             logger.warning("the section %s does not stay on the page: %s", name, error)
             continue
-        if all(finished(run, root) for run in runs):
-            kept.append(name)
-        else:
-            logger.warning("the section %s does not stay on the page: some of its runs are not there", name)
+        kept.append(name)
     return kept
 
 
-def with_earlier_variants(variants: Sequence[str], root: Path, size: str) -> tuple[OwnVariant, ...]:
+def _check_there(runs: Sequence[Run], root: Path, plan: Plan) -> None:
+    """Whether runs are finished, with their worlds and bases, as they would be made now.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    check_runs(runs, root)
+    if not all(finished(run, root) for run in runs):
+        raise ValueError("some of its runs are not there")
+    for base in {run.base for run in runs} - {PLAYGROUND}:
+        if not is_made(base, root):
+            raise ValueError(f"the base {base} is not there")
+    for world in {name for run in runs for name in run.world.split("+")}:
+        check_world(world, data_folder(world, root, plan), plan.train_clips, plan.test_clips)
+
+
+def with_earlier_variants(variants: Sequence[str], root: Path, plan: Plan, size: str) -> tuple[OwnVariant, ...]:
     """A reader's own variants, behind those of an earlier reproduction of the same size in the folder, which stay on the page; one whose
-    name is given again is replaced, and one that cannot be read any more is left out, both with a warning.
+    name is given again is replaced, and one that would be made otherwise now or is not all there is left out, both with a warning.
 
     Raises:
         ValueError: if a variant is wrong.
     """
-    given = own_variants(variants)
+    given = {anchor(variant.name): variant for variant in own_variants(variants)}
     kept: list[str] = []
     for text in _noted(root, size).variants:
         try:
             (variant,) = own_variants([text])
+            again = given.get(anchor(variant.name))
+            if again is None:
+                _check_there(SECTIONS[OWN].runs(replace(plan, variants=(variant,))), root, plan)
+                kept.append(text)
+            elif again.changes != variant.changes:
+                now = " ".join(again.changes)
+                logger.warning("the variant %r was %s and is %s now", variant.name, " ".join(variant.changes), now)
         except ValueError as error:
-            logger.warning("a variant does not stay on the page: %s", error)
-            continue
-        again = next((new for new in given if new.name.casefold() == variant.name.casefold()), None)
-        if again is None:
-            kept.append(text)
-        elif again.changes != variant.changes:
-            logger.warning(
-                "the variant %r was %s and is %s now", variant.name, " ".join(variant.changes), " ".join(again.changes)
-            )
-    return own_variants([*kept, *variants])
+            logger.warning("the variant %r does not stay on the page: %s", text, error)
+    return own_variants([*dict.fromkeys(kept), *variants])
 
 
 def note_page(root: Path, size: str, names: Iterable[str], variants: Iterable[OwnVariant]) -> None:
-    """Keep in mind what is on the page, for ``earlier_sections`` and ``with_earlier_variants``."""
-    pages = {**_pages(root), size: _Page(tuple(names), tuple(variant.text for variant in variants))}
+    """Keep in mind what is on the page, for ``earlier_sections`` and ``with_earlier_variants``; a page of another size is gone."""
+    others = {key: page for key, page in _pages(root).items() if key != size}
+    if others and size not in _pages(root):
+        logger.warning("the page is of size %s now; the runs of the page of size %s are kept", size, " and ".join(others))
+    pages = {**others, size: _Page(tuple(names), tuple(variant.text for variant in variants))}
     atomic_write_json(root / PAGE_FILE, {key: page.to_dict() for key, page in pages.items()})
 
 

@@ -211,20 +211,36 @@ def _machine(device: str) -> str:
     )
 
 
-def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
-    """``measure_prefill`` in a process of its own, kept in a file of the folder and read from there the next time.
+def kept(patch: PatchConfig, root: Path, **settings: Any) -> Measured | None:
+    """What ``measured_once`` has left in a folder.
 
     Raises:
         ValueError: if the file is no such file, or of another patch or with other settings; the message names it.
     """
     path = root / FILE
-    if path.is_file():
-        kept = read_strict(Measured, read_json(path), str(path))
-        for name, now in {"patch": patch.to_dict(), **settings}.items():
-            if _as_written(getattr(kept, name)) != _as_written(now):
-                raise ValueError(f"{path} was measured with another {name} than it would be now; remove it to measure anew")
-        return kept
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    try:
+        found = read_strict(Measured, values, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; remove the file to measure anew") from None
+    for name, now in {"patch": patch.to_dict(), **settings}.items():
+        if _as_written(getattr(found, name)) != _as_written(now):
+            raise ValueError(f"{path} was measured with another {name} than it would be now; remove it to measure anew")
+    return found
+
+
+def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
+    """``measure_prefill`` in a process of its own, kept in a file of the folder and read from there the next time.
+
+    Raises:
+        ValueError: as ``kept`` does.
+    """
+    found = kept(patch, root, **settings)
+    if found is not None:
+        return found
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         measured = pool.submit(measure_prefill, patch, **settings).result()
-    atomic_write_json(path, measured.to_dict())
+    atomic_write_json(root / FILE, measured.to_dict())
     return measured

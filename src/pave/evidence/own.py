@@ -1,8 +1,9 @@
-"""Rows that a reader adds to a comparison: ``pave reproduce parts --variant "NAME: KEY=VALUE ..."``."""
+"""Rows that a reader adds to a comparison: ``pave reproduce --variant "NAME: KEY=VALUE ..."``."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 from pave.config import PatchConfig, read_strict
 from pave.evidence.runs import Run, recipe_of
 from pave.evidence.stored import FRAMES
+from pave.evidence.tables import anchor
 from pave.side_channels import build_encoder, encoder_source
 from pave.training.arguments import TrainingConfig
 from pave.training.recipe import Recipe
@@ -29,6 +31,7 @@ _FIXED = {
     "training.steps": _SAME_STEPS,
     "training.epochs": _SAME_STEPS,
     "training.seed": "every row is trained with the same seeds, which --size says",
+    "training.trainer": "it holds settings of the Trainer's own, which only a training would check",
     **{key: "no weight depends on it" for key in MAY_CHANGE if key.startswith("training.")},
 }
 """Keys that are no difference between rows, and why."""
@@ -60,19 +63,15 @@ def read_variants(texts: Iterable[str], reference: Run, taken: Iterable[str]) ->
     Raises:
         ValueError: naming the variant and what is wrong with it: its form, its name, a key or a value, or that it changes nothing.
     """
-    known = {_folded(name) for name in taken}
+    known = {anchor(name) for name in taken}
     found = []
     for text in texts:
         name, changes = _parts(text)
-        if _folded(name) in known:
-            raise ValueError(f"--variant {name!r}: there is a row of that name already; choose another name")
-        known.add(_folded(name))
+        if anchor(name) in known:
+            raise ValueError(f"--variant {name!r}: there is a row of that name already, but for signs; choose another name")
+        known.add(anchor(name))
         found.append(_variant(text.strip(), name, changes, reference))
     return tuple(found)
-
-
-def _folded(name: str) -> str:
-    return " ".join(name.split()).casefold()
 
 
 def _parts(text: str) -> tuple[str, list[str]]:
@@ -84,8 +83,12 @@ def _parts(text: str) -> tuple[str, list[str]]:
         raise ValueError(f"{shown}: {_FORM}")
     if not name:
         raise ValueError(f"{shown}: the name is empty; {_FORM}")
+    if not anchor(name):
+        raise ValueError(f"{shown}: the name has no letter from a to z and no digit, which links to its row are made of")
     if not text.strip().isprintable() or "`" in text:
-        raise ValueError(f"{shown}: it stands in one line of a page, so it takes no line break, tab or backtick")
+        raise ValueError(
+            f"{shown}: it stands in one line of a page, so it takes no backtick, no line break and nothing else that does not print"
+        )
     odd = [character for character in name if character in _NOT_IN_NAMES]
     if odd:
         raise ValueError(f"{shown}: the name stands in a table, so it takes none of {' '.join(_NOT_IN_NAMES)}, got {odd[0]!r}")
@@ -110,8 +113,9 @@ def _check_key(where: str, change: str) -> None:
         raise ValueError(
             f"{where}: {key!r} cannot be changed; a variant changes keys of a recipe that begin with {' or '.join(_SECTIONS)}"
         )
-    if key in _FIXED:
-        raise ValueError(f"{where}: {key} cannot be changed, as {_FIXED[key]}")
+    for fixed, why in _FIXED.items():
+        if key == fixed or key.startswith(f"{fixed}."):
+            raise ValueError(f"{where}: {key} cannot be changed, as {why}")
 
 
 def _variant(text: str, name: str, changes: Sequence[str], reference: Run) -> OwnVariant:
@@ -121,8 +125,9 @@ def _variant(text: str, name: str, changes: Sequence[str], reference: Run) -> Ow
     try:
         for change in changes:
             set_value(values, change)
+            _check_plain(values, change)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(_in_one_line(f"{where}: {error}")) from None
     recipe = read_strict(Recipe, values, where)
     training = _differences(before.training, recipe.training)
     if recipe.patch == before.patch and not training:
@@ -130,8 +135,20 @@ def _variant(text: str, name: str, changes: Sequence[str], reference: Run) -> Ow
     try:
         _check_buildable(recipe)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(_in_one_line(f"{where}: {error}")) from None
     return OwnVariant(text, name, tuple(changes), recipe.patch, training)
+
+
+def _check_plain(values: dict[str, Any], change: str) -> None:
+    """YAML knows dates, sets and infinite numbers, which no run could keep."""
+    try:
+        json.dumps(values, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError):
+        raise ValueError(f"{change!r} is no finite number, text, true, false, null, list or mapping of those") from None
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def _write_channels(plan: Plan, root: Path) -> str:
         f"{seeds_text(plan)} ({plan.train_clips} clips to train on, {plan.test_clips} others to test on, the same for "
         f"all; {_steps(plan)}). *Gain* is the patch minus LoRA on video only, question by question, in points. The base is never trained here: it was never asked "
         "questions that need a channel, nor taught their answers, so where these are words of their own it scores below guessing, 0 % at times. "
-        "Where an object is asked for, it answers much as if it were asked about the light, which in the clips with sound names the right object 45 times in "
-        "100. Neither says anything about the patch. What guessing alone reaches is *chance*; what a "
+        "Where an object is asked for, it mostly names the one that goes with the light, as if asked "
+        "about that: a guess, which can come out below one half. Neither says anything about the patch. What guessing alone reaches is *chance*; what a "
         "training on the same questions and steps reaches without the channel is LoRA on video only, which has the patch's LoRA and lacks its fusion module. "
         "The questions themselves are listed [below](#the-questions)."
     ]
@@ -81,8 +81,8 @@ def _questions(plan: Plan, root: Path) -> list[str]:
         silent = silent or [["every channel" if kind == SILENT[0] else "", *_question(kind, asked[kind])] for kind in SILENT]
     return [
         "### The questions",
-        "The first question of every type in the test set, its answer, and how many different answers and questions there are. The silent "
-        "questions are asked about the clips of every channel, here about those with sound; each channel has a world of clips of its own. In a type whose name "
+        "The first question of every type in the test set, its answer, and how many different answers there are and how many questions were asked. The silent "
+        "questions are asked about the clips of every channel, here about those with sound; each channel has a world of clips of its own. In a type of a channel whose name "
         "ends in *vision* the channel tells when, and the frames at that moment tell what.",
         markdown_table(["channel", "type", "question", "answer", "answers", "asked"], [*rows, *silent]),
     ]

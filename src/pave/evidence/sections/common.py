@@ -28,7 +28,7 @@ class Plan:
     measure: bool = True
     """Whether times are taken, which needs minutes at any size."""
     variants: tuple[OwnVariant, ...] = ()
-    """Rows that a reader adds to the section on parts."""
+    """Rows of a reader's own."""
 
     def steps_of(self, world: str) -> int:
         """Optimizer steps on a world."""
@@ -50,6 +50,8 @@ class Section:
     """The Markdown under the title, from the runs in a folder."""
     in_short: Callable[[Plan, Path], list[str]] = lambda plan, root: []
     """Its main numbers, a sentence or two each, with links to their rows; they are true whatever the runs gave."""
+    check: Callable[[Plan, Path], None] = lambda plan, root: None
+    """Raises ValueError if what it keeps in the folder beside its runs would be made otherwise now."""
     long: bool = False
     """Left out with one seed, which is to be done in half an hour, where no section is named."""
 

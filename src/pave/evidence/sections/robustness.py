@@ -64,7 +64,7 @@ def _runs(plan: Plan) -> list[Run]:
 def _write(plan: Plan, root: Path) -> str:
     return "\n\n".join(
         [
-            "Each patch is trained on streams as they are; then the stream of every test clip is changed. Accuracy in percent on the questions "
+            "The stream of every test clip is changed, after a training on streams as they are or with channel dropout. Accuracy in percent on the questions "
             "that need the channel, below it the difference to the same patch on the stream as it is, in points; "
             f"{seeds_text(plan)}. With the channel *removed* nobody can do better than chance on these questions, and *{BASE}* does worse where "
             "it was never taught the words of the answers: what counts there is the second table. Noise is Gaussian, as large as the standard "
@@ -77,7 +77,7 @@ def _write(plan: Plan, root: Path) -> str:
             "The silent questions with the channel there and with it removed, and the loss by removing it. The frames answer them, so nothing "
             f"needs to be lost. `missing_channel: base`, the default of the *{PATCH}*, must give the answers of the *{BASE}* there. "
             f"*{KEPT}* is the same weights with `missing_channel: lora_only`, the authors' behaviour; *{DROPOUT}* has that setting and met "
-            f"clips without their channel in training. What can be reached is *{VIDEO_ONLY}*, which never had the channel.",
+            f"clips without their channel in training. Beside them is *{VIDEO_ONLY}*, which never had the channel.",
             _silent_questions(plan, root),
         ]
     )
@@ -120,23 +120,28 @@ def _silent_questions(plan: Plan, root: Path) -> str:
 
 
 def _in_short(plan: Plan, root: Path) -> list[str]:
-    lines = []
-    for variant in (PATCH, DROPOUT):
+    changes = {change: words for change, words in CHANGES.items() if change != REMOVED and not change.startswith("shifted")}
+    variants = {world: _variants(world, plan) for world in _WORLDS}
+
+    def points(first: str, second: str, names: tuple[str, str]) -> str:
         found = []
-        for change, words in list(CHANGES.items())[1:]:
-            if change.startswith("shifted"):
-                continue
-            points = []
-            for world in _WORLDS:
-                runs, kind = _variants(world, plan)[variant], WORLDS[world].own[0]
-                by = 100 * difference(runs, runs, root, (kind,), (AS_IT_IS, change))[0]
-                points.append(
-                    linked(f"{by:+.1f}", "robustness", f"{world}, {kind.replace('_', ' ')}", _chance(world, kind), variant)
-                )
-            found.append(f"{words} {' and '.join(points)}")
-        lines.append(f"\n  - {variant}: {'; '.join(found)}")
-    worlds = " and of ".join(f"`{WORLDS[world].own[0]}`" for world in _WORLDS)
-    return [f"What a damaged stream costs on questions of {worlds}, in points against the stream as it is.{''.join(lines)}"]
+        for world, by in variants.items():
+            kind = WORLDS[world].own[0]
+            difference_of = 100 * difference(by[first], by[second], root, WORLDS[world].own, names)[0]
+            row = (f"{world}, {kind.replace('_', ' ')}", _chance(world, kind), second)
+            found.append(linked(f"{difference_of:+.1f}", "robustness", *row))
+        return " and ".join(found)
+
+    damaged = "; ".join(f"{words} {points(PATCH, PATCH, (AS_IT_IS, change))}" for change, words in changes.items())
+    dropped = "; ".join(
+        f"{words} {points(PATCH, DROPOUT, (change, change))}" for change, words in {AS_IT_IS: AS_IT_IS, **changes}.items()
+    )
+    channels = " and ".join(_WORLDS)
+    return [
+        f"A damaged stream, on all questions that need {channels}, in points:"
+        f"\n  - the patch against itself on the stream as it is: {damaged}"
+        f"\n  - {DROPOUT} against the patch on the same stream: {dropped}"
+    ]
 
 
 SECTION = Section("A channel that is damaged or gone", _runs, _write, _in_short)

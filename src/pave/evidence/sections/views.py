@@ -245,7 +245,7 @@ def _write(plan: Plan, root: Path) -> str:
     return "\n\n".join(
         [
             f"{_RULE} All of them, with the answers of the base, of LoRA on video only and of the patch, are on "
-            f"[a page of their own]({beside}{PAGE}); here are the first right ones of the two channels for which frame and moment matter most.",
+            f"[a page of their own]({beside}{PAGE}); here are the first right ones (wrong, where none is right) of the two channels for which frame and moment matter most.",
             _LEGEND,
             "The weights depend on the clip and on the patch, not on the question: the question only opens and closes the gate behind them. "
             "That no frame attends beyond its own time is alignment, not learning; where in its reach it looks is learnt.",
@@ -261,7 +261,7 @@ def _write(plan: Plan, root: Path) -> str:
             nine.shown(seen.sample, beside),
             "### Over all test clips",
             "Attention on the steps of the event, in percent, mean over the frames that may attend to such steps and to others. *Spread evenly* "
-            "is what weights that know nothing would put there. One clip can be pretty by chance; this table has them all. To look at the event is not enough: "
+            "is what weights that know nothing would put there. One clip can be pretty by chance; this table has all clips where an event and other steps are in reach of one frame. To look at the event is not enough: "
             "without alignment every frame is told the same, whenever it was. All are patches of the first seed; `scene3d` has no events.",
             _numbers(plan, root),
         ]
