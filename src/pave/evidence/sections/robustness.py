@@ -138,7 +138,7 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
     )
     channels = " and ".join(_WORLDS)
     return [
-        f"A damaged stream, on all questions that need {channels}, in points:"
+        f"A damaged stream ({channels}), on all questions that need it, in points:"
         f"\n  - the patch against itself on the stream as it is: {damaged}"
         f"\n  - {DROPOUT} against the patch on the same stream: {dropped}"
     ]
