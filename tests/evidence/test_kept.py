@@ -15,6 +15,7 @@ from pave.evidence import runs as making
 from pave.evidence.bases import report_of
 from pave.evidence.document import reproduce
 from pave.evidence.kept import check_runs, earlier_sections, note_page
+from pave.evidence.processes import one_thread_no_gpu, side_by_side
 from pave.evidence.runs import AS_IT_IS, RESULT, TRAINED, Run, answers, execute, facts_of, recipe_of
 from pave.evidence.sections import SECTIONS, SHORT
 from pave.evidence.sections.common import data_folder, video_only
@@ -172,10 +173,19 @@ def test_processes_of_a_reproduction_see_no_gpu(monkeypatch):
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *args, **settings: True)
     assert uses_accelerator()
-    making.one_thread_no_gpu()
+    one_thread_no_gpu()
     assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == ("1", "")
     assert not uses_accelerator()  # nor one of another kind, such as MPS
     assert TrainingConfig().arguments("out", num_steps=1).use_cpu
+
+
+def test_two_pieces_of_one_name_are_both_made(tmp_path):
+    """As a variant with one seed on two bases is."""
+    files = [tmp_path / name for name in "ab"]
+    assert sorted(side_by_side(Path.touch, [("x", (file,)) for file in files], 2)) == [0, 1]
+    assert all(file.exists() for file in files)
+    with pytest.raises(RuntimeError, match="^y: .*nowhere"):
+        list(side_by_side(Path.touch, [("y", (tmp_path / "nowhere" / "file",))], 1))
 
 
 @pytest.mark.slow

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pave.evidence.processes import side_by_side
 from pave.playground import base_path
 from pave.utils.embedded import PLAYGROUND
 from pave.utils.files import read_json
@@ -68,33 +67,14 @@ def make_bases(names: Iterable[str], root: Path, processes: int = 2) -> None:
     Raises:
         RuntimeError: naming the base that failed.
     """
-    import multiprocessing
-
     missing = [name for name in dict.fromkeys(names) if name != PLAYGROUND and not is_made(name, root)]
     if not missing:
         return
     logger.info("training %d bases: %s", len(missing), ", ".join(missing))
     decode = {name.endswith(SHORT): name for name in missing}  # the same clips for all of one length: made by one, used by all
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in [pool.submit(_decode, name, root) for name in decode.values()]:
-            done.result()
-        futures = {pool.submit(_make, name, root): name for name in missing}
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except Exception as error:
-                pool.shutdown(cancel_futures=True)
-                raise failure(f"base {futures[future]}", error) from error
-
-
-def failure(what: str, error: Exception) -> RuntimeError:
-    """What to tell of an error in one of several processes; one that was killed takes the others with it, so that none is named."""
-    if isinstance(error, BrokenProcessPool):
-        return RuntimeError(
-            "a process was killed from outside, often for want of memory; what is finished is kept: run the command again, with "
-            "--processes 1 if memory is short"
-        )
-    return RuntimeError(f"{what}: {error}")
+    for step, names_now in ((_decode, decode.values()), (_make, missing)):
+        for _ in side_by_side(step, [(f"base {name}", (name, root)) for name in names_now], processes):
+            pass
 
 
 def _settings(name: str) -> tuple[str, dict[str, Any]]:

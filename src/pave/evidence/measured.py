@@ -211,7 +211,7 @@ def _machine(device: str) -> str:
     )
 
 
-def kept(patch: PatchConfig, root: Path, **settings: Any) -> Measured | None:
+def read_measured(patch: PatchConfig, root: Path, **settings: Any) -> Measured | None:
     """What ``measured_once`` has left in a folder.
 
     Raises:
@@ -235,9 +235,9 @@ def measured_once(patch: PatchConfig, root: Path, **settings: Any) -> Measured:
     """``measure_prefill`` in a process of its own, kept in a file of the folder and read from there the next time.
 
     Raises:
-        ValueError: as ``kept`` does.
+        ValueError: as ``read_measured`` does.
     """
-    found = kept(patch, root, **settings)
+    found = read_measured(patch, root, **settings)
     if found is not None:
         return found
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

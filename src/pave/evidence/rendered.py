@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from pave.evidence.bases import failure
+from pave.evidence.processes import side_by_side
 from pave.evidence.sections.common import Plan, data_folder
 from pave.evidence.worlds import check_world, merge_worlds, write_world
 
@@ -41,14 +39,8 @@ def make_worlds(worlds: Iterable[str], root: Path, plan: Plan, processes: int) -
             missing.append(name)
     if missing:
         logger.info("rendering %d clips of each world: %s", plan.train_clips + plan.test_clips, ", ".join(missing))
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_make_world, name, single[name], plan): name for name in missing}
-            for future in as_completed(futures):
-                try:
-                    future.result()
-                except Exception as error:
-                    pool.shutdown(cancel_futures=True)
-                    raise failure(f"world {futures[future]}", error) from error
+        for _ in side_by_side(_make_world, [(f"world {name}", (name, single[name], plan)) for name in missing], processes):
+            pass
     for world, folder in data.items():
         if world not in single:
             folder.mkdir(parents=True, exist_ok=True)

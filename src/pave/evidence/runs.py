@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 from pave.config import PatchConfig
 from pave.data.samples import Sample, read_samples
 from pave.evaluation.predictions import Prediction, read_predictions
-from pave.evidence.bases import failure, folder_of
+from pave.evidence.bases import folder_of
+from pave.evidence.processes import side_by_side
 from pave.evidence.stored import DTYPE, FRAMES, fill_store, store_of
 from pave.evidence.worlds import SILENT_WEIGHTS, WORLDS
 from pave.patching import patch_slot
@@ -304,24 +303,13 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
 
 def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, processes: int) -> Iterator[Run]:
     """The first of each list of runs with the same weights, as they are finished."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread_no_gpu) as pool:
-        futures = {pool.submit(execute_alike, alike, data[alike[0].world], root): alike[0] for alike in missing}
-        for future in as_completed(futures):
-            run = futures[future]
-            try:
-                future.result()
-            except Exception as error:
-                pool.shutdown(cancel_futures=True)
-                raise failure(f"{run.world}, {run.variant}, seed {run.seed}", error) from error
-            yield run
-
-
-def one_thread_no_gpu() -> None:
-    """What every process of a reproduction does first; the Trainer would take a GPU where there is one."""
-    os.environ.update({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"})
+    pieces = [
+        (f"{run.world}, {run.variant}, seed {run.seed}", (alike, data[run.world], root))
+        for alike in missing
+        for run in alike[:1]
+    ]
+    for place in side_by_side(execute_alike, pieces, processes):
+        yield missing[place][0]
 
 
 def finished(run: Run, root: Path) -> bool:

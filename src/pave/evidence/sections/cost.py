@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pave.config import EncoderConfig, PatchConfig
-from pave.evidence.measured import BASE, Measured, kept, measured_once
+from pave.evidence.measured import BASE, Measured, measured_once, read_measured
 from pave.evidence.runs import Run
 from pave.evidence.sections.common import Plan, Section
 from pave.evidence.tables import linked, markdown_table
@@ -156,7 +156,7 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
 
 def _check(plan: Plan, root: Path) -> None:
     if plan.measure:
-        kept(presets()["compact"], root, frames=_MEASURED_FRAMES, rounds=_ROUNDS)
+        read_measured(presets()["compact"], root, frames=_MEASURED_FRAMES, rounds=_ROUNDS)
 
 
 SECTION = Section("What it costs at real size", _runs, _write, _in_short, _check)
