@@ -298,16 +298,16 @@ def execute_all(runs: Iterable[Run], data: dict[str, Path], root: Path, processe
         for run in _made([alike for alike in missing if bool(alike[0].added) is added], data, root, processes):
             number += 1
             seconds = time.monotonic() - start
-            logger.info("%d of %d: %s, %s, seed %d (%.0f s)", number, len(missing), run.world, run.variant, run.seed, seconds)
+            logger.info("%d of %d: %s (%.0f s)", number, len(missing), _title(run), seconds)
+
+
+def _title(run: Run) -> str:
+    return f"{run.world}, {run.variant}, seed {run.seed}"
 
 
 def _made(missing: Sequence[list[Run]], data: dict[str, Path], root: Path, processes: int) -> Iterator[Run]:
     """The first of each list of runs with the same weights, as they are finished."""
-    pieces = [
-        (f"{run.world}, {run.variant}, seed {run.seed}", (alike, data[run.world], root))
-        for alike in missing
-        for run in alike[:1]
-    ]
+    pieces = [(_title(alike[0]), (alike, data[alike[0].world], root)) for alike in missing]
     for place in side_by_side(execute_alike, pieces, processes):
         yield missing[place][0]
 
