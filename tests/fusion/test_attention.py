@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pave.fusion.attention import FrameParts, group_frames, windowed_attention, windowed_attention_weights
+from pave.fusion.attention import group_frames, windowed_attention, windowed_attention_weights
 from pave.fusion.temporal_alignment import Resampled, Windows
 
 N, H, S, M = 2, 3, 4, 2
@@ -40,13 +40,6 @@ def tensors(B, T, K, requires_grad=False):
     return make(B, T, S, D), make(B, K, M, D), make(B, K, M, D)
 
 
-def attended(query, key, value, groups, size):
-    """Attention of all frames, ``size`` of them at a time."""
-    parts = FrameParts(groups, [size] * len(groups))
-    inputs = zip(parts.cut(query.flatten(0, 1)), parts.windows(key), parts.windows(value), parts.masks(M), strict=True)
-    return parts.join([windowed_attention(*each, N) for each in inputs]).unflatten(0, query.shape[:2])
-
-
 CASES = {
     "equal lengths, no mask": (windows([[0, 2], [2, 0]], [[2, 2], [2, 2]], 4), 1, True),
     "ragged, one group": (windows([[0, 3], [1, 2]], [[3, 2], [2, 3]], 5), 1, False),
@@ -54,19 +47,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("size", [1, 2, 100])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_dense_attention(case, size, grad):
+def test_equals_dense_attention(case):
     plan, count, unmasked = CASES[case]
     B, T = plan.start_BT.shape
     query, key, value = tensors(B, T, plan.order_BK.shape[1])
     groups = group_frames(plan)
     assert len(groups) == count
     assert (groups[0].mask_FW is None) == (unmasked or count > 1)
-    with torch.set_grad_enabled(grad):
-        torch.testing.assert_close(attended(query, key, value, groups, size), dense(query, key, value, plan))
-        torch.testing.assert_close(attended(query, key, key, groups, size), dense(query, key, key, plan))
+    torch.testing.assert_close(windowed_attention(query, key, value, groups, N), dense(query, key, value, plan))
+    torch.testing.assert_close(windowed_attention(query, key, key, groups, N), dense(query, key, key, plan))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,7 +69,7 @@ def test_weights_are_those_of_the_attention(case):
     assert weights.shape == (B, T, N, S, key.shape[1], M)
     torch.testing.assert_close(weights.sum(dim=(-1, -2)), torch.ones(B, T, N, S, dtype=torch.float64))
     used = torch.einsum("btnskm,bkmnh->btsnh", weights, value.unflatten(-1, (N, H))).flatten(-2)
-    torch.testing.assert_close(used, attended(query, key, value, groups, 3))
+    torch.testing.assert_close(used, windowed_attention(query, key, value, groups, N))
 
 
 def test_cost_stays_within_twice_the_windows():
@@ -93,7 +83,7 @@ def test_cost_stays_within_twice_the_windows():
 def test_empty_windows_give_no_nan_forward_or_backward():
     plan = windows([[0, 4, 2]], [[2, 0, 2]], 4)
     query, key, value = tensors(1, 3, 4, requires_grad=True)
-    out = attended(query, key, value, group_frames(plan), 2)
+    out = windowed_attention(query, key, value, group_frames(plan), N)
     assert torch.isfinite(out).all()
     torch.where((plan.length_BT > 0)[:, :, None, None], out, 0.0).sum().backward()
     for tensor in (query, key, value):
@@ -104,7 +94,7 @@ def test_empty_windows_give_no_nan_forward_or_backward():
 def test_all_windows_empty():
     plan = windows([[0, 0]], [[0, 0]], 1)
     query, key, value = tensors(1, 2, 1)
-    assert torch.isfinite(attended(query, key, value, group_frames(plan), 2)).all()
+    assert torch.isfinite(windowed_attention(query, key, value, group_frames(plan), N)).all()
 
 
 def test_resampled_steps_stand_after_the_side_steps():

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fusion.slow_reference import make_module, slow_residual
-from pave.fusion import TemporalAlignedCrossAttention, layers
-from pave.fusion.attention import Packing
+from pave.fusion import TemporalAlignedCrossAttention
 from pave.tokens import QuestionTokens, SideTokens, VideoTokens
 
 S, M, C, Q, E = 4, 4, 5, 6, 12
@@ -409,75 +408,33 @@ def test_deepcopy_and_state_dict_round_trip():
 @pytest.mark.parametrize("alignment", ["timestamps", "index"])
 @pytest.mark.parametrize("empty_frames", ["skip", "nearest", "interpolate"])
 @pytest.mark.parametrize("rope", [False, True])
-def test_a_packed_ragged_batch_is_the_padded_one(monkeypatch, alignment, empty_frames, rope):
-    """Leaving out frames and steps that do not count changes neither results nor gradients."""
-    generator = torch.Generator().manual_seed(0)
-    B, T, S, K, M = 4, 6, 4, 9, 4
-    module = make_module(alignment=alignment, empty_frames=empty_frames, rope=rope, width=16, gate=True, num_heads=2)
-    valid_BT = torch.arange(T)[None] < torch.tensor([6, 2, 4, 1])[:, None]
-    times_BT = torch.where(valid_BT, torch.arange(T) + 0.5, torch.nan).double()
-    video = VideoTokens(torch.randn(B, T, S, 6, generator=generator).double(), valid_BT, times_BT, grid=(2, 2))
-    video.post_projector_BTSE.requires_grad_()
-    valid_BK = torch.arange(K)[None] < torch.tensor([3, 9, 0, 5])[:, None]
-    embeds = torch.randn(B, K, M, 5, generator=generator).double().requires_grad_()
-    times_BK = torch.rand(B, K, generator=generator).double() * 3
-    question = QuestionTokens(torch.randn(B, 3, 12, generator=generator).double(), torch.ones(B, 3, dtype=torch.bool))
-    results = []
-    for pack in (True, False):
-        if not pack:
-            monkeypatch.setattr(Packing, "of", classmethod(lambda cls, windows, valid: (None, False)))
-        module.zero_grad()
-        video.post_projector_BTSE.grad = embeds.grad = None
-        out = module(video, SideTokens(embeds, valid_BK, times_BK), question)
-        (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
-        parameters = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-        results.append((out, video.post_projector_BTSE.grad.clone(), embeds.grad.clone(), parameters))
-    packed, padded = results
-    torch.testing.assert_close(packed[:3], padded[:3], rtol=1e-10, atol=1e-10)
-    assert packed[3].keys() == padded[3].keys()
-    torch.testing.assert_close(packed[3], padded[3], rtol=1e-9, atol=1e-9)
-    assert (packed[0][2] == 0).all() and (packed[0][1, 2:] == 0).all() and (packed[0][0] != 0).any()
-
-
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("options", [{}, {"rope": True}, {"share_key_value_projection": True}, {"query_source": "learnable"}])
-def test_some_frames_at_a_time_are_all_at_once(monkeypatch, options, packed, grad):
-    """However the frames are cut, with gradients or without, the residual is one and the same; so are the gradients."""
-    B, T, S, K, M = 3, 5, 4, 40, 4
-    table = {"num_frames": T, "tokens_per_frame": S, "query_width": None} if "query_source" in options else {}
-    module = make_module(width=16, num_heads=2, gate=True, alignment="index", **options, **table)
-    counts = torch.tensor([5, 1, 3]) if packed else torch.tensor([5, 5, 5])
-    video = VideoTokens(torch.randn(B, T, S, 6).double(), torch.arange(T)[None] < counts[:, None], grid=(2, 2))
-    steps = torch.tensor([7, 40, 0] if packed else [40, 40, 40])
-    embeds = torch.randn(B, K, M, 5).double().requires_grad_()
-    side = SideTokens(embeds, torch.arange(K)[None] < steps[:, None])
-    question = QuestionTokens(torch.randn(B, 3, 12).double(), torch.ones(B, 3, dtype=torch.bool))
-    outputs = [("whole", 2**40)] + [(name, size) for name, size in (("two", 2 * S * 32 * 8), ("one", 1))]
-    results = []
-    for name, size in outputs:
-        monkeypatch.setitem(layers._PART_BYTES, "cpu", size)
-        module.zero_grad()
-        embeds.grad = None
-        with torch.set_grad_enabled(grad or name == "whole"):
-            out = module(video, side, question)
-        if out.requires_grad:
-            (out * torch.arange(out.numel()).view_as(out).sin()).sum().backward()
-            results.append((out.detach(), embeds.grad, {n: p.grad for n, p in module.named_parameters() if p.grad is not None}))
-        else:
-            torch.testing.assert_close(out, results[0][0], rtol=1e-12, atol=1e-12)
-            assert (out[0] != 0).any()
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-10, atol=1e-10)
-
-
-def test_what_is_left_out_is_not_computed():
-    module = make_module(alignment="index")
-    valid_BT = torch.arange(4)[None] < torch.tensor([4, 1])[:, None]
-    video = VideoTokens(torch.randn(2, 4, 3, 6).double(), valid_BT)
-    side = SideTokens(torch.randn(2, 8, 1, 5).double(), torch.arange(8)[None] < torch.tensor([8, 2])[:, None])
-    seen = {}
-    for name in ("query_embed", "side_embed"):
-        getattr(module, name).register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape}))
-    module(video, side)
-    assert seen == {"query_embed": (5, 3, 6), "side_embed": (1, 10, 1, 5)}
+def test_a_ragged_batch_has_the_results_and_gradients_of_its_videos(alignment, empty_frames, rope):
+    """Padding, and the other videos of a batch, change neither what a video gets nor what it teaches."""
+    options = {"alignment": alignment, "empty_frames": empty_frames, "rope": rope}
+    module = make_module(**options, width=16, gate=True, num_heads=2)
+    video, side = batch_of(RAGGED)
+    question = prompt(len(RAGGED))
+    embeds = side.embeds_BKMC.clone().requires_grad_()
+    weight = rand(*video.post_projector_BTSE.shape[:3], E, seed=9)
+    out = module(video, SideTokens(embeds, side.valid_BK, side.times_BK), question)
+    (out * weight).sum().backward()
+    together = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    for b, (queries, features, _, _) in enumerate(RAGGED):
+        T, K = len(queries), len(features)
+        one = VideoTokens(
+            video.post_projector_BTSE[b : b + 1, :T], video.valid_BT[b : b + 1, :T], video.times_BT[b : b + 1, :T]
+        )
+        alone = features[None].clone().requires_grad_()
+        times = None if side.times_BK is None else side.times_BK[b : b + 1, :K]
+        asked = QuestionTokens(question.embeds_BLE[b : b + 1], question.valid_BL[b : b + 1])
+        single = module(one, SideTokens(alone, side.valid_BK[b : b + 1, :K], times), asked)
+        (single * weight[b : b + 1, :T]).sum().backward()
+        torch.testing.assert_close(out[b : b + 1, :T], single, rtol=1e-10, atol=1e-10)
+        assert (out[b, T:] == 0).all()
+        if K:
+            torch.testing.assert_close(embeds.grad[b : b + 1, :K], alone.grad, rtol=1e-9, atol=1e-9)
+        assert (embeds.grad[b, K:] == 0).all()
+    apart = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert together.keys() == apart.keys()
+    torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pave.fusion.attention import Packing
+from pave.fusion.attention import group_frames
 from pave.fusion.base import ResidualFusion
 from pave.fusion.gate import InstructionGate
 from pave.fusion.layers import CrossAttentionLayer, SideStream
@@ -170,46 +170,18 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         """
         if self.gate is not None and question is None:
             raise ValueError("gate: the instruction-aware gate needs the prompt's tokens, but no question was given")
-        source_FSC = self._query_source(video).flatten(0, 1)
-        stream = self._side_stream(video, side, side_grid, pack=True)
-        (B, T), packing = video.valid_BT.shape, stream.packing
-        tokens = [
-            self._queries(part) for part in stream.parts.cut(source_FSC if packing is None else source_FSC[packing.frames_F])
-        ]
+        stream = self._side_stream(video, side, side_grid)
+        token_BTSD = self._queries(video)
         for layer in self.layers:
-            tokens = layer(tokens, stream)
-        frames = torch.arange(B * T, device=source_FSC.device) if packing is None else packing.frames_F
-        reads = None if stream.all_read else (stream.windows.length_BT > 0).flatten()
-        places = stream.parts.places()
-        outputs = (self._output(token, frames[place], T, question, reads) for token, place in zip(tokens, places, strict=True))
-        dtype = self.side_embed.weight.dtype
-        if torch.is_grad_enabled():
-            residual_FSE = stream.parts.join(list(outputs)).to(dtype)
-            return residual_FSE.unflatten(0, (B, T)) if packing is None else packing.spread(residual_FSE[None], B, T)
-        residual_FSE = self.side_embed.weight.new_zeros(B * T, source_FSC.shape[1], self.llm_width)
-        for place, output in zip(places, outputs, strict=True):
-            residual_FSE[place if packing is None else frames[place]] = output.to(dtype)
-        return residual_FSE.unflatten(0, (B, T))
-
-    def _output(
-        self, token_FSD: Tensor, frame_F: Tensor, T: int, question: QuestionTokens | None, reads: Tensor | None
-    ) -> Tensor:
-        """From the tokens of the last layer to the residual (F, S, E).
-
-        Args:
-            token_FSD: of some frames.
-            frame_F: which of the B * T frames they are.
-            T: frames of a video.
-            question: for the gate.
-            reads: for each of the B * T frames whether it reads a step; None where all of these do.
-        """
-        residual_FSE = self.dropout(token_FSD if self.output_mlp is None else self.output_mlp(token_FSD))
+            token_BTSD = layer(token_BTSD, stream)
+        residual_BTSE = self.dropout(token_BTSD if self.output_mlp is None else self.output_mlp(token_BTSD))
         if self.output_norm is not None:
-            residual_FSE = self.output_norm(residual_FSE)
+            residual_BTSE = self.output_norm(residual_BTSE)
         if self.gate is not None:
             assert question is not None
-            residual_FSE = residual_FSE * self.gate(token_FSD[None], question, frame_F // T)[0]
-        return residual_FSE if reads is None else torch.where(reads[frame_F, None, None], residual_FSE, 0.0)
+            residual_BTSE = residual_BTSE * self.gate(token_BTSD, question)
+        reads_BT = stream.windows.length_BT > 0
+        return torch.where(reads_BT[:, :, None, None], residual_BTSE, 0.0).to(self.side_embed.weight.dtype)
 
     @torch.no_grad()
     def attention_map(
@@ -220,12 +192,12 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         Side steps are in the caller's order. The weight on a resampled step is shared out to the two steps it was made of,
         so the weights of a token sum to 1, or to 0 where its frame reads nothing.
         """
-        stream = self._side_stream(video, side, side_grid, pack=False)
-        tokens = [self._queries(part) for part in stream.parts.cut(self._query_source(video).flatten(0, 1))]
+        stream = self._side_stream(video, side, side_grid)
+        token_BTSD = self._queries(video)
         *before, last = list(self.layers)[: layer % len(self.layers) + 1]
         for earlier in before:
-            tokens = earlier(tokens, stream)
-        weight_BTNSRM = last.attention_weights(tokens, stream)  # type: ignore[operator]
+            token_BTSD = earlier(token_BTSD, stream)
+        weight_BTNSRM = last.attention_weights(token_BTSD, stream)  # type: ignore[operator]
         weight_BTNSRM = torch.where((stream.windows.length_BT > 0)[:, :, None, None, None, None], weight_BTNSRM, 0.0)
         K = max(side.valid_BK.shape[1], 1)
         weight_BTNSKM = weight_BTNSRM[..., :K, :]
@@ -239,8 +211,9 @@ class TemporalAlignedCrossAttention(ResidualFusion):
                 weight_BTNSKM = weight_BTNSKM.scatter_add(4, index, extra * share)
         return weight_BTNSKM[..., : side.valid_BK.shape[1], :]
 
-    def _queries(self, source: Tensor) -> Tensor:
-        """The mapped queries (..., S, D) of what :meth:`_query_source` gives."""
+    def _queries(self, video: VideoTokens) -> Tensor:
+        """The mapped queries (B, T, S, D)."""
+        source = self._query_source(video)
         return source if self.query_embed is None else self.query_embed(source.to(self.query_embed.weight.dtype))
 
     def _query_source(self, video: VideoTokens) -> Tensor:
@@ -268,9 +241,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             )
         return source
 
-    def _side_stream(
-        self, video: VideoTokens, side: SideTokens, side_grid: tuple[int, int] | None, *, pack: bool
-    ) -> SideStream:
+    def _side_stream(self, video: VideoTokens, side: SideTokens, side_grid: tuple[int, int] | None) -> SideStream:
         """Align the side steps with the frames, map them, and resample where the alignment asks for it."""
         self._check_side(side, len(video.valid_BT))
         side = _at_least_one_step(side)
@@ -285,24 +256,17 @@ class TemporalAlignedCrossAttention(ResidualFusion):
             neighbourhood_seconds=self.neighbourhood_seconds,
             empty_frames=self.empty_frames,
         )
-        packing, all_read = Packing.of(windows, side.valid_BK) if pack else (None, False)
+        embeds_BRMD = self.side_embed(side.embeds_BKMC)
         if windows.resampled is not None:
-            embeds = self.side_embed(side.embeds_BKMC)
-            embeds = torch.cat([embeds, _resample(embeds, windows.resampled)], dim=1)
-            embeds = embeds if packing is None else packing.steps(embeds)
-        else:
-            embeds = self.side_embed(side.embeds_BKMC if packing is None else packing.steps(side.embeds_BKMC))
-        rotary = None
+            embeds_BRMD = torch.cat([embeds_BRMD, _resample(embeds_BRMD, windows.resampled)], dim=1)
+        angles = None
         if self.rope:
             S, M = video.post_projector_BTSE.shape[2], side.embeds_BKMC.shape[2]
             query_grid = video.grid or square_grid(S, "video tokens per frame")
             key_grid = side_grid or square_grid(M, "side tokens per step")
             frames, steps = (video.valid_BT, video.times_BT), (side.valid_BK, side.times_BK)
-            rotary = rotations(self.alignment, self.width // self.num_heads, windows, frames, steps, query_grid, key_grid)
-        query_width = 0 if self.query_embed is None else self.query_embed.in_features
-        tokens = video.post_projector_BTSE.shape[2]
-        frame_bytes = tokens * max(2 * self.width, self.llm_width, query_width) * embeds.element_size()
-        return SideStream(embeds, windows, rotary, packing, all_read, frame_bytes)
+            angles = rotations(self.alignment, self.width // self.num_heads, windows, frames, steps, query_grid, key_grid)
+        return SideStream(embeds_BRMD, windows, group_frames(windows), angles)
 
 
 def _resample(embeds: Tensor, made: Resampled) -> Tensor:

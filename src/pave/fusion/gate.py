@@ -37,13 +37,12 @@ class InstructionGate(nn.Module):
         nn.init.zeros_(self.to_scalar.weight)
         nn.init.zeros_(self.to_scalar.bias)
 
-    def forward(self, token_BTSD: Tensor, question: QuestionTokens, video_T: Tensor | None = None) -> Tensor:
+    def forward(self, token_BTSD: Tensor, question: QuestionTokens) -> Tensor:
         """The gate, (B, T, S, 1). A video whose prompt has no text is gated by its tokens alone.
 
         Args:
             token_BTSD: the fused tokens.
             question: the prompt of each video.
-            video_T: for tokens (1, T, S, D) of frames of several videos, the video of each frame.
         """
         valid_BL1 = question.valid_BL[:, :, None]
         embeds_BLE = question.embeds_BLE.to(self.from_question.weight.dtype)
@@ -51,5 +50,4 @@ class InstructionGate(nn.Module):
         mean_BE = total_BE / valid_BL1.sum(dim=1).clamp(min=1)
         question_BD = self.from_question(F.layer_norm(mean_BE, mean_BE.shape[-1:]))
         token_BTSD = self.from_token(F.layer_norm(token_BTSD, token_BTSD.shape[-1:]))
-        question_BTSD = question_BD[:, None, None] if video_T is None else question_BD[video_T][None, :, None]
-        return 2 * torch.sigmoid(self.to_scalar(F.gelu(token_BTSD + question_BTSD)))
+        return 2 * torch.sigmoid(self.to_scalar(F.gelu(token_BTSD + question_BD[:, None, None])))

@@ -13,7 +13,6 @@ truncated; grid coordinates are as under index alignment. Only differences of po
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -40,10 +39,6 @@ class Rotation:
         turned = torch.cat([-second, first], dim=-1)
         rotated = x * self.cos[..., None, :] + turned * self.sin[..., None, :]
         return rotated.flatten(-2).to(tokens_BTSD.dtype)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Rotation:
-        """The angles laid out otherwise, as the tokens are."""
-        return Rotation(change(self.cos), change(self.sin))
 
 
 def sections(head_width: int) -> tuple[int, int, int]:
