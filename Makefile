@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types contracts check bare install dev clean help
+.PHONY: demo test lint types contracts check bare package install dev clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -44,6 +44,11 @@ bare: $(VENV)/.core  ## every module imports (in CI before any extra is installe
 	$(BIN)/python .ci/import_everything.py && $(BIN)/pave --version
 
 check: test lint types contracts  ## all of these
+
+package: $(VENV)/.dev  ## wheel and sdist in dist/, each tried in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python .ci/try_package.py dist/*.whl dist/*.tar.gz
 
 clean:               ## remove what the commands made
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

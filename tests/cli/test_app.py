@@ -1,6 +1,7 @@
 """The command as a whole: help, exit codes, one clear sentence, JSON alone on standard output, fast start."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -22,8 +23,9 @@ def _debug_off():
     debug_mode.reset(token)
 
 
-def test_version(capsys):
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(option, capsys):
+    assert main([option]) == 0
     assert capsys.readouterr().out == f"pave {pave.__version__}\n"
 
 
@@ -93,6 +95,26 @@ def test_debug_shows_the_traceback_wherever_it_stands(arguments, capsys):
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and "Traceback" in err and "there is no preset 'big'" in err.splitlines()[-1]
+
+
+def test_verbose_tells_more_and_quiet_tells_less(capsys):
+    for arguments, shown in (([], False), (["--verbose"], True), (["--quiet"], False)):
+        assert main(["show", "--preset", "compact", *arguments]) == 0
+        logging.getLogger("pave.x").debug("a detail")
+        logging.getLogger("pave.x").info("a step")
+        messages = capsys.readouterr().err
+        assert ("a detail" in messages) is shown and ("a step" in messages) is (arguments != ["--quiet"])
+        assert "Traceback" not in messages
+    assert main(["show", "--quiet", "--debug"]) == 2
+    assert "--quiet and --debug ask for opposite things; give one" in capsys.readouterr().err
+
+
+def test_a_shell_can_complete_verbs_and_options():
+    shell = {"_PAVE_COMPLETE": "complete_bash", "COMP_WORDS": "pave ex", "COMP_CWORD": "1"}
+    words = subprocess.run(
+        [sys.executable, "-m", "pave.cli"], env={**os.environ, **shell}, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert words == ["extract", "export"]
 
 
 def test_debug_by_environment(capsys, monkeypatch):

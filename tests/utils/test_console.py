@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from pave.utils.console import setup_logging, track
+from pave.utils.console import _time_left, setup_logging, track
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_track_yields_everything_and_logs_the_end(capsys):
     setup_logging()
     assert list(track([3, 1, 2], "Scoring", every_seconds=0)) == [3, 1, 2]
     lines = capsys.readouterr().err.splitlines()
-    assert [line.rsplit(",", 1)[0] for line in lines] == ["Scoring: 1 of 3", "Scoring: 2 of 3", "Scoring: 3 of 3 done"]
+    assert [line.split(",")[0] for line in lines] == ["Scoring: 1 of 3", "Scoring: 2 of 3", "Scoring: 3 of 3 done"]
 
 
 def test_track_of_a_generator_and_without_display(capsys):
@@ -47,3 +47,25 @@ def test_track_of_a_generator_and_without_display(capsys):
     assert capsys.readouterr().err == ""
     assert list(track((x for x in "ab"), "Reading")) == ["a", "b"]
     assert capsys.readouterr().err.startswith("Reading: 2 done")
+
+
+def test_track_shows_nothing_where_only_warnings_are_wanted(capsys):
+    setup_logging(logging.WARNING)
+    assert list(track([3, 1], "Scoring", every_seconds=0)) == [3, 1]
+    logging.getLogger("pave.x").warning("shown")
+    assert capsys.readouterr().err == "shown\n"
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "text"),
+    [
+        (1, 4, 10.0, ", about 30 s left"),
+        (1, 4, 40.0, ", about 2 min left"),
+        (10, 100, 1200.0, ", about 3 h left"),
+        (4, 4, 10.0, ""),
+        (3, None, 10.0, ""),
+        (0, 5, 1.0, ""),
+    ],
+)
+def test_the_time_left_is_that_of_the_pace_so_far(done, total, seconds, text):
+    assert _time_left(done, total, seconds) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from pave.cli import (
     train,
 )
 from pave.cli import eval as evaluate
-from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded
+from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded, message_level
 
 app = typer.Typer(
     name="pave",
@@ -44,7 +45,6 @@ app = typer.Typer(
     2 wrong usage or bad input, 130 interrupted.
     """,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -86,12 +86,19 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _global_options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+    version: bool = typer.Option(
+        False, "--version", "-V", callback=_show_version, is_eager=True, help="Print the version and stop."
+    ),
+    quiet: bool = typer.Option(False, "--quiet", help="Warnings and errors only, no progress. Anywhere on the line."),
+    verbose: bool = typer.Option(False, "--verbose", help="More messages, with their times. Anywhere on the line."),
     debug: bool = typer.Option(
-        False, "--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error, and more messages. Anywhere on the line."
+        False, "--debug", envvar=DEBUG_VARIABLE, help="As --verbose, with the traceback of an error. Anywhere on the line."
     ),
 ) -> None:
+    if quiet and (verbose or debug):
+        raise typer.BadParameter(f"--quiet and {'--verbose' if verbose else '--debug'} ask for opposite things; give one")
     debug_mode.set(debug)
+    message_level.set(logging.WARNING if quiet else logging.DEBUG if verbose or debug else logging.INFO)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -102,9 +109,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
-    if "--debug" in options:
-        given.remove("--debug")
-        given.insert(0, "--debug")
+    for flag in ("--quiet", "--verbose", "--debug"):  # anywhere on the line, yet options of the command as a whole
+        if flag in options:
+            given.remove(flag)
+            given.insert(0, flag)
     try:
         app(given, prog_name="pave")
     except SystemExit as stop:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEBUG_VARIABLE = "PAVE_DEBUG"
 debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
+message_level: ContextVar[int] = ContextVar("pave_message_level", default=logging.INFO)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -72,7 +73,7 @@ def guarded(function: _Function) -> _Function:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         debug = debug_mode.get()
         as_json = bool(kwargs.get("json_output"))
-        setup_logging(logging.DEBUG if debug else logging.INFO)
+        setup_logging(message_level.get())
         try:
             with _stdout_kept_for_json(as_json):
                 value = function(*args, **kwargs)

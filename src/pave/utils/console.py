@@ -28,7 +28,8 @@ def setup_logging(level: int = logging.INFO) -> None:
 def track(
     items: Iterable[_T], description: str, *, total: int | None = None, every_seconds: float = 10.0, enabled: bool = True
 ) -> Iterator[_T]:
-    """Yield ``items`` and show how far the work is: a bar on a terminal, otherwise a log line now and then.
+    """Yield ``items`` and show how far the work is, with an estimate of the time left: a bar on a terminal, otherwise a log line
+    now and then. Nothing is shown where only warnings are wanted.
 
     Args:
         items: what to go through.
@@ -39,7 +40,7 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if not enabled:
+    if not enabled or logging.getLogger("pave").level > logging.INFO:
         yield from items
     elif sys.stderr.isatty():
         yield from _track_with_bar(items, description, total)
@@ -68,5 +69,16 @@ def _track_with_lines(items: Iterable[_T], description: str, total: int | None, 
         now = time.monotonic()
         if now - last >= every_seconds and count != total:
             last = now
-            logger.info("%s: %d%s, %.0f s", description, count, of_total, now - start)
+            logger.info("%s: %d%s, %.0f s%s", description, count, of_total, now - start, _time_left(count, total, now - start))
     logger.info("%s: %d%s done, %.0f s", description, count, of_total, time.monotonic() - start)
+
+
+def _time_left(done: int, total: int | None, seconds: float) -> str:
+    """``, about 2 min left`` for what remains at the pace so far; nothing where the end is not known."""
+    if total is None or not 0 < done < total:
+        return ""
+    left = seconds / done * (total - done)
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if left >= 1.5 * size:
+            return f", about {left / size:.0f} {unit} left"
+    return f", about {left:.0f} s left"
