@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass
+from math import isinf
 from typing import Literal
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
@@ -29,9 +30,11 @@ class WrittenTime:
 
 def number_of(text: str) -> float | None:
     """The number that a text is, NaN and infinity among them, or None. Nothing but ASCII digits, sign, point and exponent: what
-    Python's ``float`` takes beyond that (``1_000``, digits of other scripts) is no number of a data file."""
+    Python's ``float`` takes beyond that (``1_000``, digits of other scripts) is no number of a data file, and neither is one that is
+    too large for it."""
     text = text.strip()
-    return float(text) if _NUMBER.fullmatch(text) else None
+    found = float(text) if _NUMBER.fullmatch(text) else None
+    return None if found is not None and isinf(found) and text[-1] in "0123456789." else found
 
 
 def time_of(text: str) -> WrittenTime | None:
