@@ -198,7 +198,10 @@ BIG = 10**400
     ("change", "words"),
     [
         (lambda c: c["frames"][1]["pose"][0].__setitem__(3, BIG), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
-        (lambda c: c["frames"][1]["pose"][0].__setitem__(3, 1e300), r"1\.png: the pose puts the camera 1e\+300 m from the origin"),
+        (
+            lambda c: c["frames"][1]["pose"][0].__setitem__(3, 1e300),
+            r"1\.png: the pose puts the camera 1e\+300 m from the origin",
+        ),
         (lambda c: c["frames"][1]["pose"][0].__setitem__(0, 1e300), "the pose is not rigid"),
         (lambda c: c["frames"][1]["pose"][0].__setitem__(0, "1_0"), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
         (lambda c: c["frames"][1].update(time=BIG), r"frames\[1\]: time: a number is needed, got 1000"),
@@ -245,7 +248,9 @@ def scaled(folder, factor, usable=()):
 
 def test_depth_of_which_nothing_can_be_used_is_an_error(tmp_path):
     encoder = build_encoder(EncoderConfig(name="scene3d", settings=SETTINGS))
-    with pytest.raises(ValueError, match=r"every depth is beyond max_depth 10 m \(the middle one is [2-9]\d{3} m\).*depth_unit"):
+    with pytest.raises(
+        ValueError, match=r"every depth is beyond max_depth 10 m \(the middle one is [2-9]\d{3} m\).*depth_unit"
+    ):
         encoder.encode(read(scaled(tmp_path, 1000)))
     with pytest.raises(ValueError, match=r"every depth is negative, behind the camera; .*change its sign"):
         encoder.encode(read(scaled(tmp_path, -1)))

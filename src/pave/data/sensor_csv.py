@@ -14,7 +14,11 @@ from pave.data.written import TimeKind, number_of, time_of
 
 Column = NDArray[Any]
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_KINDS = {"clock": "times as HH:MM:SS", "date": "times as ISO 8601", "date with a time zone": "times as ISO 8601 with a time zone"}
+_KINDS = {
+    "clock": "times as HH:MM:SS",
+    "date": "times as ISO 8601",
+    "date with a time zone": "times as ISO 8601 with a time zone",
+}
 
 
 @dataclass
@@ -66,7 +70,9 @@ def read_csv(name: str, columns: Sequence[str], time_column: str, wanted: Callab
                     is_time = column == time_column and column not in columns
                     into.append((cells.time if is_time else cells.number)(row[place], column, rows.line_num))
                 if len(numbers[0]) > most:
-                    raise ValueError(f"it holds {len(numbers[0])} readings, more than the {most} that are read; cut it into shorter files")
+                    raise ValueError(
+                        f"it holds {len(numbers[0])} readings, more than the {most} that are read; cut it into shorter files"
+                    )
         except csv.Error as error:
             raise ValueError(f"line {rows.line_num} is not CSV: {error}") from None
         except UnicodeDecodeError as error:
@@ -129,7 +135,9 @@ class Cells:
             self._plain = line if written is None and self._plain is None else self._plain
             kind = None if written is None else written.kind
             if (self.kind is not None and kind != self.kind) or (kind is not None and self._plain is not None):
-                raise ValueError(f"line {line}, column {column!r}: the time {cell[:40]!r} is written in another way than those before")
+                raise ValueError(
+                    f"line {line}, column {column!r}: the time {cell[:40]!r} is written in another way than those before"
+                )
             self.kind = kind
         return found
 

@@ -237,9 +237,7 @@ def _hdf5(name: str, columns: Sequence[str], time_column: str) -> Table:
         return _arrays(dataset, list(file.keys()), columns, time_column)
 
 
-def _arrays(
-    get: Callable[[str], Column | None], names: Sequence[str], columns: Sequence[str], time_column: str
-) -> Table:
+def _arrays(get: Callable[[str], Column | None], names: Sequence[str], columns: Sequence[str], time_column: str) -> Table:
     """Columns from named arrays; ``imu.2`` is column 2 of the matrix ``imu``."""
     found = Table({})
     for column in dict.fromkeys([*columns, time_column]):

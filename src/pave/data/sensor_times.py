@@ -72,7 +72,11 @@ class SensorClock:
         if table.times is None and self.origin.kind == "date with a time zone":  # numbers since 1970
             return self.origin.seconds / unit
         if table.times != self.origin.kind:
-            times = "numbers" if table.times is None else f"of the kind {table.times!r} (as HH:MM:SS, or as ISO 8601 with or without zone)"
+            times = (
+                "numbers"
+                if table.times is None
+                else f"of the kind {table.times!r} (as HH:MM:SS, or as ISO 8601 with or without zone)"
+            )
             raise ValueError(
                 f"the zero in the .json file is of the kind {self.origin.kind!r}, which cannot be taken off its times, which are {times}; "
                 "write the zero as the log writes its times"

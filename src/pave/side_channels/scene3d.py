@@ -99,6 +99,8 @@ class Scene3DEncoder:
 
     source: ClassVar[str] = "scene3d"
     sample_rate: int | None = None
+    unusable: ClassVar[str] = "without a valid depth"
+    """What the rest of a step lacks, of which ``usable`` is a part."""
 
     def __init__(
         self,

@@ -79,7 +79,9 @@ class SensorSeries:
         missing = [name for name in names if name not in self.names]
         if missing:
             raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(map(repr, self.names))}")
-        return SensorSeries(self.values_nC[:, [self.names.index(name) for name in names]], self.times_n, tuple(names), self.read_as)
+        return SensorSeries(
+            self.values_nC[:, [self.names.index(name) for name in names]], self.times_n, tuple(names), self.read_as
+        )
 
 
 class SensorWindows:
