@@ -42,6 +42,7 @@ from pave.training.checkpoints import (
 from pave.training.held_out import HeldOut
 from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.together import problems_of_all, raise_together
+from pave.utils.files import naming_disk
 
 logger = logging.getLogger(__name__)
 
@@ -260,8 +261,9 @@ class PatchTrainer(transformers.Trainer):
         """Write something on every process. If it fails on one, all give up and the earlier checkpoints stay."""
         error: Exception | None = None
         try:
-            part()
-        except Exception as caught:  # torch and safetensors have errors of their own for a full disk
+            with naming_disk(target):
+                part()
+        except Exception as caught:
             error = caught
         problems = problems_of_all(self.accelerator, None if error is None else reason(error))
         if problems:
