@@ -111,14 +111,16 @@ class FusionConfig(Strict):
     """cross_attention adds a residual to the video tokens (the paper); concat and interleave are baselines that hand the
     side tokens to the language model as extra tokens, after the video or after each frame."""
     alignment: Literal["timestamps", "index"] = "timestamps"
-    """timestamps: a frame sees the side steps nearest to it in seconds. index: the K steps are cut into T chunks (the paper)."""
+    """timestamps: a frame sees the side steps in its own interval of time, which ends halfway to the frames beside it. index: the K
+    steps, in the order of their times, are cut into T chunks by their number (the paper)."""
     neighbourhood_frames: int = 0
     """How many further frames either side a frame may look at: 0 = its own interval only."""
     neighbourhood_seconds: float = 0.0
     """Seconds added either side of a frame's interval (timestamps alignment only)."""
     empty_frames: Literal["skip", "nearest", "interpolate"] = "skip"
-    """What a frame with no side step in reach gets under timestamps alignment: nothing (exactly no residual), the nearest
-    step, or the stream linearly interpolated at the frame's time. Index alignment resamples a short stream, as the paper does."""
+    """What a frame with no side step in reach gets under timestamps alignment: nothing (exactly no residual), the step nearest in
+    time (the earlier of two equally near), or the stream linearly interpolated at the frame's time. Index alignment resamples a stream
+    of fewer steps than frames, as the paper does."""
     query_source: Literal["post_projector", "pre_projector", "learnable"] = "post_projector"
     """Where queries come from: tokens as the language model sees them, vision features before the projector (the paper;
     families that expose them), or a learnt table of (num_frames, tokens_per_frame)."""

@@ -14,6 +14,7 @@ from pave.data.samples import read_samples
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.playground.further import render_further, write_further_samples
+from rendered_scene import intrinsics, look, render
 
 RATE, FPS, SECONDS = 16_000, 8, 2.0
 CHANNELS = {
@@ -63,6 +64,21 @@ def readings(path, start, end):
     path.write_text("\n".join(["time,reading", *rows]) + "\n")
 
 
+def shallow(folder, poses, unit):
+    """A scene seen from three places; ``poses`` changes the poses, ``unit`` is what a metre is stored as."""
+    folder.mkdir()
+    K = intrinsics(24, 32, 30.0)
+    frames = []
+    for i in range(3):
+        pose = look(0.1 * i, 0.05 * i, (0.2 * i, -0.1 * i, 0.3 * i))
+        depth, _, rgb = render(pose, K, 24, 32)
+        write_picture(folder / f"{i}.png", rgb)
+        np.save(folder / f"{i}.npy", (np.where(depth < 60, depth, 0) * unit).astype(np.float32))
+        frames.append({"rgb": f"{i}.png", "depth": f"{i}.npy", "pose": (pose @ poses).tolist(), "time": 0.5 * i})
+    camera = {"fx": 30, "fy": 30, "cx": 15.5, "cy": 11.5, "width": 32, "height": 24}
+    (folder / "scene.json").write_text(json.dumps({"intrinsics": camera, "frames": frames}))
+
+
 def plant(folder):
     """Writes the media; returns the lines of the first file, each with the codes of errors and warnings that it must get."""
     rng = np.random.default_rng(0)
@@ -87,6 +103,15 @@ def plant(folder):
     (folder / "broken.npy").write_bytes(b"no array")
     readings(folder / "apart.csv", 100, 103)
     (folder / "broken.csv").write_text("time,reading\n0,one\n")
+    readings(folder / "late.csv", 1.2, 4.5)
+    readings(folder / "semicolons.csv", 0, 2)
+    text = (folder / "semicolons.csv").read_text()
+    (folder / "semicolons.csv").write_text(text.replace(",", ";").replace(".", ","))
+    shallow(folder / "right", np.eye(4), 1)
+    shallow(folder / "opengl", np.diag([1, -1, -1, 1]), 1)
+    shallow(folder / "nodepth", np.eye(4), 0)
+    shallow(folder / "millimetres", np.eye(4), 1000)
+    (folder / "longnumber.csv").write_text("time,reading\n0," + "9" * 400 + "\n")
     scannet(folder / "uneven", depths=2)
     scannet(folder / "lost")
     (folder / "lost" / "intrinsic" / "intrinsic_color.txt").unlink()
@@ -127,6 +152,13 @@ def plant(folder):
         side("badwav", "audio", "broken.npy", "media-unreadable"),
         side("apart", "imu", "apart.csv", "channel-apart"),
         side("badimu", "imu", "broken.csv", "sensor-unreadable"),
+        side("lateimu", "imu", "late.csv", "channel-little"),
+        side("semicolons", "imu", "semicolons.csv"),
+        side("longnumber", "imu", "longnumber.csv", "sensor-unreadable"),
+        side("right", "scene", "right/scene.json"),
+        side("opengl", "scene", "opengl/scene.json", "scene3d-axes"),
+        side("nodepth", "scene", "nodepth/scene.json", "channel-idle"),
+        side("millimetres", "scene", "millimetres/scene.json", "scene3d-unreadable"),
         side("uneven", "scene", "uneven", "scene3d-counts"),
         side("lost", "scene", "lost", "scene3d-unreadable"),
         line("noanswer", "answer-missing", answer=None),
@@ -197,6 +229,17 @@ def test_a_finding_says_who_where_what_and_what_to_do(planted):
         assert one.code in DEFECTS and "\n" not in one.sentence
 
 
+def test_what_of_a_channel_acts_and_how_a_log_was_read_is_said(planted):
+    _, _, report = planted
+    said = {one.samples[0]: one for one in report.findings if one.channel in ("imu", "scene") and one.samples}
+    assert said["semicolons"].severity == "note" and said["semicolons"].code == "sensor-format"
+    assert said["semicolons"].message == "it was read with cells between semicolons, decimal commas"
+    assert said["lateimu"].message.startswith("29 % of its 7 steps can act: 5 lie outside of what frames reach")
+    assert said["nodepth"].message == "nothing of its 3 steps can act: 100 % is without a valid depth"
+    assert "every depth is beyond max_depth 10 m (the middle one is" in said["millimetres"].message
+    assert "if the poses are OpenGL's axes (y up, z backward)" in said["opengl"].message
+
+
 def test_a_required_channel_makes_an_error_of_a_note(planted):
     folder, _, report = planted
     assert {one.severity for one in report.findings if one.code == "audio-none"} == {"error"}
@@ -212,7 +255,8 @@ def test_quick_only_probes(planted):
     folder, expected, _ = planted
     setup = Setup.from_dict({"channels": CHANNELS, "frames": {"num_frames": 4}, "required": ["audio"], "quick": True})
     report = examine([folder / "train.jsonl"], setup, workers=0, progress=False)
-    decoded = {"split-media", "split-question", "text-special", "prompt-long", "answer-long", "word-unknown", "channel-apart"}
+    decoded = {"split-media", "split-question", "text-special", "prompt-long", "answer-long", "word-unknown"}
+    decoded |= {"channel-apart", "channel-idle", "channel-little"}
     decoded |= {code for code in DEFECTS if code.startswith(("features-", "scene3d-", "sensor-"))}
     assert found_by_sample(report, folder / "train.jsonl") == {name: codes - decoded for name, codes in expected.items()}
 
@@ -222,9 +266,11 @@ def test_what_is_written_is_clean_and_what_is_left_out_is_listed(planted, tmp_pa
     before = (folder / "train.jsonl").read_bytes()
     cleaned = write_clean(report, tmp_path / "clean.jsonl", strict=True)
     kept = [name for name, codes in expected.items() if not codes]
-    assert [sample.id for sample in read_samples(tmp_path / "clean.jsonl")] == kept == ["clean", "clean2"]
+    assert (
+        [sample.id for sample in read_samples(tmp_path / "clean.jsonl")] == kept == ["clean", "clean2", "semicolons", "right"]
+    )
     left_out = json.loads((tmp_path / "clean.left_out.json").read_text())
-    assert (left_out["kept"], cleaned.dropped) == (2, len(left_out["left_out"])) == (2, len(expected) - 2 + len(BAD_LINES))
+    assert (left_out["kept"], cleaned.dropped) == (4, len(left_out["left_out"])) == (4, len(expected) - 4 + len(BAD_LINES))
     why = {one["id"]: {reason["code"] for reason in one["why"]} for one in left_out["left_out"] if one["id"]}
     assert why == {name: codes for name, codes in expected.items() if codes}
     again = examine([tmp_path / "clean.jsonl"], Setup.from_dict({"channels": CHANNELS, "quick": True}), workers=0)

@@ -94,8 +94,12 @@ def test_units_are_as_stated(tmp_path):
     Image.fromarray(stored).save(tmp_path / "d.png")
     assert read_depth(tmp_path / "d.png").tolist() == (stored / np.float32(1000)).tolist()
     assert read_depth(tmp_path / "d.png", 0.0002)[0, 2] == np.float32(0.3)
-    np.save(tmp_path / "d.npy", stored)
-    assert read_depth(tmp_path / "d.npy")[0, 2] == 1500 and read_depth(tmp_path / "d.npy", 0.001)[0, 2] == np.float32(1.5)
+    np.save(tmp_path / "d.npy", stored)  # whole numbers are millimetres, in whatever kind of file
+    assert read_depth(tmp_path / "d.npy").tolist() == read_depth(tmp_path / "d.png").tolist()
+    assert read_depth(tmp_path / "d.npy", 1.0)[0, 2] == 1500
+    np.save(tmp_path / "f.npy", stored.astype(np.float32))
+    assert read_depth(tmp_path / "f.npy")[0, 2] == 1500 and read_depth(tmp_path / "f.npy", 0.001)[0, 2] == np.float32(1.5)
+    assert np.isinf(read_depth(tmp_path / "f.npy", 1e308)[0, 2])
     half = next(iter(read(write_json(tmp_path, depth_unit=0.0005)))).depth_HW
     near = RENDERED[0][0] < 65
     np.testing.assert_allclose(half[near], np.rint(RENDERED[0][0][near] * 1000) * 0.0005, rtol=1e-6)
@@ -185,6 +189,76 @@ def test_bad_descriptions_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words) as caught:
         list(read(changed(tmp_path, change)))
     assert str(tmp_path) in str(caught.value)
+
+
+BIG = 10**400
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["frames"][1]["pose"][0].__setitem__(3, BIG), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
+        (
+            lambda c: c["frames"][1]["pose"][0].__setitem__(3, 1e300),
+            r"1\.png: the pose puts the camera 1e\+300 m from the origin",
+        ),
+        (lambda c: c["frames"][1]["pose"][0].__setitem__(0, 1e300), "the pose is not rigid"),
+        (lambda c: c["frames"][1]["pose"][0].__setitem__(0, "1_0"), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
+        (lambda c: c["frames"][1].update(time=BIG), r"frames\[1\]: time: a number is needed, got 1000"),
+        (lambda c: c["intrinsics"].update(fx=BIG), "intrinsics: fx: a number is needed"),
+        (lambda c: c["intrinsics"].update(width=BIG), "intrinsics: width: a number is needed"),
+        (lambda c: c["intrinsics"].update(height=0), "intrinsics: height is a whole number of pixels, at least 1, got 0"),
+        (lambda c: c["intrinsics"].update(height=0.5), "intrinsics: height is a whole number of pixels, at least 1, got 0.5"),
+        (
+            lambda c: (c["intrinsics"].update(width=-W), c.update(rescale_intrinsics=True)),
+            "intrinsics: width is a whole number of pixels, at least 1, got -32",
+        ),
+        (lambda c: c["intrinsics"].update(fx=1e-300), "fx of 1e-300 pixels is no lens's for a picture of 32x24"),
+        (lambda c: c["intrinsics"].update(fx=0.9, fy=0.9, cx=0.5, cy=0.5), "fx of 0.9 pixels is no lens's"),
+        (lambda c: c["intrinsics"].update(fy=1e300), r"fy of 1e\+300 pixels is no lens's"),
+        (lambda c: c.update(depth_unit=BIG), "depth_unit: a number is needed"),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words) as caught:
+        list(read(changed(tmp_path, change)))
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_of_text_files_are_strict(tmp_path):
+    for name, text, words in (
+        ("pose/20.txt", "1 0 0 1_000\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", r"20\.txt: rows of numbers are expected"),
+        ("pose/20.txt", f"1 0 0 {BIG}\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", r"20\.txt: rows of numbers are expected"),
+        ("intrinsic/intrinsic_depth.txt", "30 0 nan\n0 30 11.5\n0 0 1\n", r"intrinsic_depth\.txt: .* finite numbers"),
+    ):
+        path = write_scannet(tmp_path)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read(path)
+
+
+def scaled(folder, factor, usable=()):
+    """A scene whose depth maps hold floating point times a factor, but for those in ``usable``."""
+    path = write_json(folder, ".npy")
+    for i, (depth, _, _) in enumerate(RENDERED):
+        near = np.where(depth < 9, depth, 0)
+        np.save(folder / f"depth{i}.npy", (near * (1.0 if i in usable else factor)).astype(np.float32))
+    return path
+
+
+def test_depth_of_which_nothing_can_be_used_is_an_error(tmp_path):
+    encoder = build_encoder(EncoderConfig(name="scene3d", settings=SETTINGS))
+    with pytest.raises(
+        ValueError, match=r"every depth is beyond max_depth 10 m \(the middle one is [2-9]\d{3} m\).*depth_unit"
+    ):
+        encoder.encode(read(scaled(tmp_path, 1000)))
+    with pytest.raises(ValueError, match=r"every depth is negative, behind the camera; .*change its sign"):
+        encoder.encode(read(scaled(tmp_path, -1)))
+    good, nothing = encoder.encode(read(scaled(tmp_path, 1))), encoder.encode(read(scaled(tmp_path, 0)))
+    part = encoder.encode(read(scaled(tmp_path, 1000, usable=(2,))))
+    share = encoder.usable(good)
+    assert (share > 0.5).all() and encoder.usable(nothing).tolist() == [0, 0, 0, 0]
+    assert encoder.usable(part).tolist() == [0, 0, float(share[2]), 0]
 
 
 def test_bad_folders_are_refused(tmp_path):

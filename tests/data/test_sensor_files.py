@@ -152,10 +152,119 @@ def test_readings_out_of_order_are_refused_or_sorted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("ending", "text", "told"),
+    [
+        ("csv", "time;x\n0,25;1,5\n0,5;-2\n", "cells between semicolons, decimal commas"),
+        ("csv", "time;x\n0.25;1.5\n0.5;-2\n", "cells between semicolons"),
+        ("csv", "time\tx\n0.25\t1.5\n0.5\t-2\n", "cells between tabs"),
+        ("tsv", "time\tx\n0,25\t1,5\n0,5\t-2\n", "decimal commas"),
+        ("tsv", "time,x\n0.25,1.5\n0.5,-2\n", "cells between commas"),
+        ("csv", "time,x\n00:00:00.25,1.5\n00:00:00.500,-2\n", "times as HH:MM:SS"),
+        ("csv", "time,x\n0.25,1.5\n.5,-2e0\n", ""),
+    ],
+)
+def test_how_a_file_is_written_is_found_out_and_said(tmp_path, caplog, monkeypatch, ending, text, told):
+    monkeypatch.setattr(sensor_files, "_said", set())
+    (tmp_path / f"a.{ending}").write_text(text)
+    with caplog.at_level("INFO", logger="pave"):
+        read = [read_sensor(tmp_path / f"a.{ending}", columns=["x"]) for _ in range(3)]
+    assert read[0].times_n.tolist() == [0.25, 0.5] and read[0].values_nC[:, 0].tolist() == [1.5, -2]
+    assert ", ".join(read[2].read_as) == told
+    assert [f"read with {told} (" in message for message in caplog.messages] == [True] * bool(told)  # once, not three times
+
+
+MOMENT = 1_700_000_000  # 2023-11-14T22:13:20Z
+
+
+@pytest.mark.parametrize(
+    ("times", "zero"),
+    [
+        (["2023-11-14T22:13:20.25Z", "2023-11-14 22:13:20.5Z"], "2023-11-14T22:13:20Z"),
+        (["2023-11-14T22:13:20.25+00:00", "2023-11-14T22:13:20.500Z"], "2023-11-14T23:43:20+0130"),
+        (["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:20.5Z"], MOMENT),
+        (["2023-11-14T22:13:20.25", "2023-11-14T22:13:20.5"], "2023-11-14T22:13:20"),
+        (["22:13:20,25", "22:13:20,5"], "22:13:20"),
+        ([MOMENT * 1000 + 250, MOMENT * 1000 + 500], "2023-11-14T22:13:20Z"),
+        ([MOMENT * 10**6 + 250_000, MOMENT * 10**6 + 500_000], MOMENT * 10**6),
+        ([MOMENT * 10**9 + 250_000_000, MOMENT * 10**9 + 500_000_000], MOMENT * 10**9),
+        ([MOMENT + 0.25, MOMENT + 0.5], MOMENT),
+        ([0.25, 0.5], 0),
+    ],
+)
+def test_clocks_and_calendars_with_the_zero_of_a_link(tmp_path, times, zero):
+    write_csv(tmp_path / "a.csv", [["time", "x"], *[[f'"{time}"', i] for i, time in enumerate(times)]])
+    (tmp_path / "a.json").write_text(json.dumps({"file": "a.csv", "zero": zero}))
+    read = read_sensor(tmp_path / "a.json", columns=["x"], time_unit="auto")
+    np.testing.assert_allclose(read.times_n, [0.25, 0.5], rtol=0, atol=1e-6)
+    (first,) = {tuple(read_sensor(tmp_path / "a.csv", columns=["x"], time_unit="auto", zero="first", start=2.0).times_n)}
+    np.testing.assert_allclose(first, [2.0, 2.25], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("times", "zero", "words"),
+    [
+        ([MOMENT * 1000], None, "it looks like milliseconds since 1970: set time_unit to ms or auto, or name a .json file"),
+        (["2023-11-14T22:13:20Z"], None, r"it has a time of 1\.7e\+09 s .*or set zero: first"),
+        (["2023-11-14T22:13:20Z"], "2023-11-14T22:13:20", "write the zero as the log writes its times"),
+        (["22:13:20"], "2023-11-14T22:13:20Z", "write the zero as the log writes its times"),
+        ([1.0], "00:00:01", "of the kind 'clock', which cannot be taken off its times, which are numbers"),
+        ([1.0], "soon", "zero: a number is needed, got 'soon'"),
+        ([1.0], 10**400, "zero: a number is needed, got 1000"),
+    ],
+)
+def test_times_that_no_zero_fits_are_refused(tmp_path, times, zero, words):
+    write_csv(tmp_path / "a.csv", [["time", "x"], *[[time, 1] for time in times]])
+    path = tmp_path / "a.csv"
+    if zero is not None:
+        path = tmp_path / "a.json"
+        path.write_text(json.dumps({"file": "a.csv", "zero": zero}))
+    with pytest.raises(ValueError, match=words) as caught:
+        read_sensor(path, columns=["x"])
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "h5"])
+def test_times_that_are_texts_or_dates_in_other_files(tmp_path, kind):
+    texts, path = ["2023-11-14T22:13:20.25Z", "2023-11-14T22:13:20.5Z"], tmp_path / f"a.{kind}"
+    days = np.array(["2023-11-14T22:13:20.25", "2023-11-14T22:13:20.5"], dtype="datetime64[ms]")
+    if kind == "npz":
+        np.savez(path, time=np.array(texts), days=days, x=[1, 2])
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        clock = pyarrow.array([250, 500], type=pyarrow.time32("ms"))
+        parquet.write_table(pyarrow.table({"time": texts, "days": days, "clock": clock, "x": [1, 2]}), path)
+        assert read_sensor(path, columns=["x"], time_column="clock").times_n.tolist() == [0.25, 0.5]
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            file["time"], file["days"], file["x"] = texts, np.array(texts, dtype="S"), [1, 2]
+    for column in ("time", "days"):
+        read = read_sensor(path, columns=["x"], time_column=column, zero="first", start=0.25)
+        np.testing.assert_allclose(read.times_n, [0.25, 0.5], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(read.values_nC[:, 0], [1, 2])
+    (tmp_path / "a.json").write_text(json.dumps({"file": path.name, "zero": "2023-11-14T22:13:20Z"}))
+    np.testing.assert_allclose(read_sensor(tmp_path / "a.json", columns=["x"]).times_n, [0.25, 0.5], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", r"there is no column 'x'; there are none"),
-        ("time;x\n1;2\n", r"there is no column 'x'; there are 'time;x'"),
+        ("time|x\n1|2\n", r"there is no column 'x'; there are 'time\|x'"),
+        ("time;x\n1;1.5\n2;1,5\n", "line 3, column 'x': '1,5' is no number"),
+        ("time;x\n1;1,5\n2;1.5\n", r"line 3, column 'x': '1\.5' is no number \(the file has decimal commas\)"),
+        ("time;x\n1;1.234,5\n", r"line 2, column 'x': '1\.234,5' is no number"),
+        ('time,x\n1,"1,5"\n', "line 2, column 'x': '1,5' is no number"),
+        ("time,x\n1,1_000\n", "line 2, column 'x': '1_000' is no number"),
+        ("time,x\n1_000,1\n", "line 2, column 'time': '1_000' is no time"),
+        ("time,x\n1,٣\n", "line 2, column 'x': '٣' is no number"),
+        ("time,x\n00:60:00,1\n", "'00:60:00' is no time; numbers, HH:MM:SS and ISO 8601"),
+        ("time,x\n2024-02-30T00:00:00Z,1\n", "is no time"),
+        ("time,x\n1,1\n00:00:02,2\n", "line 3, column 'time': the time '00:00:02' is written in another way"),
+        ("time,x\n00:00:01,1\n2,2\n", "line 3, column 'time': the time '2' is written in another way"),
+        ("time,x\n2024-02-01T00:00:00Z,1\n2024-02-01T00:00:01,1\n", "line 3, .* is written in another way"),
         ("t,x\n1,2\n", r"there is no time column 'time'; set time_column, or rate"),
         ("time,x,x\n1,2,3\n", "two columns have the name 'x'"),
         ("time,x\n1,2\n3\n", "line 3 has 1 cells, the header has 2"),

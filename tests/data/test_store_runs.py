@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -14,9 +16,10 @@ import torch
 
 from pave.config import EncoderConfig
 from pave.data.media import read_audio
-from pave.data.samples import Sample
+from pave.data.samples import Sample, write_samples
 from pave.data.store import FeatureStore, ShardLimits, StoredChannels, collect, extract, plan_features
 from pave.side_channels import build_encoder
+from small_disk import on_small_disk
 from store_files import RATE, content, encoder, fill, sounds
 
 LIMITS = ShardLimits(entries=3, num_bytes=180)
@@ -211,6 +214,46 @@ def test_ray_writes_what_one_process_writes(tmp_path):
         ray.shutdown()
     assert report.extracted == 8 and report.failures == []
     assert content(tmp_path / "here") == content(tmp_path / "ray")
+
+
+SCRIPT = """
+from pave.data.samples import read_samples
+from pave.data.store import FeatureStore, ShardLimits, extract, plan_features
+from pave.utils.files import DiskError
+from store_files import encoder
+
+store = FeatureStore({store!r}, create=True)
+plan = plan_features(read_samples({samples!r}), {{"audio": encoder(n_mels=64)}}, store.hashes())
+try:
+    report = extract(plan, store, processes={processes}, limits=ShardLimits(entries=4), progress=False)
+    print(report.extracted, len(report.failures))
+except DiskError as error:
+    print("disk:", error)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_script_needs_no_guard(tmp_path, processes):
+    write_samples(tmp_path / "a.jsonl", sounds(tmp_path / "in", 6))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(store=str(tmp_path / "store"), samples=str(tmp_path / "a.jsonl"), processes=processes))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.returncode) == ("6 0\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_full_disk_stops_the_run_and_no_file_is_blamed(tmp_path, processes):
+    write_samples(tmp_path / "a.jsonl", sounds(tmp_path / "in", 40))
+    store = tmp_path / "disk" / "store"
+    code = SCRIPT.format(store=str(store), samples=str(tmp_path / "a.jsonl"), processes=processes)
+    done = on_small_disk(tmp_path / "disk", code, kilobytes=32)
+    assert re.fullmatch(
+        rf"disk: {store}/features/\w+/\w+\.safetensors: it cannot be written, because the disk at {tmp_path / 'disk'} is full; make room "
+        r"there, or write elsewhere\n",
+        done.stdout,
+    ), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_wrong_arguments(tmp_path):

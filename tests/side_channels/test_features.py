@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pave.config import EncoderConfig
 from pave.data.media import write_video
 from pave.data.sources import read_source
+from pave.fusion.temporal_alignment import align_by_index
 from pave.side_channels import SideEncoder, SideFeatures, build_encoder
 from pave.side_channels import features as features_module
 from pave.side_channels.features import StoredFeatures, save_features
@@ -126,6 +127,32 @@ def test_a_high_frame_rate_with_class_tokens_spread_over_the_video(tmp_path, vid
         encoder.encode(read_source(encoder, video, str(write(tmp_path / "a.pt", stored[:, 1:].clone()))))
 
 
+def test_three_dimensional_audio_is_flattened_as_the_authors_do(tmp_path):
+    """(K, M, C) becomes K * M steps of one token, each at the time of its own step; (K, C) stays what it is."""
+    values = torch.arange(3 * 4 * 2, dtype=torch.float32).reshape(3, 4, 2)
+    torch.save(values, tmp_path / "a.pt")
+    settings = {"width": 2, "window_seconds": 2.0, "stride_seconds": 1.0, "flatten_tokens": True}
+    read = StoredFeatures(**settings).encode(tmp_path / "a.pt")
+    assert torch.equal(read.features_KMC, values.reshape(12, 1, 2))
+    assert read.times_K.tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+    torch.save(values[:, 0], tmp_path / "b.pt")
+    flat, plain = (StoredFeatures(**{**settings, "flatten_tokens": on}).encode(tmp_path / "b.pt") for on in (True, False))
+    assert torch.equal(flat.features_KMC, plain.features_KMC) and torch.equal(flat.times_K, plain.times_K)
+    save_file({"features": values, "times": torch.tensor([0.0, 5.0, 7.0])}, tmp_path / "c.safetensors")
+    assert (
+        StoredFeatures(width=2, flatten_tokens=True).encode(tmp_path / "c.safetensors").times_K.tolist()
+        == [0] * 4 + [5] * 4 + [7] * 4
+    )
+    save_file({"features": values, "times": torch.arange(12.0)}, tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match=r"d\.safetensors: 3 steps but times of shape \(12,\)"):
+        StoredFeatures(width=2, flatten_tokens=True).encode(tmp_path / "d.safetensors")
+    with pytest.raises(ValueError, match=r"a\.pt: features of shape \(steps, 1, 2\) are expected, got \(3, 4, 2\)"):
+        StoredFeatures(width=2, rate=1.0).encode(tmp_path / "a.pt")
+    # by index, two frames share 12 steps of a token, 6 each; of 3 steps of four tokens the first would have 8
+    index = align_by_index(torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 12, dtype=torch.bool), read.times_K[None])
+    assert index.length_BT.tolist() == [[6, 6]] and index.order_BK.tolist() == [list(range(12))]
+
+
 def test_a_scene_in_one_row_is_cut_into_steps(tmp_path, video):
     """(1, 32 * 24 * 24, C): 32 steps of 24 x 24 tokens, step after step."""
     row = torch.arange(32 * 576, dtype=torch.float32)[None, :, None].repeat(1, 1, 4)
@@ -209,6 +236,8 @@ def test_files_that_are_no_good_are_named(tmp_path, monkeypatch):
         ({"width": 3, "rate": 1, "window_seconds": 1}, "exclude each other"),
         ({"width": 3, "rate": 1, "times": "spread"}, "exclude each other"),
         ({"width": 3, "start": 1, "times": "spread"}, "exclude each other"),
+        ({"width": 3, "flatten_tokens": True, "tokens_per_step": 2}, "flatten_tokens makes steps of one token"),
+        ({"width": 3, "flatten_tokens": True, "steps": 4}, "flatten_tokens makes steps of one token"),
         ({"width": 3, "steps": 0}, "steps must be at least 1"),
         ({"width": 3, "offset_seconds": float("inf")}, "must be finite"),
     ],

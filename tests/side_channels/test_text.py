@@ -165,3 +165,12 @@ def test_segments_check_their_times():
     for start, end in [(2.0, 1.0), (math.nan, 1.0), (0.0, math.inf)]:
         with pytest.raises(ValueError, match="a segment cannot last from"):
             TextSegment(start, end, "x")
+
+
+def test_a_text_of_too_many_steps_is_refused_before_memory_is_taken():
+    year = TimedText((TextSegment(0, 4, "a bell"), TextSegment(4, 9999 * 3600.0, "a tap")))
+    with pytest.raises(
+        ValueError, match=r"with step_seconds 0\.01, the segments up to 3\.59964e\+07 s make more than 1000000 steps"
+    ):
+        HashedText(step_seconds=0.01).encode(year)
+    assert len(HashedText().encode(year)) == 2

@@ -6,7 +6,16 @@ import stat
 
 import pytest
 
-from pave.utils.files import atomic_folder, atomic_path, atomic_write_bytes, atomic_write_json, atomic_write_text, read_json
+from pave.utils.files import (
+    DiskError,
+    atomic_folder,
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+)
+from small_disk import on_small_disk
 
 
 def test_text_bytes_and_json_arrive_unchanged(tmp_path):
@@ -112,3 +121,65 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.json: not valid JSON; remove it"):
             read_json(tmp_path / "a.json")
+
+
+# --- disks
+
+WRITERS = """
+import numpy, torch, safetensors.torch
+from pathlib import Path
+from pave.data.media import write_video
+from pave.utils.files import DiskError, atomic_folder, atomic_path, atomic_write_bytes
+disk = Path({disk!r})
+big = torch.zeros(200_000)
+
+def tensors():
+    with atomic_path(disk / "a.safetensors") as work:
+        safetensors.torch.save_file({{"a": big}}, work)
+
+def pickled():
+    with atomic_path(disk / "b.pt") as work:
+        torch.save({{"a": big}}, work)
+
+def folder():
+    with atomic_folder(disk / "folder") as work:
+        (work / "inside").write_bytes(bytes(800_000))
+
+def video():
+    write_video(disk / "c.mp4", numpy.random.default_rng(0).integers(0, 255, (40, 160, 160, 3), dtype=numpy.uint8), fps=8)
+
+for write in (lambda: atomic_write_bytes(disk / "d.bin", bytes(800_000)), tensors, pickled, folder, video):
+    try:
+        write()
+        print("written")
+    except DiskError as error:
+        print(error)
+print(sorted(path.name for path in disk.iterdir()))
+"""
+
+
+@pytest.mark.parametrize(("read_only", "fault"), [(False, "is full"), (True, "is read-only")])
+def test_a_disk_that_is_to_blame_is_named_whoever_writes(tmp_path, read_only, fault):
+    disk = tmp_path / "disk"
+    done = on_small_disk(disk, WRITERS.format(disk=str(disk)), read_only=read_only)
+    assert done.returncode == 0, done.stderr
+    names = ("d.bin", "a.safetensors", "b.pt", "folder", "c.mp4")
+    expected = [
+        f"{disk / name}: it cannot be written, because the disk at {disk} {fault}; make room there, or write elsewhere"
+        for name in names
+    ]
+    assert done.stdout.splitlines() == [*expected, "[]"]
+
+
+def test_errors_that_are_no_disk_s_pass(tmp_path):
+    for error in (RuntimeError("unexpected pos 1 vs 2"), PermissionError(13, "no"), OSError(5, "read failed"), KeyError("x")):
+        with pytest.raises(type(error)) as caught, atomic_path(tmp_path / "a"):
+            raise error
+        assert caught.value is error
+    with (
+        pytest.raises(DiskError, match="other: it cannot") as caught,
+        atomic_path(tmp_path / "a"),
+        atomic_path(tmp_path / "other"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert os.listdir(tmp_path) == []

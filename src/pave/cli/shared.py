@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from pave.utils.console import setup_logging
+from pave.utils.files import DiskError
 from pave.utils.optional import MissingExtraError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def guarded(function: _Function) -> _Function:
         except BrokenPipeError:  # the reader of our output is gone, as in `pave show | head`: nothing to tell anybody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
-        except JobFailed as error:
+        except (JobFailed, DiskError) as error:
             _fail(str(error), FAILED, as_json, error if debug else None)
         except (ValueError, MissingExtraError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             _fail(_sentence(error), BAD_INPUT, as_json, error if debug else None)

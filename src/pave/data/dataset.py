@@ -188,8 +188,12 @@ class PatchDataset(Dataset[PatchItem]):
         Raises:
             ValueError: if a file is missing or damaged or does not suit the encoder.
         """
-        with own_randomness():  # an encoder gives the same features whenever and in whatever process it is asked
-            return self._features(name, sample)
+        try:
+            with own_randomness():  # an encoder gives the same features whenever and in whatever process it is asked
+                return self._features(name, sample)
+        except ArithmeticError as error:  # a number that no reader expected concerns its sample alone
+            path = sample.side_channels.get(name) or sample.video
+            raise ValueError(f"{path}: a number in it is out of range ({' '.join(str(error).split())[:120]})") from error
 
     def _features(self, name: str, sample: Sample) -> SideFeatures | None:
         encoder = self.encoders[name]

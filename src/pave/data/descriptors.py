@@ -58,9 +58,13 @@ def number(where: str, value: Any) -> float:
     Raises:
         ValueError: naming ``where``.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        found = float("nan") if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        found = float("inf")
+    if not math.isfinite(found):
         raise ValueError(f"{where}: a number is needed, got {value!r:.60}")
-    return float(value)
+    return found
 
 
 def beside(path: str, where: str, value: Any) -> str:

@@ -8,7 +8,7 @@ Conventions (axes, pixels, camera-to-world) are those of ``pave.side_channels.ge
 
 Optional keys: ``depth_intrinsics`` where the depth maps have their own; ``rescale_intrinsics: true`` scales intrinsics to pictures
 of another size but the same shape, which are refused otherwise; ``depth_unit``, metres of a stored 1 (0.001 for millimetres), by default
-0.001 for PNG and 1 for arrays. A pose of null is unknown.
+0.001 for whole numbers (PNG, arrays of integers) and 1 for arrays of floating point. A pose of null is unknown.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pave.data.descriptors import beside, check_keys, number, read_descriptor
 from pave.data.media import read_depth, read_picture
+from pave.data.written import number_of
 from pave.side_channels.geometry import check_pose, rescale_intrinsics
 from pave.side_channels.scene3d import PosedPicture
 from pave.utils.errors import CodedError
@@ -147,7 +148,7 @@ def _shot(path: str, position: int, entry: Any) -> Shot:
     pose_44 = None
     if entry["pose"] is not None:
         try:
-            pose_44 = np.array(entry["pose"], dtype=np.float64)
+            pose_44 = np.array([[number(where, value) for value in row] for row in entry["pose"]], dtype=np.float64)
         except (TypeError, ValueError):
             raise ValueError(f"{where}: pose must be 4 rows of 4 numbers, or null") from None
     rgb, depth = (beside(path, f"{where}: {key}", entry[key]) for key in ("rgb", "depth"))
@@ -157,6 +158,9 @@ def _shot(path: str, position: int, entry: Any) -> Shot:
 def _camera(where: str, content: Any) -> tuple[NDArray[np.float64], Size]:
     check_keys(where, content, _CAMERA, _CAMERA)
     fx, fy, cx, cy, width, height = (number(f"{where}: {key}", content[key]) for key in _CAMERA)
+    for key, pixels in (("width", width), ("height", height)):
+        if pixels < 1 or pixels != int(pixels):
+            raise ValueError(f"{where}: {key} is a whole number of pixels, at least 1, got {pixels:g}")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), (int(height), int(width))
 
 
@@ -224,10 +228,12 @@ def _numbers(path: str) -> NDArray[np.float64]:
         raise ValueError(f"{path}: there is no such file")
     try:
         with open(path, encoding="utf-8") as file:
-            rows = [[float(word) for word in line.split()] for line in file if line.strip()]
+            rows = [[number_of(word) for word in line.split()] for line in file if line.strip()]
         matrix = np.array(rows, dtype=np.float64)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{path}: rows of numbers are expected") from None
+    if any(None in row for row in rows):  # NumPy takes it for NaN
+        raise ValueError(f"{path}: rows of numbers are expected")
     return matrix
 
 
@@ -241,6 +247,6 @@ def _pose(path: str) -> NDArray[np.float64] | None:
 
 def _intrinsic(path: str) -> NDArray[np.float64]:
     matrix = _numbers(path)
-    if matrix.shape not in ((4, 4), (3, 3)):
-        raise ValueError(f"{path}: intrinsics must be 4 x 4 or 3 x 3 numbers, got shape {matrix.shape}")
+    if matrix.shape not in ((4, 4), (3, 3)) or not np.isfinite(matrix).all():
+        raise ValueError(f"{path}: intrinsics must be 4 x 4 or 3 x 3 finite numbers, got shape {matrix.shape}")
     return matrix[:3, :3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,16 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pave.data.descriptors import beside, number, read_descriptor
+from pave.data.sensor_csv import Column, Table, read_csv, times_of_texts
+from pave.data.sensor_times import SensorClock
+from pave.data.written import WrittenTime, time_of
 from pave.side_channels.sensor import TIME_UNITS, SensorSeries
 from pave.utils.optional import MissingExtraError, require
 
+logger = logging.getLogger(__name__)
+
 MAX_READINGS = 50_000_000
 """Longest file that is read, in numbers of one column."""
-_CALENDAR = 1e7
-"""A video does not last a third of a year: times that begin beyond that are counted from another zero."""
-
-Column = NDArray[Any]
-Reader = Callable[[str, Sequence[str], str], tuple[dict[str, Column], float | None]]
+Reader = Callable[[str, Sequence[str], str], Table]
+_said: set[tuple[str, ...]] = set()
+"""What was said of a file before, so that a thousand files of one kind are not a thousand messages."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class SensorLink:
 
     file: str
     """Path of the log; in the .json file, relative to that."""
-    zero: float
-    """What the log's clock showed at the video's first frame, in the log's own unit of time."""
+    zero: float | WrittenTime | None
+    """None: the log is on the video's clock. Else what the log's clock showed at the video's first frame: a number in the log's own unit of time (seconds, where its times are
+    written as HH:MM:SS or ISO 8601), or such a text."""
 
 
 def read_sensor(
@@ -43,26 +47,34 @@ def read_sensor(
     time_unit: str = "s",
     rate: float | None = None,
     start: float = 0.0,
+    zero: str = "clock",
     unsorted: str = "error",
 ) -> SensorSeries:
-    """Read columns of a file. Empty cells, nulls and NaN are gaps.
+    """Read columns of a file. Empty cells, nulls and NaN are gaps. What had to be found out about a file is logged, once for all
+    files of one kind, and stands in ``SensorSeries.read_as``.
 
     ======================= ============================================================================================
-    .csv, .tsv              a header and a row for each reading, in UTF-8; cells between commas, or tabs
-    .parquet                columns of numbers; times may be of the type timestamp (extra ``sensor``)
+    .csv, .tsv              a header and a row for each reading, in UTF-8; cells between commas, semicolons or tabs. Without commas
+                            between cells, numbers may have a decimal comma
+    .parquet                columns of numbers; times may also be of the types timestamp and time (extra ``sensor``)
     .npz, .h5, .hdf5        an array of one dimension for each column; ``imu.2`` is column 2 of a matrix ``imu`` (HDF5: extra
                             ``sensor``)
     .npy                    a vector or matrix; its columns are called 0, 1, 2, ...
     .json                   a ``SensorLink`` to one of these
     ======================= ============================================================================================
 
+    Times are numbers, or texts: HH:MM:SS, or ISO 8601 with date and time; all of a file alike.
+
     Args:
         path: the file.
         columns: what is read, in order.
         time_column: where the times are.
-        time_unit: s, ms, us or ns.
+        time_unit: s, ms, us or ns, of times that are numbers; auto tells from their size in which unit they count from 1970, and takes
+            others for seconds.
         rate: readings a second, for a file without the time column: reading i was taken at ``start + i / rate``.
-        start: seconds on the video's clock of the first reading, with ``rate``.
+        start: seconds on the video's clock of the first reading, with ``rate`` or ``zero`` "first".
+        zero: "clock": times are on the video's clock, or on one whose zero a ``SensorLink`` says. "first": the log begins at ``start``,
+            whatever its clock says.
         unsorted: "error", or "sort": readings are sorted, and of those with the same time the last in the file is kept.
 
     Raises:
@@ -70,23 +82,23 @@ def read_sensor(
             number.
         MissingExtraError: if a package that reads this kind of file is not installed.
     """
-    name, zero = os.fspath(path), 0.0
+    name, origin = os.fspath(path), None
     if name.lower().endswith(".json"):
         link = _read_link(name)
-        name, zero = link.file, link.zero
+        name, origin = link.file, link.zero
     reader = _READERS.get(os.path.splitext(name)[1].lower())
     if reader is None:
         raise ValueError(f"{name}: sensors are read from {', '.join(_READERS)} and .json files")
     if not os.path.isfile(name):
         raise ValueError(f"{name}: there is no such file of a sensor")
     try:
-        found, own_unit = reader(name, columns, time_column)
-        values_nC = _matrix(found, columns)
-        unit = TIME_UNITS[time_unit] if own_unit is None else own_unit
-        times_n = _times(found.get(time_column), len(values_nC), time_column, unit, zero, rate, start)
+        table = reader(name, columns, time_column)
+        values_nC = _matrix(table.columns, columns)
+        clock = SensorClock(time_column, time_unit, rate, start, zero, origin)
+        times_n, told = clock.seconds(table, len(values_nC))
         if unsorted == "sort":
             values_nC, times_n = _sorted(values_nC, times_n)
-        return SensorSeries(values_nC, times_n, tuple(columns))
+        return SensorSeries(values_nC, times_n, tuple(columns), _said_once(name, (*table.told, *told)))
     except MissingExtraError:
         raise
     except ValueError as error:
@@ -101,7 +113,16 @@ def _read_link(path: str) -> SensorLink:
     log = beside(path, f"{path}, file", content["file"])
     if log.lower().endswith(".json"):
         raise ValueError(f"{path}, file: a log is needed, not another .json file, got {content['file']!r}")
-    return SensorLink(log, number(f"{path}, zero", content.get("zero", 0)))
+    zero = content.get("zero")
+    written = time_of(zero) if isinstance(zero, str) else None
+    return SensorLink(log, written if written or zero is None else number(f"{path}, zero", zero))
+
+
+def _said_once(name: str, told: tuple[str, ...]) -> tuple[str, ...]:
+    if told and told not in _said:
+        _said.add(told)
+        logger.info("%s: read with %s (further files like it are read without a word)", name, ", ".join(told))
+    return told
 
 
 def _matrix(found: dict[str, Column], columns: Sequence[str]) -> NDArray[np.float64]:
@@ -109,24 +130,6 @@ def _matrix(found: dict[str, Column], columns: Sequence[str]) -> NDArray[np.floa
     if len(set(lengths.values())) > 1:
         raise ValueError(f"its columns are not of one length: {', '.join(f'{k!r} has {v}' for k, v in lengths.items())}")
     return np.stack([found[name].astype(np.float64) for name in columns], axis=1)
-
-
-def _times(
-    raw: Column | None, count: int, time_column: str, unit: float, zero: float, rate: float | None, start: float
-) -> NDArray[np.float64]:
-    """Seconds on the video's clock."""
-    if raw is None:
-        if rate is None:
-            raise ValueError(f"there is no time column {time_column!r}; set time_column, or rate (readings a second)")
-        return start + np.arange(count, dtype=np.float64) / rate
-    times: NDArray[np.float64] = (raw.astype(np.float64) - zero) * unit
-    far = times[np.abs(times) > _CALENDAR]
-    if len(far):
-        raise ValueError(
-            f"it has a time of {far[0]:.6g} s on the video's clock; set time_unit, or name a .json file that says what the log's "
-            "clock showed at the first frame ('zero')"
-        )
-    return times
 
 
 def _sorted(values_nC: NDArray[np.float64], times_n: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -146,44 +149,11 @@ def _check_count(count: int) -> None:
         raise ValueError(f"it holds {count} readings, more than the {MAX_READINGS} that are read; cut it into shorter files")
 
 
-# --- kinds of files. Each gives the columns that are asked for and, if it has one, the time column, as they are in the file, and
-# the seconds of a unit of time where the file itself says them.
+# --- kinds of files
 
 
-def _csv(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
-    with open(name, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if name.lower().endswith(".tsv") else ",", strict=True)
-        try:
-            header = [cell.strip() for cell in next(rows, [])]
-            wanted = _wanted(header, columns, time_column)
-            if len(set(header)) < len(header):
-                raise ValueError(f"two columns have the name {next(n for n in header if header.count(n) > 1)!r}")
-            places = [(header.index(column), column) for column in wanted]
-            numbers: list[list[float]] = [[] for _ in places]
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise ValueError(f"line {rows.line_num} has {len(row)} cells, the header has {len(header)}")
-                for (place, column), into in zip(places, numbers, strict=True):
-                    into.append(_number(row[place], column, rows.line_num))
-                _check_count(len(numbers[0]))
-        except csv.Error as error:
-            raise ValueError(f"line {rows.line_num} is not CSV: {error}") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"it is not UTF-8 (byte {error.object[error.start]:#x}); save it as UTF-8") from None
-    return {column: np.array(values) for (_, column), values in zip(places, numbers, strict=True)}, None
-
-
-def _number(cell: str, column: str, line: int) -> float:
-    if not cell.strip():
-        return float("nan")
-    try:
-        return float(cell)
-    except ValueError:
-        raise ValueError(
-            f"line {line}, column {column!r}: {cell[:40]!r} is no number; leave the cell empty where there is no value"
-        ) from None
+def _csv(name: str, columns: Sequence[str], time_column: str) -> Table:
+    return read_csv(name, columns, time_column, _wanted, MAX_READINGS)
 
 
 def _wanted(names: Sequence[str], columns: Sequence[str], time_column: str) -> list[str]:
@@ -193,27 +163,37 @@ def _wanted(names: Sequence[str], columns: Sequence[str], time_column: str) -> l
     return [*columns, *([time_column] if time_column in names and time_column not in columns else [])]
 
 
-def _parquet(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
+def _parquet(name: str, columns: Sequence[str], time_column: str) -> Table:
     pyarrow = require("pyarrow", extra="sensor", purpose="A sensor in a Parquet file")
     parquet = require("pyarrow.parquet", extra="sensor", purpose="A sensor in a Parquet file")
-    unit = None
-    found: dict[str, Column] = {}
+    types = pyarrow.types
+    found = Table({})
     with parquet.ParquetFile(name) as file:
         _check_count(file.metadata.num_rows)
         wanted = _wanted(file.schema_arrow.names, columns, time_column)
         table = file.read(columns=wanted)
     for column in wanted:
         values, kind = table.column(column), table.schema.field(column).type
-        if column == time_column and pyarrow.types.is_timestamp(kind):
-            unit = TIME_UNITS[kind.unit]
-            values = values.cast(pyarrow.int64())
-        elif not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind)):
+        is_time = column == time_column and column not in columns
+        if is_time and (types.is_string(kind) or types.is_large_string(kind)):
+            _take_texts(found, column, [text or "" for text in values.to_pylist()])
+            continue
+        if is_time and (types.is_timestamp(kind) or types.is_time(kind)):
+            found.unit = TIME_UNITS[kind.unit]
+            values = values.cast(pyarrow.int64() if kind.bit_width == 64 else pyarrow.int32())
+        elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
             raise ValueError(f"column {column!r} holds {kind}, not numbers")
-        found[column] = values.cast(pyarrow.float64(), safe=False).to_numpy()
-    return found, unit
+        found.columns[column] = values.cast(pyarrow.float64(), safe=False).to_numpy()
+    return found
 
 
-def _npy(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
+def _take_texts(table: Table, column: str, texts: Sequence[str]) -> None:
+    """Put a column of times that are texts into a table."""
+    table.columns[column], table.times, told = times_of_texts(texts, column)
+    table.told += told
+
+
+def _npy(name: str, columns: Sequence[str], time_column: str) -> Table:
     with open(name, "rb") as file:
         array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2):
@@ -221,19 +201,19 @@ def _npy(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str,
     array = array[:, None] if array.ndim == 1 else array
     _check_numbers(array, "the array")
     wanted = _wanted([str(i) for i in range(array.shape[1])], columns, time_column)
-    return {column: array[:, int(column)] for column in wanted}, None
+    return Table({column: array[:, int(column)] for column in wanted})
 
 
-def _npz(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
+def _npz(name: str, columns: Sequence[str], time_column: str) -> Table:
     with zipfile.ZipFile(name) as members:
         for member in members.infolist():
             _check_count(member.file_size // 8)  # a small file can unpack to a very large one
     with open(name, "rb") as file:
         archive = np.load(file, allow_pickle=False)
-        return _arrays(lambda key: archive[key] if key in archive.files else None, archive.files, columns, time_column), None
+        return _arrays(lambda key: archive[key] if key in archive.files else None, archive.files, columns, time_column)
 
 
-def _hdf5(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str, Column], float | None]:
+def _hdf5(name: str, columns: Sequence[str], time_column: str) -> Table:
     h5py = require("h5py", extra="sensor", purpose="A sensor in an HDF5 file")
     with h5py.File(name, "r") as file:
 
@@ -254,14 +234,12 @@ def _hdf5(name: str, columns: Sequence[str], time_column: str) -> tuple[dict[str
             array: Column = node[()]
             return array
 
-        return _arrays(dataset, list(file.keys()), columns, time_column), None
+        return _arrays(dataset, list(file.keys()), columns, time_column)
 
 
-def _arrays(
-    get: Callable[[str], Column | None], names: Sequence[str], columns: Sequence[str], time_column: str
-) -> dict[str, Column]:
+def _arrays(get: Callable[[str], Column | None], names: Sequence[str], columns: Sequence[str], time_column: str) -> Table:
     """Columns from named arrays; ``imu.2`` is column 2 of the matrix ``imu``."""
-    found = {}
+    found = Table({})
     for column in dict.fromkeys([*columns, time_column]):
         array = get(column)
         stem, _, place = column.rpartition(".")
@@ -277,9 +255,24 @@ def _arrays(
             raise ValueError(
                 f"{column!r} must have one dimension, got shape {array.shape}; a column of a matrix is {column + '.0'!r}"
             )
+        if column == time_column and column not in columns and array.dtype.kind in "USOM":
+            _check_count(len(array))
+            _take_times(found, column, array)
+            continue
         _check_numbers(array, repr(column))
-        found[column] = array
+        found.columns[column] = array
     return found
+
+
+def _take_times(table: Table, column: str, array: Column) -> None:
+    """Put a column of times that are no numbers into a table: dates of numpy, or texts."""
+    if array.dtype.kind == "M":
+        stamps = array.astype("datetime64[ns]")
+        table.columns[column] = np.where(np.isnat(stamps), np.nan, stamps.astype(np.int64).astype(np.float64))
+        table.unit = TIME_UNITS["ns"]
+        return
+    texts = [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in array.tolist()]
+    _take_texts(table, column, texts)
 
 
 def _check_numbers(array: Column, what: str) -> None:

@@ -60,6 +60,7 @@ def _read_sensor(video: str, path: str | None, encoder: SideEncoder[Any]) -> Any
         time_unit=encoder.time_unit,
         rate=encoder.rate,
         start=encoder.start,
+        zero=encoder.zero,
         unsorted=encoder.unsorted,
     )
 

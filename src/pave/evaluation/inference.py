@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pave.data.acting import LEAST_ACTING, ActingWatch, how_much_acts
 from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
@@ -42,11 +43,16 @@ class SideSummary:
     """Seconds of the first step."""
     end: float | None = None
     """Seconds of the last step."""
+    acting: float | None = None
+    """The share of the steps that can act at all (``pave.data.acting``); None where there is no step."""
+    why: tuple[str, ...] = ()
+    """What keeps the rest from it, in words."""
 
     def __str__(self) -> str:
         if not self.steps:
             return "not there"
-        return f"{self.steps} steps from {self.start:.2f} to {self.end:.2f} s"
+        share = "" if self.acting is None or self.acting == 1 else f", of which {100 * self.acting:.2g} % can act"
+        return f"{self.steps} steps from {self.start:.2f} to {self.end:.2f} s{share}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class VideoQA:
         self._kept: dict[bool, PatchDataset] = {}
         self._kept_vision: MemoryVision | None = None
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+        self.acting_watch = ActingWatch(self.channels, self.encoders, self.sampling)
+        """What was seen of the side streams of ``answer_samples``; ``evaluate`` says it at the end."""
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
         """Read side features from a feature store from now on, instead of running encoders.
@@ -241,6 +249,9 @@ class VideoQA:
         Raises:
             ValueError: if the video cannot be read (``MediaError``), the question cannot be asked, or there is no side channel
                 of a name.
+
+        A warning says how much of a side channel can act, and what keeps the rest from it, where that is less than
+        ``pave.data.acting.LEAST_ACTING``.
         """
         unknown = sorted(set(side_channels or {}).difference(self.channels))
         if unknown:
@@ -257,6 +268,9 @@ class VideoQA:
             raise item
         text = self.answer_items([item], patch=patch, max_new_tokens=max_new_tokens, **generation)[0]
         answer = self._answer(item, text, time.monotonic() - start)
+        for name, side in answer.side_channels.items():
+            if side.acting is not None and side.acting < LEAST_ACTING:
+                logger.warning("%s: side channel %r, %s: %s", video, name, side, ", ".join(side.why))
         found = parse_choice(text, choices) if choices else None
         return answer if found is None or choices is None else replace(answer, choice=choices[found])
 
@@ -271,6 +285,10 @@ class VideoQA:
         start = time.monotonic()
         found = list(self.items(samples, patch=patch))
         items = [item for item in found if isinstance(item, PatchItem)]
+        if self.counterfactual is None:  # which would change what is looked at
+            for item in items:
+                for name, features in item.side.items():
+                    self.acting_watch.note(item.id, name, features, item.times_F)
         texts = iter(self._answer_groups(items, patch, max_new_tokens, generation))
         answers: list[Answer | ValueError] = []
         for item in found:
@@ -349,8 +367,12 @@ class VideoQA:
     def _answer(self, item: PatchItem, text: str, seconds: float) -> Answer:
         sides = {}
         for name, features in item.side.items():
-            times = [] if features is None else features.times_K.tolist()
-            sides[name] = SideSummary(len(times), min(times), max(times)) if times else SideSummary(0)
+            if features is None or not len(features):
+                sides[name] = SideSummary(0)
+                continue
+            acting = how_much_acts(features, item.times_F, self.channels[name].fusion, self.encoders[name], self.sampling)
+            times = features.times_K.tolist()
+            sides[name] = SideSummary(len(times), min(times), max(times), acting.share, acting.why)
         return Answer(text, tuple(float(t) for t in item.times_F), sides, seconds)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from pave.config import Strict, read_strict
 from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
-from pave.utils.files import atomic_write_text
+from pave.utils.files import atomic_write_text, naming_disk
 
 FORMAT_VERSION = 1
 
@@ -156,7 +156,7 @@ class PredictionFile:
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Add the predictions of one batch; they are on the disk when this returns."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming_disk(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(_line(p.to_dict()) for p in predictions))
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from pave.evaluation.shards import Shard
 from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -84,6 +87,7 @@ def evaluate(
     goes_on = bool(file and file.done)
     done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
+    qa.acting_watch.clear()
     start = time.monotonic()
     label = f"Answering {len(samples)} samples" + ("" if counterfactual is None else f", {counterfactual}")
     for batch in track(batches, label, enabled=progress):
@@ -92,6 +96,8 @@ def evaluate(
         done |= {p.id: p for p in fresh}
         if file:
             file.append(fresh)
+    for sentence in qa.acting_watch.sentences().values():
+        logger.warning("%s", sentence)
     if file and batches:
         record_cost(file.path, qa.model, patch, sum(map(len, batches)), time.monotonic() - start, goes_on)
     ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]

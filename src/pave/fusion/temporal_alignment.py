@@ -5,15 +5,17 @@ where times are concerned, without a loop over samples. Letters are those of :mo
 steps* of a video: its K side steps, then T resampled ones where a resampling rule made any.
 
 **timestamps.** A frame owns the half-open interval from halfway to the frame before it to halfway to the frame after it,
-``[lower, upper)``. A side step belongs to the frame whose interval holds its time, so every step has at most one owner.
-The first and the last frame have one neighbour only; their interval reaches outwards by half of the gap to it. Side steps
-further out belong to no frame: a stream that starts earlier or ends later than the video is not squeezed into it. A video
-of a single frame owns everything. Frames need not be sorted. Frames with equal times (a last frame repeated as padding)
-share one interval, measured to the nearest frames of *other* times.
+``[lower, upper)``. A side step belongs to the frame whose interval holds its time. The first and the last frame have one
+neighbour only; their interval reaches outwards by half of the gap to it. Side steps further out belong to no frame: a
+stream that starts earlier or ends later than the video is not squeezed into it. Frames need not be sorted. Frames with
+equal times (a last frame repeated as padding) share one interval, measured to the nearest frames of *other* times, and
+with it its steps; of other frames, no two own the same step. Where there is no frame of another time, as in a video of a
+single frame, the interval has no ends: it holds every step, whatever its time.
 
-**index.** The rule of the released implementation (arXiv 2503.19794): with ``a, r = divmod(K, T)`` the first r frames own
-a + 1 consecutive steps, the others a. A stream with K < T is first resampled to T steps, linearly, first on first and last
-on last (``align_corners=True``; a single step is copied).
+**index.** The rule of the released implementation (arXiv 2503.19794): the steps are put in order by their times, and then
+only counted. With ``a, r = divmod(K, T)`` the first r frames own a + 1 consecutive steps, the others a. A stream with
+K < T is first resampled to T steps, linearly in the number of the step, first on first and last on last
+(``align_corners=True``; a single step is copied).
 """
 
 from __future__ import annotations
@@ -81,10 +83,12 @@ def align(
         side_valid_BK: True where a side step is real; K is at least 1 (pad with an invalid step).
         side_times_BK: seconds. Under "index" they only put the steps in order, and may be None.
         neighbourhood_frames: n: a frame reads from the lower edge of the n-th frame before it to the upper edge of the
-            n-th frame after it (index: the chunks of those frames).
+            n-th frame after it (index: the chunks of those frames). Frames of its own time are not counted, others one by one.
         neighbourhood_seconds: both edges move outwards by this much (timestamps only).
-        empty_frames: what a frame with no step in reach reads (timestamps only): nothing, the nearest step (the earlier of
-            two equally near), or one step interpolated linearly at the frame's time (the end steps outside the stream).
+        empty_frames: what a frame with no step in reach reads (timestamps only): nothing; the nearest step; or one step interpolated
+            linearly in time at the frame's time, between the step before and the step after it (outside the stream: its first or
+            last step). The nearest step is the earlier of two equally near ones; among steps of one time, which keep their order
+            in the stream, the step before a frame is the last and the step after it the first.
 
     Raises:
         ValueError: if times are missing, or the time of a valid frame is not finite.
@@ -157,7 +161,7 @@ def frame_intervals(
 ) -> tuple[Tensor, Tensor]:
     """The interval ``[lower, upper)`` of every frame in seconds, two float64 tensors (B, T); meaningless at padded frames.
 
-    A neighbourhood counts frames in time order, frames of equal time one by one.
+    A neighbourhood counts frames in time order, frames of its own time not, others one by one.
     """
     times_BT = torch.where(frame_valid_BT, frame_times_BT.double(), torch.inf)
     sorted_BT = times_BT.sort(dim=1).values

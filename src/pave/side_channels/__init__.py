@@ -47,7 +47,7 @@ ENCODERS = {
 """Where the class of each encoder lives; it is imported when it is first built."""
 
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Part of the name of every stored feature. Raise it when an encoder or a reader begins to give other numbers for the same
 source and settings, so that what was stored before is never taken for them."""
 

@@ -56,6 +56,10 @@ class StoredFeatures:
             ``(k + 0.5) * duration / K``; a file with times of its own is then refused.
         steps: K of a file that holds all tokens of all steps in one row, step after step: (1, K * M, C) or (K * M, C).
         drop_class_token: files hold one token more, in front of the M of each step, which is left out.
+        flatten_tokens: a file of (K, M, C), of whatever M, is read as K * M steps of one token, row after row, each at the time of its
+            own of the K steps. So the authors' code reads audio features (it flattens a three-dimensional tensor to (K * M, C)
+            before anything else), which under index alignment gives frames other tokens than K steps of M do, unless K is the
+            number of frames. A file of (K, C) is read as always.
         offset_seconds: added to every time.
 
     Raises:
@@ -77,6 +81,7 @@ class StoredFeatures:
         times: str = "file",
         steps: int | None = None,
         drop_class_token: bool = False,
+        flatten_tokens: bool = False,
         offset_seconds: float = 0.0,
     ) -> None:
         if width < 1 or tokens_per_step < 1:
@@ -96,11 +101,17 @@ class StoredFeatures:
                 raise ValueError(f"features: {name} must be a positive number, got {value}")
         if steps is not None and steps < 1:
             raise ValueError(f"features: steps must be at least 1, got {steps}")
+        if flatten_tokens and (tokens_per_step > 1 or drop_class_token or steps is not None):
+            raise ValueError(
+                "features: flatten_tokens makes steps of one token of whatever a file holds; take tokens_per_step, drop_class_token and "
+                "steps away"
+            )
         if not isfinite(start) or not isfinite(offset_seconds):
             raise ValueError(f"features: start and offset_seconds must be finite, got {start} and {offset_seconds}")
         self._width, self._tokens_per_step, self._rate, self._start = width, tokens_per_step, rate, start
         self._window, self._stride = window_seconds, window_seconds if stride_seconds is None else stride_seconds
         self._steps, self._drop_class_token, self._offset = steps, drop_class_token, offset_seconds
+        self._flatten_tokens = flatten_tokens
         self.times = times
         self._device = torch.device("cpu")
 
@@ -123,13 +134,19 @@ class StoredFeatures:
         """
         name = source.path if isinstance(source, TimedFile) else os.fspath(source)
         features, times = _read(name)
-        features = self._arrange(features, name)
+        tokens = features.shape[1] if self._flatten_tokens and features.ndim == 3 else 1
+        features = self._arrange(features.flatten(0, 1) if tokens != 1 else features, name)
         if times is None:
-            times = self._times(len(features), name, source.duration if isinstance(source, TimedFile) else None)
+            steps = len(features) // tokens if tokens else 0
+            times = self._times(steps, name, source.duration if isinstance(source, TimedFile) else None)
         elif self.times == "spread":
             raise ValueError(f"{name}: the file holds times of its own; take the setting times: spread away")
         if features.dtype == torch.float64:
             features = features.float()
+        if tokens != 1:
+            if times.shape != (len(features) // max(1, tokens),):
+                raise ValueError(f"{name}: {len(features) // max(1, tokens)} steps but times of shape {tuple(times.shape)}")
+            times = times.repeat_interleave(tokens)
         try:
             return SideFeatures(features.to(self._device), times.double() + self._offset)
         except ValueError as error:
@@ -186,6 +203,7 @@ class StoredFeatures:
             "times": self.times,
             "steps": self._steps,
             "drop_class_token": self._drop_class_token,
+            "flatten_tokens": self._flatten_tokens,
             "offset_seconds": self._offset,
         }
         return EncoderConfig(name="features", settings=settings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pave.config import EncoderConfig
 from pave.side_channels.base import SideFeatures
@@ -98,6 +99,8 @@ class Scene3DEncoder:
 
     source: ClassVar[str] = "scene3d"
     sample_rate: int | None = None
+    unusable: ClassVar[str] = "without a valid depth"
+    """What the rest of a step lacks, of which ``usable`` is a part."""
 
     def __init__(
         self,
@@ -154,18 +157,22 @@ class Scene3DEncoder:
         """Features of pictures in order of time, which may be read as they are asked for: (K, M, C) float32.
 
         Raises:
-            ValueError: if there is no picture, their size changes, or times do not ascend.
+            ValueError: if there is no picture, their size changes, times do not ascend, or every depth that was measured is negative or
+                above ``max_depth``, so that it must be in another unit or along another axis.
         """
         places: list[NDArray[np.float64]] = []
+        depths = _Depths(self._max_depth)
 
         def pictures() -> Iterator[Frames]:
             first: NDArray[np.float64] | None = None
             for picture in source:
+                depths.add(picture.depth_HW)
                 first = invert_pose(picture.pose_44) if first is None else first
                 places.append(self._places(picture, first @ picture.pose_44 if self._first_camera else picture.pose_44))
                 yield Frames(picture.rgb_HWC[None], np.array([picture.time]))
 
         looks = self.frame_encoder.encode(pictures())
+        depths.check()
         where = torch.from_numpy(np.stack(places)).float().to(looks.features_KMC.device)
         return SideFeatures(torch.cat([looks.features_KMC.float(), where], dim=2), looks.times_K)
 
@@ -177,6 +184,10 @@ class Scene3DEncoder:
         phases_M3F = 2 * pi * points_M3[..., None] / self._wavelengths
         waves_MW = np.concatenate([np.sin(phases_M3F), np.cos(phases_M3F)], axis=2).reshape(len(points_M3), -1)
         return np.concatenate([np.ones((len(points_M3), 1)), points_M3, waves_MW], axis=1) * valid_M[:, None]
+
+    def usable(self, features: SideFeatures) -> Tensor:
+        """How much of each step says where it is, (K,) from 0 to 1: the share of its cells with a valid depth."""
+        return features.features_KMC[:, :, self.frame_encoder.width].float().mean(dim=1)
 
     def encode_batch(self, sources: Sequence[Iterable[PosedPicture]]) -> list[SideFeatures]:
         """Features of several scenes, in order."""
@@ -190,6 +201,41 @@ class Scene3DEncoder:
         """Move the frame encoder."""
         self.frame_encoder.to(device)
         return self
+
+
+class _Depths:
+    """What the depths of a scene are like, to tell a wrong unit or sign from a place that was not measured."""
+
+    def __init__(self, max_depth: float) -> None:
+        self._max_depth = max_depth
+        self._usable = 0
+        self._far: list[float] = []
+        """Of each picture with depths above the limit, the middle one of them."""
+        self._negative = 0
+
+    def add(self, depth_HW: NDArray[np.float32]) -> None:
+        """Look at one depth map."""
+        measured = depth_HW[np.isfinite(depth_HW) & (depth_HW != 0)]
+        far = measured[measured > self._max_depth]
+        negative = int((measured < 0).sum())
+        self._usable += len(measured) - len(far) - negative
+        self._negative += negative
+        if len(far):
+            self._far.append(float(np.median(far)))
+
+    def check(self) -> None:
+        """Raises ValueError if there are depths and none can be used."""
+        if self._usable or not (self._far or self._negative):
+            return
+        if not self._far:
+            raise ValueError(
+                "scene3d: every depth is negative, behind the camera; depth counts forward, along +z of OpenCV's axes: change its sign"
+            )
+        middle = float(np.median(self._far))
+        raise ValueError(
+            f"scene3d: every depth is beyond max_depth {self._max_depth:g} m (the middle one is {middle:.4g} m), so that nothing of it "
+            "could be used; set the scene's depth_unit (0.001 for millimetres), or a greater max_depth"
+        )
 
 
 def mean_points(picture: PosedPicture, grid: int, max_depth: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -208,9 +254,10 @@ def mean_points(picture: PosedPicture, grid: int, max_depth: float) -> tuple[NDA
     points_N3 = unproject(np.where(valid_HW, depth_HW, 1.0), picture.depth_intrinsics_33)[valid_HW]
     seen_N2 = project(points_N3, picture.intrinsics_33)
     height, width = picture.rgb_HWC.shape[:2]
-    cells_N2 = np.floor((seen_N2 + 0.5) / (width, height) * grid).astype(np.int64)
-    inside_N = ((cells_N2 >= 0) & (cells_N2 < grid)).all(axis=1)
-    cells_N = cells_N2[inside_N, 1] * grid + cells_N2[inside_N, 0]
+    where_N2 = (seen_N2 + 0.5) / (width, height) * grid
+    inside_N = ((where_N2 >= 0) & (where_N2 < grid)).all(axis=1)  # before the cast, which has no word for a NaN
+    cells_N2 = where_N2[inside_N].astype(np.int64)
+    cells_N = cells_N2[:, 1] * grid + cells_N2[:, 0]
     counts_M = np.bincount(cells_N, minlength=grid**2)
     sums = [np.bincount(cells_N, weights=points_N3[inside_N, axis], minlength=grid**2) for axis in range(3)]
     return np.stack(sums, axis=1) / np.maximum(counts_M, 1)[:, None], counts_M

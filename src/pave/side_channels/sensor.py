@@ -40,6 +40,8 @@ class SensorSeries:
     """Seconds on the video's clock (0 = first frame), each later than the one before; any distance."""
     names: tuple[str, ...]
     """Of the columns."""
+    read_as: tuple[str, ...] = ()
+    """How the file was read where that had to be found out, in words."""
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values_nC, dtype=np.float64)
@@ -77,7 +79,9 @@ class SensorSeries:
         missing = [name for name in names if name not in self.names]
         if missing:
             raise ValueError(f"there is no column {missing[0]!r}; there are {', '.join(map(repr, self.names))}")
-        return SensorSeries(self.values_nC[:, [self.names.index(name) for name in names]], self.times_n, tuple(names))
+        return SensorSeries(
+            self.values_nC[:, [self.names.index(name) for name in names]], self.times_n, tuple(names), self.read_as
+        )
 
 
 class SensorWindows:
@@ -100,9 +104,12 @@ class SensorWindows:
         scale: per column, its values are divided by it afterwards.
         offset_seconds: added to the times of the readings.
         time_column: where a file has its times.
-        time_unit: s, ms, us or ns, of the times in a file.
+        time_unit: s, ms, us or ns, of the times in a file; auto tells from their size in which unit they count from 1970, and takes
+            others for seconds. Times written as HH:MM:SS or ISO 8601 need none.
         rate: readings a second, for a file without times: reading i was taken at ``start + i / rate``.
-        start: seconds on the video's clock of the first reading, with ``rate``.
+        start: seconds on the video's clock of the first reading, with ``rate`` or ``zero`` "first".
+        zero: "clock": times are on the video's clock, or on one whose zero a .json file says. "first": a log begins at ``start``,
+            whatever its clock says.
         unsorted: "error" refuses a file whose times do not ascend. "sort" sorts its readings, and of those with the same time
             keeps the last in the file.
 
@@ -127,10 +134,12 @@ class SensorWindows:
         time_unit: str = "s",
         rate: float | None = None,
         start: float = 0.0,
+        zero: str = "clock",
         unsorted: str = "error",
     ) -> None:
         self.columns = tuple(map(str, columns))
-        self.time_column, self.time_unit, self.rate, self.start, self.unsorted = time_column, time_unit, rate, start, unsorted
+        self.time_column, self.time_unit, self.rate, self.start = time_column, time_unit, rate, start
+        self.zero, self.unsorted = zero, unsorted
         self._window = window_seconds
         self._stride = window_seconds if stride_seconds is None else stride_seconds
         self._statistics = tuple(statistics)
@@ -160,8 +169,10 @@ class SensorWindows:
         unknown = [name for name in self._statistics if name not in STATISTICS]
         if unknown or not self._statistics or len(set(self._statistics)) < len(self._statistics):
             wrong(f"statistics must be some of {', '.join(STATISTICS)}, none twice, got {list(self._statistics)}")
-        if self.time_unit not in TIME_UNITS:
-            wrong(f"time_unit must be one of {', '.join(TIME_UNITS)}, got {self.time_unit!r}")
+        if self.time_unit not in (*TIME_UNITS, "auto"):
+            wrong(f"time_unit must be one of {', '.join(TIME_UNITS)}, auto, got {self.time_unit!r}")
+        if self.zero not in ("clock", "first"):
+            wrong(f"zero must be 'clock' or 'first', got {self.zero!r}")
         if self.unsorted not in ("error", "sort"):
             wrong(f"unsorted must be 'error' or 'sort', got {self.unsorted!r}")
         if self.rate is not None and not 0 < self.rate < float("inf"):
@@ -247,6 +258,7 @@ class SensorWindows:
             "time_unit": self.time_unit,
             "rate": self.rate,
             "start": self.start,
+            "zero": self.zero,
             "unsorted": self.unsorted,
         }
         return EncoderConfig(name="sensor_windows", settings=settings)

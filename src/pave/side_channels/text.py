@@ -21,6 +21,8 @@ from pave.side_channels.base import SideFeatures
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MAX_STEPS = 1_000_000
+"""Most steps of one text; a segment of a year cut into hundredths of a second is a mistake, and would fill the memory."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -97,7 +99,11 @@ class TextEncoder(ABC):
         """(texts, C) float32."""
 
     def encode(self, source: TimedText) -> SideFeatures:
-        """Features of a text: (K, 1, C) float32, in the order of time. A segment without text makes no step."""
+        """Features of a text: (K, 1, C) float32, in the order of time. A segment without text makes no step.
+
+        Raises:
+            ValueError: if there are more than ``MAX_STEPS`` steps.
+        """
         return self.encode_batch([source])[0]
 
     def encode_batch(self, sources: Sequence[TimedText]) -> list[SideFeatures]:
@@ -112,6 +118,11 @@ class TextEncoder(ABC):
         for segment in segments:
             length = segment.end - segment.start
             parts = 1 if self._step is None else max(1, ceil(length / self._step - 1e-9))
+            if len(rows) + parts > MAX_STEPS:
+                raise ValueError(
+                    f"{self.name}: with step_seconds {self._step}, the segments up to {segment.end:g} s make more than {MAX_STEPS} steps; "
+                    "check the times, or set a greater step_seconds"
+                )
             times += [segment.start + (i + 0.5) * length / parts + self._offset for i in range(parts)]
             rows += [places[segment.text]] * parts
         times_K = torch.tensor(times, dtype=torch.float64)

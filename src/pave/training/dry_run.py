@@ -1,4 +1,4 @@
-"""What a recipe would do, without loading weights or decoding anything: what is missing, how long, how large, at what cost."""
+"""What a recipe would do, without loading weights or decoding videos: what is missing, how long, how large, at what cost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape
-from pave.side_channels import build_encoder, encoder_source
+from pave.side_channels import SideEncoder, build_encoder, encoder_source
 from pave.training.arguments import TrainingConfig
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
 from pave.training.dry_run_shape import Assumptions, step_shape
+from pave.training.dry_run_streams import look_at_streams
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
@@ -62,8 +63,9 @@ class DryRun:
 def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | None = None, *, resume: bool = False) -> DryRun:
     """Look at everything that ``run_recipe`` would need, and count what it would cost.
 
-    Nothing is written, decoded or downloaded, except that the hub may be asked whether it has a model. Files are looked for, not
-    opened: ``pave doctor`` looks inside.
+    Nothing is written or downloaded, except that the hub may be asked whether it has a model. Files are looked for, not opened:
+    ``pave doctor`` looks inside. Only of channels whose encoder has no weights, and for which samples name files, a few streams are
+    read, to see whether they can act at all.
 
     Args:
         recipe: what would be run.
@@ -75,7 +77,9 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
     found = _Found()
     tasks = _training_samples(found, recipe, folder)
     train = None if tasks is None else [sample for samples in tasks.values() for sample in samples]
-    tokens_per_step = _encoders(found, recipe)
+    encoders = _encoders(found, recipe)
+    _streams(found, recipe, encoders, train)
+    tokens_per_step = {name: encoder.tokens_per_step for name, encoder in encoders.items()}
     _surroundings(found, recipe, folder, resume)
     config = _base(found, recipe, folder)
     samples = len(train) if train is not None else assumed.samples
@@ -192,9 +196,9 @@ def _never_there(recipe: Recipe, samples: Sequence[Sample], channels: Sequence[s
 # --- encoders, base, surroundings ------------------------------------------------------------------------------------------
 
 
-def _encoders(found: _Found, recipe: Recipe) -> dict[str, int]:
-    """M by channel, where it can be known without weights."""
-    tokens = {}
+def _encoders(found: _Found, recipe: Recipe) -> dict[str, SideEncoder[Any]]:
+    """The encoders by channel, of those that can be built from what is on this machine."""
+    built = {}
     for name, channel in recipe.patch.side_channels.items():
         models = _models_of(channel.encoder.to_dict())
         what = f"the encoder of side channel {name!r}"
@@ -209,12 +213,25 @@ def _encoders(found: _Found, recipe: Recipe) -> dict[str, int]:
         except (ValueError, MissingExtraError) as error:
             found.missing.append(f"side channel {name!r}: {error}")
             continue
-        tokens[name] = encoder.tokens_per_step
+        built[name] = encoder
         if encoder.width != channel.width:
             found.missing.append(
                 f"side channel {name!r}: its encoder gives features of width {encoder.width}, but width is {channel.width}"
             )
-    return tokens
+    return built
+
+
+def _streams(found: _Found, recipe: Recipe, encoders: Mapping[str, SideEncoder[Any]], train: Sequence[Sample] | None) -> None:
+    """How much of some side streams can act; only those of encoders without weights are read."""
+    channels = recipe.patch.side_channels
+    light = {
+        name: encoder
+        for name, encoder in encoders.items()
+        if not _models_of(channels[name].encoder.to_dict()) and encoder.width == channels[name].width
+    }
+    missing, notes = look_at_streams(recipe, light, train or ())
+    found.missing += missing
+    found.notes += notes
 
 
 def _models_of(encoder: Mapping[str, Any]) -> dict[str, str | None]:

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 from pave.data.collator import PatchCollator
 from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
 from pave.tokens import SideTokens
+from pave.training.acting_report import ActingReport
 from pave.training.arguments import PatchTrainingArguments
 from pave.training.callbacks import FrozenInputs, NonFiniteGuard
 from pave.training.channel_dropout import check_not_shared, drop_channels, dropout_rates
@@ -41,19 +42,21 @@ from pave.training.checkpoints import (
 from pave.training.held_out import HeldOut
 from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.together import problems_of_all, raise_together
+from pave.utils.files import naming_disk
 
 logger = logging.getLogger(__name__)
 
 
 class PatchTrainer(transformers.Trainer):
-    """``transformers.Trainer`` for a patched model. It adds six things and nothing else:
+    """``transformers.Trainer`` for a patched model. It adds seven things and nothing else:
 
     - saving: a checkpoint is the patch (in float32) with the Trainer's own optimizer, scheduler and random states, never the base;
     - parameter groups: each role of parameter at its own rate, weight decay on matrices only;
     - the loss on answers only (``pave.training.loss``);
     - the evaluation loss is the mean over all answer tokens, whatever the batches they come in, and that of each task beside it;
     - channel dropout, in training only (``pave.training.channel_dropout``);
-    - a NaN or infinity stops the run and names the samples.
+    - a NaN or infinity stops the run and names the samples;
+    - where too little of a side channel can act, that is said once, with the worst samples (``pave.data.acting``).
 
     The base is frozen and is not changed, its config included.
 
@@ -111,6 +114,8 @@ class PatchTrainer(transformers.Trainer):
         self._guard = NonFiniteGuard(self.accelerator)
         self.add_callback(self._guard)
         self.add_callback(FrozenInputs())
+        self._acting = ActingReport(self._slot.config, self.train_dataset, self.accelerator.is_main_process)
+        self.add_callback(self._acting)
         # The batch is counted over and scaled by the whole optimizer step, as for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = True
 
@@ -150,6 +155,8 @@ class PatchTrainer(transformers.Trainer):
     ) -> Any:
         inputs = dict(inputs)
         sample_ids = inputs.pop("sample_ids", [])
+        if model.training:
+            self._acting.note(inputs, sample_ids)
         if model.training and self._rates:
             inputs["side_channels"] = self._without_dropped(inputs["side_channels"], sample_ids)
         if any(channel.fusion.adds_llm_tokens for channel in self._slot.config.side_channels.values()):
@@ -254,8 +261,9 @@ class PatchTrainer(transformers.Trainer):
         """Write something on every process. If it fails on one, all give up and the earlier checkpoints stay."""
         error: Exception | None = None
         try:
-            part()
-        except Exception as caught:  # torch and safetensors have errors of their own for a full disk
+            with naming_disk(target):
+                part()
+        except Exception as caught:
             error = caught
         problems = problems_of_all(self.accelerator, None if error is None else reason(error))
         if problems:

@@ -1,18 +1,79 @@
 """Atomic writes: a reader sees the old file or the whole new one, never a half-written one.
 
-Everything is first written beside its destination (the same file system) and then moved over it with one rename.
+Everything is first written beside its destination (the same file system) and then moved over it with one rename. Where the disk is to
+blame that something cannot be written, the error is a ``DiskError``, which names it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_OF_DISK = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "has no room left for this user (quota)",
+    errno.EROFS: "is read-only",
+}
+"""What an error number says of the disk that is written to; reading has other ones."""
+_TORCH_WRITES = re.compile(r"unexpected pos|PytorchStreamWriter|failed writing|write error", re.IGNORECASE)
+_NO_ROOM = 2**16
+"""Bytes; with less, a writer that does not say why it failed has failed because of the disk."""
+
+
+class DiskError(OSError):
+    """Something cannot be written because of the disk, not because of what is written. One sentence that names path and disk."""
+
+
+@contextlib.contextmanager
+def naming_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an error inside the block for which the disk of ``path`` is to blame into a ``DiskError``; let others pass.
+
+    Raises:
+        DiskError: if the disk is full or read-only.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:  # torch, safetensors and PyAV have errors of their own for a full disk
+        disk = _mount_of(Path(path))
+        fault = _fault_of_disk(error, disk)
+        if fault is None:
+            raise
+        raise DiskError(
+            f"{os.fspath(path)}: it cannot be written, because the disk at {disk} {fault}; make room there, or write elsewhere"
+        ) from error
+
+
+def _fault_of_disk(error: Exception, disk: Path) -> str | None:
+    """What is wrong with the disk, if the error says so."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    told = re.search(r"\(os error (\d+)\)", text)  # safetensors
+    if number is None and told:
+        number = int(told[1])
+    if number is None and _TORCH_WRITES.search(text) and shutil.disk_usage(disk).free < _NO_ROOM:
+        number = errno.ENOSPC
+    return _OF_DISK.get(number or 0)
+
+
+def _mount_of(path: Path) -> Path:
+    """Where the file system of a path, which need not exist yet, is mounted."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    place = place.resolve()
+    while not os.path.ismount(place):
+        place = place.parent
+    return place
 
 
 @contextlib.contextmanager
@@ -29,20 +90,23 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
 
     Raises:
         ValueError: if ``path`` is a folder.
+        DiskError: if the disk is full or read-only.
     """
     target = Path(path)
     if target.is_dir():
         raise ValueError(f"cannot write the file {target}: there is a folder of that name; choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}")
+    with naming_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}-", suffix=f".tmp{target.suffix}")
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(_mode_for(target))
-        if durable:
-            _flush(temporary)
-        os.replace(temporary, target)
+        with naming_disk(target):
+            yield temporary
+            temporary.chmod(_mode_for(target))
+            if durable:
+                _flush(temporary)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -90,18 +154,21 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         ValueError: if ``path`` is a file.
+        DiskError: if the disk is full or read-only.
     """
     target = Path(path)
     if target.is_file():
         raise ValueError(f"cannot write the folder {target}: there is a file of that name; choose another name")
     target = target.resolve()  # through a link: the folder it leads to is replaced, the link stays
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}.new-"))
+    with naming_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}.new-"))
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        flush_folder(temporary)
-        _swap(temporary, target)
+        with naming_disk(target):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            flush_folder(temporary)
+            _swap(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

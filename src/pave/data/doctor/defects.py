@@ -62,6 +62,8 @@ DEFECTS: dict[str, Defect] = {
     "channel-file-missing": Defect("error", "the file of a channel is not there", "correct the path, or write null"),
     "channel-empty": Defect("warning", "the channel gives not a single step", "check the file, or write null"),
     "channel-apart": Defect("error", "no step of the channel lies within the video", "check the clocks of both"),
+    "channel-idle": Defect("error", "nothing of the channel can act", "correct its times or its content, or write null"),
+    "channel-little": Defect("warning", "less than half of the channel can act", "check its times, its units and its content"),
     "audio-unreadable": _readable("sound"),
     "features-unreadable": _readable("stored features"),
     "own-unreadable": _readable("a side channel of your own"),
@@ -71,6 +73,13 @@ DEFECTS: dict[str, Defect] = {
     "video-unreadable": _readable("the frames of a channel"),
     "views-unreadable": _readable("further cameras"),
     "scene3d-counts": Defect("error", "pictures, depth maps and poses differ in number", "complete or remove the odd ones"),
+    "scene3d-axes": Defect(
+        "warning",
+        "one picture's points do not lie where the others see them",
+        "give camera-to-world poses in OpenCV's axes (x right, y down, z forward)",
+    ),
+    "scene3d-near": Defect("warning", "depths are too small to be metres", "set the scene's depth_unit"),
+    "sensor-format": Defect("note", "how a log is written had to be found out", "nothing, if it was found out rightly"),
     "features-width": Defect("error", "features have another width than the patch", "extract them anew, or change the width"),
     "features-not-finite": Defect(
         "warning",

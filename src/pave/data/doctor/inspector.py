@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pave.config import SideChannelConfig
+from pave.data.acting import how_much_acts
 from pave.data.dataset import PatchDataset
 from pave.data.doctor.defects import DEFECTS
+from pave.data.doctor.inside import look_inside
 from pave.data.doctor.setup import AUDIO, Setup
 from pave.data.media import AudioInfo, MediaInfo, VideoClip, VideoInfo, probe, read_frames
 from pave.data.samples import Sample
@@ -79,13 +81,13 @@ class _Visit:
         self.video = samples[0].video
         self.everyone = list(range(len(samples)))
         self.info: MediaInfo | None = None
+        self.clip: VideoClip | None = None
         self.found: list[Raw] = []
 
     def findings(self) -> list[Raw]:
-        clip = None
         if self.video not in self.skip:
             self.announce(self.video)
-            clip = self._video()
+            self.clip = self._video()
         features: dict[tuple[str, str | None], SideFeatures | None] = {}
         for (name, path, stated), places in self._uses().items():
             if path is None:
@@ -99,11 +101,11 @@ class _Visit:
                 continue
             self.announce(own)
             features[name, path] = self._features(name, path, places)
-        if clip is not None and self.inspector.prompts is not None:
+        if self.clip is not None and self.inspector.prompts is not None:
             for place, sample in enumerate(self.samples):
                 side = {name: features.get((name, sample.side_channels.get(name))) for name in self.setup.channels}
                 side = {name: None if _is_null(sample, name) else found for name, found in side.items()}
-                for code, message in self.inspector.prompts.check(sample, clip, side):
+                for code, message in self.inspector.prompts.check(sample, self.clip, side):
                     self._add(code, message, [place], None)
         return self.found
 
@@ -240,6 +242,8 @@ class _Visit:
                 self._add("channel-missing", f"nothing was read for the channel {name}", places, file, name)
             return None
         self._values(features, self.setup.channels[name], places, file, name)
+        for code, message in look_inside(self.inspector.dataset.encoders[name], self.video, path):
+            self._add(code, message, places, file, name)
         return features
 
     def _values(self, features: SideFeatures, channel: SideChannelConfig, places: list[int], file: str, name: str) -> None:
@@ -259,9 +263,19 @@ class _Visit:
         if self.info is None or self.info.video is None:
             return
         seconds, first, last = self.info.video.duration, float(times_K.min()), float(times_K.max())
-        if not bool(((times_K >= 0) & (times_K <= seconds)).any()):
+        apart = not bool(((times_K >= 0) & (times_K <= seconds)).any())
+        if apart:
             message = f"its steps lie from {first:.4g} s to {last:.4g} s, the video lasts {seconds:.4g} s"
             self._add("channel-apart", message, places, file, name)
+        if self.clip is None or values_KMC.shape[-1] != channel.width:
+            return
+        assert self.inspector.dataset is not None
+        encoder = self.inspector.dataset.encoders[name]
+        acting = how_much_acts(features, self.clip.times_F, channel.fusion, encoder, self.setup.frames)
+        if acting.share == 0 and not apart:
+            self._add("channel-idle", str(acting), places, file, name)
+        elif acting.is_little and not apart:
+            self._add("channel-little", str(acting), places, file, name)
 
 
 def _is_null(sample: Sample, name: str) -> bool:

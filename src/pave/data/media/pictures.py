@@ -34,7 +34,8 @@ def read_depth(path: str | os.PathLike[str], metres_per_unit: float | None = Non
 
     Args:
         path: a PNG of 16-bit greys; an .npy array; or an .npz archive with one array, or one called ``depth``.
-        metres_per_unit: metres of a stored 1; None is 0.001 (millimetres) for PNG and 1 for arrays.
+        metres_per_unit: metres of a stored 1; None is 0.001 (millimetres) for whole numbers, in a PNG or an array, and 1 for arrays of
+            floating point.
 
     Raises:
         MediaError: naming the file, if it is missing, damaged, of another kind, or not one number for each pixel.
@@ -49,8 +50,9 @@ def read_depth(path: str | os.PathLike[str], metres_per_unit: float | None = Non
         raise MediaError(f"{name}: depth maps are .png, .npy or .npz files, not {suffix or 'without an ending'}")
     if values_HW.ndim != 2 or not values_HW.size or values_HW.dtype.kind not in "uif":
         raise MediaError(f"{name}: a depth map is one number for each pixel, got {values_HW.dtype} of shape {values_HW.shape}")
-    scale = metres_per_unit if metres_per_unit is not None else 0.001 if suffix == ".png" else 1.0
-    return (values_HW.astype(np.float64) * scale).astype(np.float32)
+    scale = metres_per_unit if metres_per_unit is not None else 1.0 if values_HW.dtype.kind == "f" else 0.001
+    with np.errstate(over="ignore"):  # what is out of range is infinite, and so invalid
+        return (values_HW.astype(np.float64) * scale).astype(np.float32)
 
 
 def write_picture(path: str | os.PathLike[str], rgb_HWC: NDArray[np.uint8]) -> None:

@@ -104,7 +104,8 @@ def extract(
 
     Raises:
         ValueError: if an argument is out of range, or a child cannot build an encoder.
-        RuntimeError: if a child ends for no reason that a file explains.
+        DiskError: if the store cannot be written because of its disk.
+        RuntimeError: if a child ends or fails for no reason that a file explains.
     """
     if processes < 0 or batch_size < 1 or not 0 <= rank < world_size or (timeout is not None and not timeout > 0):
         raise ValueError(
