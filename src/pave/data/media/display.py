@@ -7,6 +7,7 @@ from fractions import Fraction
 from math import atan2, degrees
 
 import av
+import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
@@ -36,15 +37,35 @@ class Display:
         """(height, width) as shown."""
         return (self.width, self.height) if self.quarter_turns % 2 else (self.height, self.width)
 
-    def pixels(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """(height, width, 3) RGB of a frame as shown. Pixels that are not square are resampled as FFmpeg's scale filter does it
-        (bicubic); others are as stored."""
-        if self.width == frame.width:
-            stored_HWC = frame.to_ndarray(format="rgb24")
-        else:
-            stored_HWC = frame.to_ndarray(format="rgb24", width=self.width, height=self.height, interpolation="BICUBIC")
-        turned_HWC = np.rot90(stored_HWC, self.quarter_turns)
-        return turned_HWC[:, ::-1] if self.mirrored else turned_HWC
+
+class Projector:
+    """Makes RGB of frames as they are shown.
+
+    FFmpeg's scale filter does it as in FFmpeg's own program, so that pixels are equal to those of that program. (PyAV's own way from
+    a frame to an array gives other colours where there are more than 8 bits, half pictures, or another size.)
+
+    Args:
+        display: how frames are shown.
+        frame: one of them; all are of its size and format.
+    """
+
+    def __init__(self, display: Display, frame: av.VideoFrame) -> None:
+        self.display = display
+        self._graph = av.filter.Graph()
+        if hasattr(self._graph, "threads"):  # PyAV before 17 has no such choice
+            self._graph.threads = 1
+        source = self._graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 90_000)
+        )
+        scale = self._graph.add("scale", f"w={display.width}:h={display.height}")
+        self._graph.link_nodes(source, scale, self._graph.add("format", "rgb24"), self._graph.add("buffersink"))
+        self._graph.configure()
+
+    def show(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """(height, width, 3)."""
+        self._graph.vpush(frame)
+        shown_HWC = np.rot90(self._graph.vpull().to_ndarray(), self.display.quarter_turns)
+        return shown_HWC[:, ::-1] if self.display.mirrored else shown_HWC
 
 
 def display_of(frame: av.VideoFrame, pixel_aspect: Fraction, name: str) -> Display:
@@ -58,7 +79,7 @@ def display_of(frame: av.VideoFrame, pixel_aspect: Fraction, name: str) -> Displ
     Raises:
         MediaError: if the picture would be absurdly large, or the file turns it by something else than quarter turns.
     """
-    width = max(1, round(frame.width * pixel_aspect))
+    width = max(1, int(frame.width * pixel_aspect))  # down, as FFmpeg's scale=iw*sar:ih
     check_size(width, frame.height, name)
     return Display(width, frame.height, *_orientation(_matrix(frame), name))
 
@@ -66,7 +87,8 @@ def display_of(frame: av.VideoFrame, pixel_aspect: Fraction, name: str) -> Displ
 def _matrix(frame: av.VideoFrame) -> _Matrix | None:
     """The display matrix (a, b, c, d) of ISO 14496-12, 8.3.2: what is stored at (x, y) is shown at (a x + c y, b x + d y), y downwards,
     but for a shift. None if the file has none."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # A frame whose side data was looked at lies in a reference cycle, so that is done on a copy of a few bytes.
+    data = frame.reformat(width=8, height=8, format="gray").side_data.get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return None
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), dtype=np.int32)[:5])

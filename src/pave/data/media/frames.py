@@ -26,7 +26,7 @@ from pave.data.media.container import (
     open_media,
     require_video,
 )
-from pave.data.media.display import Display, display_of
+from pave.data.media.display import Projector, display_of
 from pave.data.media.fast_decoding import decode_with_torchcodec, wants_torchcodec
 from pave.data.media.sampling import FrameSampling, choose_frames
 
@@ -276,15 +276,15 @@ class _Pixels:
         self.pixel_aspect = pixel_aspect
         self.filled = 0
         self.frames_FHWC: NDArray[np.uint8] | None = None
-        self._first: tuple[int, int, int] | None = None
-        self._display: Display | None = None
+        self._facts: tuple[int, int, int, str] | None = None
+        self._projector: Projector | None = None
 
     def add(self, frame: av.VideoFrame) -> None:
-        # A frame whose side data is looked at stays in memory until garbage is collected, so that is done for as few as possible.
-        facts = (frame.width, frame.height, frame.rotation)
-        if self._display is None or facts != self._first:
-            self._first, self._display = facts, display_of(frame, self.pixel_aspect, self.name)
-        pixels_HWC = self._display.pixels(frame)
+        facts = (frame.width, frame.height, frame.rotation, frame.format.name)
+        if self._projector is None or facts != self._facts:
+            self._facts = facts
+            self._projector = Projector(display_of(frame, self.pixel_aspect, self.name), frame)
+        pixels_HWC = self._projector.show(frame)
         if self.frames_FHWC is None:
             check_memory(self.name, self.count, pixels_HWC)
             self.frames_FHWC = np.empty((self.count, *pixels_HWC.shape), dtype=np.uint8)
