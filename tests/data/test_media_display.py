@@ -8,7 +8,7 @@ import av.filter
 import numpy as np
 import pytest
 
-from media_files import bars, encode, write_header_matrix
+from media_files import bars, write_header_matrix
 from pave.data.media import FrameSampling, FramesInPieces, MediaError, probe, read_frames, remarks, write_video
 
 HEIGHT, WIDTH = 32, 64
