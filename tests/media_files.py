@@ -1,5 +1,6 @@
 """Small media files for tests. Every video frame carries its own index as black and white bars, so a wrong frame shows."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -75,3 +76,12 @@ def write_sound(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def write_header_matrix(path, matrix):
+    """Write a display matrix (a, b, c, d) into the track header of an mp4."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)

@@ -161,31 +161,6 @@ def test_more_threads_give_the_same_frames(tmp_path):
     np.testing.assert_array_equal(one.frames_FHWC, two.frames_FHWC)
 
 
-def rotate_header(path, matrix):
-    """Write a display matrix (a, b, c, d of the first two columns) into the track header of an mp4."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40
-    a, b, c, d = matrix
-    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
-def test_rotation_is_applied(tmp_path, matrix, turns):
-    """ISO 14496-12 8.3.2: (x, y) is shown at (a x + c y, b x + d y); 0 1 -1 0 is a phone held upright, a quarter turn clockwise."""
-    path = tmp_path / "a.mp4"
-    picture = np.zeros((1, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    picture[:, : HEIGHT // 2, : WIDTH // 2] = 255
-    write_video(path, np.repeat(picture, 3, axis=0), fps=10)
-    plain = read_frames(path).frames_FHWC
-    rotate_header(path, matrix)
-    clip = read_frames(path)
-    np.testing.assert_array_equal(clip.frames_FHWC, np.rot90(plain, turns, axes=(1, 2)))
-    info = probe(path).video
-    assert (info.height, info.width) == clip.size
-    assert info.rotation % 360 == 90 * turns % 360
-
-
 # --- writing
 
 

@@ -100,6 +100,61 @@ def test_encodings(tmp_path):
         read(tmp_path / "a.srt", text.encode("utf-16-le"), encoding="latin-1")
 
 
+HI_HO = [(1.0, 2.0, "hi"), (3.0, 4.0, "ho")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.srt", "1\n00:00:01,000 --> 00:00:02,000\nhi\n2\n00:00:03,000 --> 00:00:04,000\nho\n"),
+        ("a.srt", "00:00:01,000 --> 00:00:02,000\nhi\n00:00:03,000 --> 00:00:04,000\nho"),
+        ("a.srt", "1\n00:01,000-->00:02,000\n \nhi\n \n2\n0:00:03.0 --> 0:00:04.0 align:start position:0%\nho\n\n\n"),
+        ("a.srt", "\ufeff1\n00:00:01,000 --> 00:00:02,000\nhi\n\n\ufeff1\n00:00:03,000 --> 00:00:04,000\nho\n"),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:02.000\nhi\n00:03.000 --> 00:04.000\nho\n"),
+        ("a.vtt", "WEBVTT\n\n1\n00:01.000 --> 00:02.000\nhi\n2\n00:03.000 --> 00:04.000\nho\n"),
+        ("a.vtt", "WEBVTT\n00:01,000-->00:02,000 line:0\nhi\n\nNOTE\n00:03.000 --> 00:04.000\nho\n"),
+        (
+            "a.vtt",
+            "WEBVTT\n\n0:00:01.000 --> 0:00:02.000\n \nhi\n \n\nSTYLE\n::cue {}\n\nREGION\nid:a\n\n00:03.0 --> 00:04.0\nho\n \n",
+        ),
+    ],
+)
+def test_a_line_of_times_begins_a_caption_wherever_it_stands(tmp_path, name, content):
+    assert read(tmp_path / name, content) == HI_HO
+
+
+def test_numbers_that_are_text_stay_text(tmp_path):
+    times = ["00:00:01,000 --> 00:00:02,000", "00:00:03,000 --> 00:00:04,000"]
+    counted = f"1\n{times[0]}\n5\n\n2\n{times[1]}\n7\n8\n"
+    assert read(tmp_path / "a.srt", counted) == [(1.0, 2.0, "5"), (3.0, 4.0, "7 8")]
+    assert read(tmp_path / "b.srt", counted.replace("\n\n", "\n")) == [(1.0, 2.0, "5"), (3.0, 4.0, "7 8")]
+    uncounted = f"{times[0]}\nHow many?\n2\n{times[1]}\nopen 10:30-11:15, x --> y\n"
+    assert read(tmp_path / "c.srt", uncounted) == [(1.0, 2.0, "How many? 2"), (3.0, 4.0, "open 10:30-11:15, x --> y")]
+
+
+def test_captions_that_roll_up_are_read_as_they_stand(tmp_path):
+    """As YouTube writes its automatic ones: lines of one blank, times within the text, and every line again in the next cue."""
+    where = "align:start position:0%"
+    content = (
+        f"WEBVTT\nKind: captions\nLanguage: en\n\n00:00:00.030 --> 00:00:05.720 {where}\n \n"
+        f"what's<00:00:00.719><c> up</c><00:00:00.930><c.colorE5E5E5> all</c>\n\n00:00:05.720 --> 00:00:05.730 {where}\nwhat's up all\n \n\n"
+        f"00:00:05.730 --> 00:00:08.000 {where}\nwhat's up all\nand<00:00:06.719><c> more</c>\n\n"
+    )
+    expected = [(0.03, 5.72, "what's up all"), (5.72, 5.73, "what's up all"), (5.73, 8.0, "what's up all and more")]
+    assert read(tmp_path / "a.vtt", content) == expected
+
+
+def test_an_open_end_is_the_next_start(tmp_path):
+    chunks = [([0.0, None], "a"), ([2.5, 4.0], "b"), ([12.0, None], "c")]
+    expected = [(0.0, 2.5, "a"), (2.5, 4.0, "b"), (12.0, 12.0, "c")]
+    content = {"text": "a b c", "chunks": [{"timestamp": times, "text": text} for times, text in chunks]}
+    assert read(tmp_path / "a.json", json.dumps(content)) == expected
+    segments = [{"start": times[0], "end": times[1], "text": text} for times, text in chunks]
+    assert read(tmp_path / "b.json", "\ufeff" + json.dumps({"segments": segments})) == expected
+    backward = [{"start": 3, "end": None, "text": "a"}, {"start": 2, "end": 4, "text": "b"}]
+    assert read(tmp_path / "c.json", json.dumps(backward)) == [(3.0, 3.0, "a"), (2.0, 4.0, "b")]
+
+
 def test_a_file_without_a_segment_is_an_ordinary_case(tmp_path):
     assert read(tmp_path / "a.srt", "") == read(tmp_path / "a.vtt", "WEBVTT\n") == read(tmp_path / "a.json", "[]") == []
 
@@ -123,7 +178,15 @@ GOOD = "00:00:01,000 --> 00:00:02,000\nx\n\n"
         ("a.vtt", "00:01.000 --> 00:02.000\nx\n", "it does not begin with WEBVTT"),
         ("a.vtt", "WEBVTTx\n", "it does not begin with WEBVTT"),
         ("a.vtt", "WEBVTT\nX-TIMESTAMP-MAP=LOCAL:00:00:00.000,MPEGTS:0\n\n", "its header maps times"),
-        ("a.vtt", "WEBVTT\n\n00:01,000 --> 00:02,000\nx\n", "line 3: '00:01,000' is no time"),
+        ("a.vtt", "WEBVTT\n\n00:01 --> 00:02\nx\n", "line 3: '00:01' is no time"),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:02.000\nx --> y\n", "line 4: 'x' is no time"),
+        ("a.vtt", "WEBVTT\n\na\nb\n00:01.000 --> 00:02.000\nx\n", "line 4: times are expected, .* got 'b'"),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:02.000\nx\n00:03.000 -> 00:04.000\ny\n", "line 5: times are expected"),
+        ("a.srt", "1\n" + GOOD + "2\n00:00:03,000 -> 00:00:04,000\ny\n", "line 5: times are expected, .* got '2'"),
+        ("a.srt", GOOD.strip() + "\n2\n00:00:03,000 \u2192 00:00:04,000\ny\n", "line 4: times are expected"),
+        ("a.srt", GOOD.strip() + "\n00:00:03 --> 00:00:04\ny\n", "line 3: '00:00:03' is no time"),
+        ("a.srt", "00:00:01,000 --> 00:00:02,000 words\n", "line 1: times are expected"),
+        ("a.srt", "1\n" + GOOD + "2\n", "line 5: times are expected, .* got '2'"),
         ("a.vtt", "WEBVTT\n\n00:03.000 --> 00:02.000\nx\n", "line 3: the segment ends at 2 s"),
         ("a.vtt", "WEBVTT\n\ntitle alone\n", "line 4: times are expected"),
         ("a.json", "{", "it is not JSON"),
@@ -133,7 +196,8 @@ GOOD = "00:00:01,000 --> 00:00:02,000\nx\n\n"
         ("a.json", '[{"start": 0, "text": "x"}]', "segment 0 needs start, end and text"),
         ("a.json", "[3]", "segment 0 needs start, end and text"),
         ("a.json", '{"chunks": [{"timestamp": [1], "text": "x"}]}', "segment 0 needs timestamp and text"),
-        ("a.json", '{"chunks": [{"timestamp": [1, null], "text": "x"}]}', "segment 0: .* from 1 to None"),
+        ("a.json", '{"chunks": [{"timestamp": [null, null], "text": "x"}]}', "segment 0: .* from None to None"),
+        ("a.json", '{"chunks": [{"timestamp": [null, 1], "text": "x"}]}', "segment 0: .* from None to 1"),
         ("a.json", '[{"start": NaN, "end": 1, "text": "x"}]', "segment 0: text from a start to an end in seconds is expected"),
         ("a.json", '[{"start": 2, "end": 1, "text": "x"}]', "segment 0: .* got 'x' from 2 to 1"),
         ("a.json", '[{"start": 0, "end": true, "text": "x"}]', "segment 0"),

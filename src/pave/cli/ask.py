@@ -64,15 +64,27 @@ def command(
     answers = {"patch" if patch else "base": qa.ask(video, question, **options)}
     if compare:
         answers = {"base": qa.ask(video, question, patch=False, **options), **answers}
+    remarks = _remarks(str(video))
     data = {
         "video": str(video),
         "question": question,
         "base": qa.name,
         "patch": patch,
         "side": sides,
+        "remarks": remarks,
         "answers": {name: answer.to_dict() for name, answer in answers.items()},
     }
     return Result(_text(answers, compare), data)
+
+
+def _remarks(video: str) -> list[str]:
+    """What is good to know about how the video was read; logged too."""
+    from pave.data.media import probe, remarks
+
+    sentences = [message for _, message in remarks(probe(video))]
+    for sentence in sentences:
+        logger.info("%s: %s", video, sentence)
+    return sentences
 
 
 def _sides(given: list[str]) -> dict[str, str]:

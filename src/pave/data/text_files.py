@@ -11,7 +11,8 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 from pave.side_channels.text import TextSegment, TimedText
 
@@ -19,10 +20,12 @@ MAX_BYTES = 32 * 2**20
 """Largest file that is read."""
 MAX_SEGMENTS = 200_000
 _MAX_LINE = 10_000
-_SRT_TIMES = re.compile(r"\s*(\S+)\s*-->\s*(\S+)(?:\s+[XY]\d:.*)?\s*")
-_VTT_TIMES = re.compile(r"\s*(\S+)\s+-->\s+(\S+)(?:\s+\S.*)?")
-_SRT_CLOCK = re.compile(r"(\d{1,4}):(\d{2}):(\d{2})[,.](\d{1,3})")
-_VTT_CLOCK = re.compile(r"(?:(\d{2,4}):)?(\d{2}):(\d{2})\.(\d{3})")
+_CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{2})[.,](\d{1,3})")
+_TIMES = re.compile(r"\s*(\S+?)\s*-->\s*(\S+)(?:\s+(\S.*))?")
+_SRT_SETTINGS = re.compile(r"(?:[A-Za-z]\w*:\S+\s*)*")
+_SRT_ARROW = re.compile(r"\d:\d\S{0,20}\s*-->|-->\s*\S{0,20}\d:\d")
+_ALMOST_TIMES = re.compile(r"\d:\d\d\S{0,10}\s*(?:-+>|[\u2013\u2014]>|\u2192)\s*\d{1,4}:\d\d")
+"""What a line of text would not hold, so that misspelt times are not taken for text."""
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>|<\d[\d:.]{0,20}>|\{\\[^{}]{0,200}\}")
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -30,8 +33,11 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf
 def read_timed_text(path: str | os.PathLike[str], *, encoding: str = "utf-8") -> TimedText:
     """Read captions or a transcript. Tags and entities are taken out of the text, line breaks become spaces.
 
+    Captions that roll up, as YouTube's automatic ones do, say every line twice or three times: they are read as they stand.
+
     JSON is an object with the list ``segments`` as Whisper writes it, each with start, end and text; such a list alone; or an
-    object with the list ``chunks`` of transformers, each with timestamp and text. Other keys are not looked at.
+    object with the list ``chunks`` of transformers, each with timestamp and text. Other keys are not looked at. An end may be
+    null, as it is where the recogniser heard none: such a segment ends where the next one starts, the last one at its own start.
 
     Args:
         path: ends in .srt, .vtt or .json.
@@ -73,7 +79,7 @@ def _decode(name: str, encoding: str) -> str:
         ) from None
     if "\0" in text:
         raise ValueError("it holds zero bytes, so it is no text in this encoding")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
 
 
 def _plain(text: str) -> str:
@@ -81,59 +87,117 @@ def _plain(text: str) -> str:
     return " ".join(html.unescape(_TAG.sub("", text)).split())
 
 
-def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines between blank ones, each with the number of its first line."""
-    block: list[str] = []
+@dataclass
+class _Cue:
+    """A line of times and the lines under it, by their numbers in the file."""
+
+    number: int
+    times: str
+    lines: list[tuple[int, str]] = field(default_factory=list)
+
+    def drop_last_number(self) -> None:
+        """Take out a last line of digits alone: it counts the next cue."""
+        if self.lines and self.lines[-1][1].strip().isdecimal():
+            del self.lines[-1]
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines and at last an empty one, counted from 1."""
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         if len(line) > _MAX_LINE:
             raise ValueError(f"line {number} is longer than {_MAX_LINE} characters, which no caption is")
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield number - len(block), block
-            block = []
+        yield number, line
 
 
-def _seconds(text: str, pattern: re.Pattern[str], line: int) -> float:
-    found = pattern.fullmatch(text)
+def _times_expected(number: int, line: str) -> ValueError:
+    return ValueError(
+        f"line {number}: times are expected, such as 00:00:01,000 --> 00:00:02,500, got {line.strip()[:40]!r} (captions are set apart "
+        "by empty lines)"
+    )
+
+
+def _seconds(text: str, line: int) -> float:
+    found = _CLOCK.fullmatch(text)
     if found is None or int(found[2]) > 59 or int(found[3]) > 59:
         raise ValueError(f"line {line}: {text[:40]!r} is no time")
     return int(found[1] or 0) * 3600 + int(found[2]) * 60 + int(found[3]) + int(found[4].ljust(3, "0")) / 1000
 
 
-def _segment(match: re.Match[str], clock: re.Pattern[str], line: int, text: str) -> TextSegment:
-    start, end = (_seconds(part, clock, line) for part in match.groups())
+def _segment(cue: _Cue, settings: re.Pattern[str] | None = None) -> TextSegment:
+    match = _TIMES.fullmatch(cue.times)
+    if match is None or (settings is not None and not settings.fullmatch(match[3] or "")):
+        raise _times_expected(cue.number, cue.times)
+    start, end = _seconds(match[1], cue.number), _seconds(match[2], cue.number)
     if end < start:
-        raise ValueError(f"line {line}: the segment ends at {end:g} s, before it starts at {start:g} s")
-    return TextSegment(start, end, _plain(text))
+        raise ValueError(f"line {cue.number}: the segment ends at {end:g} s, before it starts at {start:g} s")
+    for number, line in cue.lines:
+        if _ALMOST_TIMES.search(_TAG.sub("", line)):
+            raise _times_expected(number, line)
+    return TextSegment(start, end, _plain("\n".join(line for _, line in cue.lines)))
 
 
 def _srt(text: str) -> Iterator[TextSegment]:
-    for first, block in _blocks(text):
-        skip = 1 if block[0].strip().isdecimal() and len(block) > 1 else 0
-        match = _SRT_TIMES.fullmatch(block[skip])
-        if match is None:
-            raise ValueError(
-                f"line {first + skip}: times are expected, such as 00:00:01,000 --> 00:00:02,500, got {block[skip].strip()[:40]!r}"
-            )
-        yield _segment(match, _SRT_CLOCK, first + skip, "\n".join(block[skip + 1 :]))
+    """A line of times begins a caption, also where no empty line stands before it. The line of digits before it counts the captions,
+    if an empty line stands before that or the first caption has such a line too. A line of white space may be a part of a caption."""
+    head = _Cue(0, "")
+    cue, counted = head, False
+    for number, line in _lines(text):
+        if not _SRT_ARROW.search(line):
+            cue.lines.append((number, line))
+            continue
+        counted = counted or (cue is head and any(line.strip().isdecimal() for _, line in cue.lines))
+        if counted or len(cue.lines) < 2 or not cue.lines[-2][1].strip():
+            cue.drop_last_number()
+        if cue is not head:
+            yield _srt_segment(cue, counted)
+        elif stray := [(n, words) for n, words in cue.lines if words.strip()]:
+            raise _times_expected(*stray[0])
+        cue = _Cue(number, line)
+    if cue is not head:
+        yield _srt_segment(cue, counted)
+    elif stray := [(n, words) for n, words in cue.lines if words.strip()]:
+        raise _times_expected(*stray[0])
+
+
+def _srt_segment(cue: _Cue, counted: bool) -> TextSegment:
+    """The caption; words after an empty line, or a further count, belong to another one whose times are missing."""
+    before = cue.times
+    ended = False
+    for number, line in cue.lines:
+        if line.strip() and (ended or (counted and not before.strip() and line.strip().isdecimal())):
+            raise _times_expected(number, line)
+        ended |= not line
+        before = line
+    return _segment(cue, _SRT_SETTINGS)
 
 
 def _vtt(text: str) -> Iterator[TextSegment]:
+    """As the standard's parser: an empty line ends a caption, one of white space does not, and a line with an arrow begins one
+    wherever it stands. Of its own: where the first caption has a number for its name, a line of digits before times is one."""
     if not re.match(r"WEBVTT(?:[ \t\n]|$)", text):
         raise ValueError("it does not begin with WEBVTT")
-    blocks = _blocks(text)
-    _, header = next(blocks)
-    if any(line.startswith("X-TIMESTAMP-MAP") for line in header) or any("-->" in line for line in header):
-        raise ValueError("its header maps times to a broadcast's clock, or is not followed by a blank line; neither is read")
-    for first, block in blocks:
-        if re.match(r"(NOTE|STYLE|REGION)(\s|$)", block[0]) and "-->" not in block[0]:
+    cue: _Cue | None = None
+    other: list[tuple[int, str]] = [(1, "NOTE")]  # what stands in the block before the times; of the first, the header
+    counted: bool | None = None
+    for number, line in _lines(text):
+        if "X-TIMESTAMP-MAP" in line and cue is None:
+            raise ValueError("its header maps times to a broadcast's clock, which is not read")
+        if line and "-->" not in line:
+            (other if cue is None else cue.lines).append((number, line))
             continue
-        skip = 0 if "-->" in block[0] else 1
-        match = _VTT_TIMES.fullmatch(block[skip]) if skip < len(block) else None
-        if match is None:
-            raise ValueError(f"line {first + skip}: times are expected, such as 00:01.000 --> 00:02.500")
-        yield _segment(match, _VTT_CLOCK, first + skip, "\n".join(block[skip + 1 :]))
+        if cue is not None:
+            if line and counted:
+                cue.drop_last_number()
+            yield _segment(cue)
+            cue = None
+        elif not re.match(r"(NOTE|STYLE|REGION)(\s|$)", other[0][1] if other else "NOTE"):
+            if not line or len(other) > 1:  # one line before the times is the caption's name
+                raise _times_expected(*(other[1] if len(other) > 1 else (number, line)))
+            counted = other[0][1].strip().isdecimal() if counted is None else counted
+        other = []
+        if line:
+            counted = bool(counted)
+            cue = _Cue(number, line)
 
 
 def _json(text: str) -> Iterator[TextSegment]:
@@ -145,19 +209,26 @@ def _json(text: str) -> Iterator[TextSegment]:
     entries = values.get("chunks" if chunks else "segments") if isinstance(values, dict) else values
     if not isinstance(entries, list):
         raise ValueError("a list of segments is expected, alone or under the key 'segments' (or 'chunks')")
-    for number, entry in enumerate(entries):
-        yield _json_segment(number, entry, chunks)
+    fields = [_json_fields(number, entry, chunks) for number, entry in enumerate(entries)]
+    for number, (start, end, words) in enumerate(fields):
+        if end is None:  # the recogniser did not hear it end: until the next one, and the last one at its start alone
+            following = fields[number + 1][0] if number + 1 < len(fields) else start
+            end = max(start, following) if _is_time(start) and _is_time(following) else None
+        if not _is_time(start) or not _is_time(end) or end < start or not isinstance(words, str):
+            raise ValueError(
+                f"segment {number}: text from a start to an end in seconds is expected, got {str(words)[:40]!r} from {start!r} to {end!r}"
+            )
+        yield TextSegment(float(start), float(end), _plain(words))
 
 
-def _json_segment(number: int, entry: Any, chunks: bool) -> TextSegment:
+def _json_fields(number: int, entry: Any, chunks: bool) -> tuple[Any, Any, Any]:
+    """Start, end and text as they stand there."""
     try:
         start, end = entry["timestamp"] if chunks else (entry["start"], entry["end"])
-        text = entry["text"]
+        return start, end, entry["text"]
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"segment {number} needs {'timestamp' if chunks else 'start, end'} and text") from None
-    numbers = all(isinstance(t, (int, float)) and not isinstance(t, bool) and abs(t) < 1e9 for t in (start, end))
-    if not numbers or end < start or not isinstance(text, str):
-        raise ValueError(
-            f"segment {number}: text from a start to an end in seconds is expected, got {str(text)[:40]!r} from {start!r} to {end!r}"
-        )
-    return TextSegment(float(start), float(end), _plain(text))
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9

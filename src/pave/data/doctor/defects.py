@@ -52,6 +52,17 @@ DEFECTS: dict[str, Defect] = {
     "times-counted": Defect("warning", "the file does not say when its frames are shown", "write it anew as mp4 or mkv"),
     "times-gap": Defect("warning", "no frame is shown for a long time", "check the time stamps, or cut the video there"),
     "rate-variable": Defect("note", "the frame rate varies", "nothing: true times are used"),
+    "codec-unknown": Defect("error", "there is no decoder for the video or the sound", "convert the file to a common codec"),
+    "packets-marked": Defect(
+        "warning", "packets are marked as damaged", "nothing if the video plays well, else get the file again"
+    ),
+    "picture-mirrored": Defect(
+        "note", "the file says that its pictures are mirrored", "nothing: they are read as they are shown"
+    ),
+    "pixels-not-square": Defect("note", "the pixels are not square", "nothing: pictures are read in their true shape"),
+    "picture-hdr": Defect("warning", "the video has a high dynamic range", "convert it with tone mapping"),
+    "picture-interlaced": Defect("warning", "the video is interlaced", "convert it with a deinterlacer"),
+    "tracks-further": Defect("note", "there are more tracks of a kind", "check that the one that is read is the one meant"),
     # its sound
     "audio-none": Defect("note", "the video has no audio track", "nothing, or name a sound file for the channel"),
     "audio-offset": Defect("warning", "sound and picture begin at different times", "check that they are in step"),

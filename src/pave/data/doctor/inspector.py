@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pave.config import SideChannelConfig
@@ -12,7 +12,7 @@ from pave.data.dataset import PatchDataset
 from pave.data.doctor.defects import DEFECTS
 from pave.data.doctor.inside import look_inside
 from pave.data.doctor.setup import AUDIO, Setup
-from pave.data.media import AudioInfo, MediaInfo, VideoClip, VideoInfo, probe, read_frames
+from pave.data.media import AudioInfo, MediaInfo, VideoClip, VideoInfo, picture_remarks, probe, read_frames, sound_remarks
 from pave.data.samples import Sample
 from pave.side_channels import build_encoder, encoder_source
 from pave.side_channels.base import SideFeatures
@@ -144,6 +144,7 @@ class _Visit:
             return None
         self.info = info
         self._times(info.video)
+        self._remarks(picture_remarks(info.video), self.everyone, self.video)
         if info.problem is not None:
             self._add("media-truncated", info.problem, self.everyone, self.video)
             return None
@@ -164,6 +165,12 @@ class _Visit:
     def _count(self, there: int, wanted: int | None) -> None:
         if wanted is not None and there < wanted:
             self._add("frames-few", f"{wanted} frames are asked for, {there} are there", self.everyone, self.video)
+
+    def _remarks(
+        self, remarks: Iterable[tuple[str, str]], places: Sequence[int], file: str, channel: str | None = None
+    ) -> None:
+        for code, message in remarks:
+            self._add(code, message, places, file, channel)
 
     def _times(self, video: VideoInfo) -> None:
         if not video.stamped:
@@ -188,7 +195,7 @@ class _Visit:
             if self.info is None:
                 return
             if self.info.audio is None:
-                self._add("audio-none", "the video has no audio track", places, self.video, name)
+                self._no_sound(self.info, "the video has no audio track", places, self.video, name)
             else:
                 self._sound(self.info.audio, places, self.video, name)
         elif source not in _FROM_VIDEO:
@@ -199,24 +206,38 @@ class _Visit:
         if not os.path.exists(path):
             self._add("channel-file-missing", "there is no such file or folder", places, path, name)
             return False
-        if self.inspector.sources.get(name) != "audio":
+        source = self.inspector.sources.get(name)
+        if source not in ("audio", "video"):
             return True
         self.announce(path)
         try:
             info = probe(path)
         except ValueError as error:
-            self._error(error, "audio-unreadable", places, path, name)
+            self._error(error, f"{source}-unreadable", places, path, name)
             return False
+        if source == "video":
+            if info.video is None:
+                self._add("video-none", "the file has no video stream", places, path, name)
+                return False
+            self._remarks(picture_remarks(info.video), places, path, name)
+            return True
         if info.audio is None:
-            self._add("audio-none", "the file has no audio track", places, path, name)
+            self._no_sound(info, "the file has no audio track", places, path, name)
             return False
         self._sound(info.audio, places, path, name)
         return True
+
+    def _no_sound(self, info: MediaInfo, message: str, places: list[int], file: str, channel: str) -> None:
+        if info.audio_error is None:
+            self._add("audio-none", message, places, file, channel)
+        else:
+            self._add("codec-unknown", info.audio_error, places, file, channel)
 
     def _sound(self, audio: AudioInfo, places: list[int], file: str, channel: str) -> None:
         if audio.duration == 0:
             self._add("media-empty", "its audio track holds no sound", places, file, channel)
             return
+        self._remarks(sound_remarks(audio), places, file, channel)
         if abs(audio.start_time) > self.setup.max_offset:
             side = "after" if audio.start_time > 0 else "before"
             message = f"the sound begins {abs(audio.start_time):.3g} s {side} the picture"

@@ -7,6 +7,7 @@ from pave.data.media.container import MediaError
 from pave.data.media.frames import VideoClip, read_frames
 from pave.data.media.pictures import read_depth, read_picture, write_depth, write_picture
 from pave.data.media.probing import AudioInfo, MediaInfo, VideoInfo, probe
+from pave.data.media.remarks import picture_remarks, remarks, sound_remarks
 from pave.data.media.sampling import FrameSampling
 from pave.data.media.sound import read_audio
 from pave.data.media.streaming import FramesInPieces
@@ -20,11 +21,14 @@ __all__ = [
     "MediaInfo",
     "VideoClip",
     "VideoInfo",
+    "picture_remarks",
     "probe",
     "read_audio",
     "read_depth",
     "read_frames",
     "read_picture",
+    "remarks",
+    "sound_remarks",
     "write_depth",
     "write_picture",
     "write_video",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,10 +23,18 @@ MAX_PACKETS = 2_000_000
 """Longest stream that is read: 18 hours at 30 frames a second."""
 MAX_PIXELS = 128_000_000
 """Largest picture that is decoded (8K has 33 million pixels)."""
+_MAX_PIXEL_ASPECT = 16
+"""Pixels are at most this many times as wide as high, or as high as wide (2 is the most that standards use)."""
 _REORDER_DEPTH = 32
 """A frame is decoded at most this many frames before one that is shown earlier (H.264 and HEVC allow 16)."""
 _REFUSED_FORMATS = {"hls", "dash", "concat", "image2", "imf", "sdp", "rtsp", "tty", "bin", "xbin", "adf", "idf"}
 """Formats that are lists of other files, or text that FFmpeg would draw as a picture."""
+
+# PyAV's containers and frames lie in reference cycles, so they stay until the garbage collector runs. A process that forks, as the
+# workers of a DataLoader do, inherits those of its parent; were they collected there, FFmpeg would wait for decoder threads that
+# exist in the parent alone, for ever. Frozen objects are never collected.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class MediaError(CodedError):
@@ -66,14 +75,40 @@ def _reason(error: av.error.FFmpegError) -> str:
     return "no reason given" if text.startswith("Error number") else text
 
 
-def find_video(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first video stream that is not a cover picture, or None."""
+StreamT = TypeVar("StreamT", av.VideoStream, av.AudioStream)
+
+
+def video_tracks(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams that are no cover pictures."""
     cover = av.stream.Disposition.attached_pic
-    return next((stream for stream in container.streams.video if cover not in stream.disposition), None)
+    return [stream for stream in container.streams.video if cover not in stream.disposition]
+
+
+def chosen(tracks: Sequence[StreamT]) -> StreamT | None:
+    """The track of a kind that is read: the first that the file flags as default, else the first; None where there is none."""
+    flagged = (track for track in tracks if av.stream.Disposition.default in track.disposition)
+    return next(flagged, next(iter(tracks), None))
+
+
+def find_video(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The video stream that is read, or None."""
+    return chosen(video_tracks(container))
+
+
+def find_audio(container: av.container.InputContainer, name: str) -> av.AudioStream | None:
+    """The audio stream that is read, or None.
+
+    Raises:
+        MediaError: if there is no decoder for it.
+    """
+    stream = chosen(container.streams.audio)
+    if stream is not None and stream.codec_context is None:
+        raise _no_decoder(name, "audio")
+    return stream
 
 
 def require_video(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The video stream, checked.
+    """The video stream that is read, checked.
 
     Raises:
         MediaError: if there is none, no decoder for it, or its pictures are absurdly large.
@@ -83,9 +118,17 @@ def require_video(container: av.container.InputContainer, name: str) -> av.Video
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "no stream at all"
         raise MediaError(f"{name}: the file has no video stream (it holds {kinds})", "video-none")
     if stream.codec_context is None:
-        raise MediaError(f"{name}: no decoder for its video stream")
+        raise _no_decoder(name, "video")
     check_size(stream.codec_context.width, stream.codec_context.height, name)
     return stream
+
+
+def _no_decoder(name: str, kind: str) -> MediaError:
+    return MediaError(
+        f"{name}: the FFmpeg inside PyAV has no decoder for the codec of its {kind} track; the file may be sound, so convert it to "
+        "one that is common, such as H.264 with AAC",
+        "codec-unknown",
+    )
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -109,6 +152,10 @@ class PacketIndex:
     order: list[int]
     keys: list[tuple[int, int, int]]
     num_packets: int
+    pixel_aspect: Fraction
+    """Width of a stored pixel over its height."""
+    flagged: int
+    """Packets that are marked as damaged. That is a guess of FFmpeg's; what is wrong, if anything, only decoding tells."""
     trusted: bool
     """False where packets do not tell when frames are shown; then only decoding does."""
     problem: str | None
@@ -127,7 +174,8 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
     shown: dict[int, tuple[int, int]] = {}  # presentation tick -> (position in decoding order, duration)
     keys: list[tuple[int, int, int]] = []
     count = 0
-    unstamped = repeated = broken = False
+    flagged = 0
+    unstamped = repeated = False
     last_end = Fraction(0)
     problems: list[str] = []
     for packet in iterate_packets(container, None, problems.append):
@@ -138,7 +186,7 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
         count += 1
         if count > MAX_PACKETS:
             raise MediaError(f"{name}: the video has more than {MAX_PACKETS} frames; cut it into shorter files")
-        broken |= packet.is_corrupt
+        flagged += packet.is_corrupt
         if packet.pts is None:
             unstamped = True
             continue
@@ -160,9 +208,11 @@ def index_packets(container: av.container.InputContainer, stream: av.VideoStream
         order=[shown[t][0] for t in ticks],
         keys=sorted(keys),
         num_packets=count,
+        pixel_aspect=_pixel_aspect(stream, name),
+        flagged=flagged,
         # AVI stores no presentation times; FFmpeg guesses them, in the wrong order where there are B-frames.
         trusted=bool(ticks) and not unstamped and not repeated and container.format.name != "avi",
-        problem=next(iter(problems), None) or _problem(container, stream, name, count, broken, last_end),
+        problem=next(iter(problems), None) or _problem(container, stream, name, count, last_end),
     )
 
 
@@ -188,26 +238,39 @@ def iterate_packets(
             yield packet
 
 
-StreamT = TypeVar("StreamT", av.VideoStream, av.AudioStream)
-
-
 def decode_packets(
-    container: av.container.InputContainer, stream: StreamT, damaged: Callable[[str], None]
+    container: av.container.InputContainer, stream: StreamT, name: str, damaged: Callable[[str], None]
 ) -> Iterator[tuple[av.Packet | None, list[Any]]]:
     """Every packet of a stream with the frames that come out after it; at the end None with the frames still inside.
 
-    A packet that does not decode is left out after ``damaged`` is told so, unless that raises.
+    A packet that does not decode is left out after ``damaged`` is told so, unless that raises. Packets before the first keyframe,
+    or shown before it, need pictures that are not there, as in a recording that begins in the middle of a broadcast: no loss.
     """
     shown = 0
+    first_key: int | None = None
+    unled: list[str] = []
     for packet in chain(iterate_packets(container, stream, damaged), [None]):
+        if first_key is None and packet is not None and packet.is_keyframe:
+            first_key = packet.pts
+        frames: list[Any] = []
         try:
-            frames: list[Any] = stream.decode(packet)
+            frames = stream.decode(packet)
+        except av.error.PatchWelcomeError as error:
+            if not shown:
+                raise _no_decoder(name, stream.type) from error
+            damaged(_undecoded(packet, error, shown))
         except av.error.FFmpegError as error:
-            at = "" if packet is None or packet.pts is None else f" at {float(packet.pts * (stream.time_base or 0)):.6g} s"
-            frames = []
-            damaged(f"the packet{at} does not decode ({_reason(error)}), after {shown} frames that did")
+            leads = packet is not None and (first_key is None or (packet.pts is not None and packet.pts < first_key))
+            (unled.append if leads else damaged)(_undecoded(packet, error, shown))
         shown += len(frames)
         yield packet, frames
+    if first_key is None and unled:
+        damaged(unled[0])
+
+
+def _undecoded(packet: av.Packet | None, error: av.error.FFmpegError, shown: int) -> str:
+    at = "" if packet is None or packet.pts is None else f" at {float(packet.pts * (packet.time_base or 0)):.6g} s"
+    return f"the packet{at} does not decode ({_reason(error)}), after {shown} frames that did"
 
 
 def _last_duration(shown: dict[int, tuple[int, int]], ticks: list[int], usual: int) -> int:
@@ -221,13 +284,23 @@ def _last_duration(shown: dict[int, tuple[int, int]], ticks: list[int], usual: i
     return stated or (ticks[-1] - ticks[-2] if len(ticks) > 1 else usual)
 
 
+def _pixel_aspect(stream: av.VideoStream, name: str) -> Fraction:
+    """As the container states it, else the codec; 1 where neither does."""
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        raise MediaError(
+            f"{name}: the file states pixels {aspect} times as wide as high, which cannot be right; correct that ratio"
+        )
+    return aspect
+
+
 def nominal_rate(stream: av.VideoStream) -> Fraction:
     """Frames per second as the file states or FFmpeg guesses, else 25."""
     return stream.guessed_rate or stream.average_rate or Fraction(25)
 
 
 def _problem(
-    container: av.container.InputContainer, stream: av.VideoStream, name: str, count: int, broken: bool, last_end: Fraction
+    container: av.container.InputContainer, stream: av.VideoStream, name: str, count: int, last_end: Fraction
 ) -> str | None:
     """Signs of a file that was cut off: fewer packets, or less time, than its header states."""
     missing = missing_packets(container, stream, name, count)
@@ -237,7 +310,7 @@ def _problem(
         stated = Fraction(container.duration, av.time_base)
         if last_end < stated - max(Fraction(1, 2), stated / 50):
             return f"it states a length of {float(stated):.6g} s but ends after {float(last_end):.6g} s"
-    return "a packet of the file is cut off or marked as damaged" if broken else None
+    return None
 
 
 def missing_packets(

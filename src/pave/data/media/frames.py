@@ -20,13 +20,13 @@ from pave.data.media.child import run_in_child
 from pave.data.media.container import (
     MediaError,
     PacketIndex,
-    check_size,
     decode_packets,
     index_packets,
     nominal_rate,
     open_media,
     require_video,
 )
+from pave.data.media.display import Projector, display_of
 from pave.data.media.fast_decoding import decode_with_torchcodec, wants_torchcodec
 from pave.data.media.sampling import FrameSampling, choose_frames
 
@@ -45,7 +45,8 @@ class VideoClip:
     """Some frames of one video."""
 
     frames_FHWC: NDArray[np.uint8]
-    """RGB, upright: rotation stated by the file is applied. The shape of its pixels (sample aspect ratio) is not."""
+    """RGB as the file says that it is shown: turned and mirrored by its display matrix, and where its pixels are not square
+    (sample aspect ratio), made wider or narrower so that they are."""
     times_F: NDArray[np.float64]
     """Presentation time of each frame in seconds after the video's first frame; strictly ascending."""
     indices_F: NDArray[np.int64]
@@ -149,7 +150,7 @@ class _Reader:
 
     def _fast(self, index: PacketIndex, chosen: list[int]) -> NDArray[np.uint8] | None:
         """The chosen frames by torchcodec, where that is asked for and gives the same."""
-        if self.keep or not chosen or not wants_torchcodec():
+        if self.keep or index.flagged or not chosen or not wants_torchcodec():
             return None
         first_FHWC = self._by_time(index, _plan(index, chosen[:1]), 1)
         if first_FHWC is None:
@@ -159,7 +160,7 @@ class _Reader:
 
     def _by_time(self, index: PacketIndex, plan: _Plan, count: int) -> NDArray[np.uint8] | None:
         """The planned frames; None if the decoder never shows one of them."""
-        pixels = _Pixels(self.name, count)
+        pixels = _Pixels(self.name, count, index.pixel_aspect)
         for frame in self.planned(index, plan):
             if frame is None:
                 return None
@@ -168,7 +169,7 @@ class _Reader:
 
     def planned(self, index: PacketIndex, plan: _Plan) -> Iterator[av.VideoFrame | None]:
         """The planned frames one after the other; a last None if the decoder never shows one of them."""
-        with self._decoder() as (container, stream):
+        with self._decoder(index.flagged > 0) as (container, stream):
             for key, chosen in plan:
                 wanted = [index.ticks[i] for i in chosen]
                 if key is not None:
@@ -189,7 +190,7 @@ class _Reader:
 
     def _by_order(self, index: PacketIndex) -> VideoClip:
         """Decode everything to learn which frames there are, choose, and decode again to take them."""
-        with self._decoder() as (container, stream):
+        with self._decoder(index.flagged > 0) as (container, stream):
             stamps = [frame.pts for frame in self._decode(container, stream)]
             rate = nominal_rate(stream)
         if not stamps:
@@ -203,17 +204,20 @@ class _Reader:
         end_tick = ticks[-1] + last
         chosen, asked = self._choose(ticks, end_tick, tick)
         wanted = set(chosen)
-        pixels = _Pixels(self.name, len(chosen))
-        with self._decoder() as (container, stream):
+        pixels = _Pixels(self.name, len(chosen), index.pixel_aspect)
+        with self._decoder(index.flagged > 0) as (container, stream):
             for position, frame in enumerate(self._decode(container, stream)):
                 if position in wanted:
                     pixels.add(frame)
         return self._clip(pixels.frames_FHWC, ticks, end_tick, tick, chosen, asked)
 
     @contextmanager
-    def _decoder(self) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    def _decoder(self, strict: bool) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+        """The opened file; ``strict``: a decoder that would conceal what is missing from a picture fails instead."""
         with open_media(self.name) as container:
             stream = require_video(container, self.name)
+            if strict:
+                stream.codec_context.options = {"err_detect": "explode"}
             stream.codec_context.thread_count = self.num_threads
             stream.codec_context.thread_type = "AUTO" if self.num_threads > 1 else "SLICE"
             yield container, stream
@@ -222,7 +226,7 @@ class _Reader:
         self, container: av.container.InputContainer, stream: av.VideoStream, start_by: int | None = None
     ) -> Iterator[av.VideoFrame]:
         """Frames as they are shown. Ends at once if a seek did not land on a keyframe at or before tick ``start_by``."""
-        for packet, frames in decode_packets(container, stream, self._damaged):
+        for packet, frames in decode_packets(container, stream, self.name, self._damaged):
             if start_by is not None:
                 if packet is None or not packet.is_keyframe or packet.pts is None or packet.pts > start_by:
                     return
@@ -264,21 +268,23 @@ def check_memory(name: str, count: int, pixels_HWC: NDArray) -> None:
 
 
 class _Pixels:
-    """Collects frames into one array."""
+    """Collects frames into one array, as they are shown."""
 
-    def __init__(self, name: str, count: int) -> None:
+    def __init__(self, name: str, count: int, pixel_aspect: Fraction) -> None:
         self.name = name
         self.count = count
+        self.pixel_aspect = pixel_aspect
         self.filled = 0
         self.frames_FHWC: NDArray[np.uint8] | None = None
+        self._facts: tuple[int, int, int, str] | None = None
+        self._projector: Projector | None = None
 
     def add(self, frame: av.VideoFrame) -> None:
-        check_size(frame.width, frame.height, self.name)
-        if frame.rotation % 90:
-            raise MediaError(
-                f"{self.name}: the file states a rotation of {frame.rotation} degrees; only quarter turns are known"
-            )
-        pixels_HWC = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        facts = (frame.width, frame.height, frame.rotation, frame.format.name)
+        if self._projector is None or facts != self._facts:
+            self._facts = facts
+            self._projector = Projector(display_of(frame, self.pixel_aspect, self.name), frame)
+        pixels_HWC = self._projector.show(frame)
         if self.frames_FHWC is None:
             check_memory(self.name, self.count, pixels_HWC)
             self.frames_FHWC = np.empty((self.count, *pixels_HWC.shape), dtype=np.uint8)
@@ -293,7 +299,13 @@ class _Pixels:
 
 
 def _plan(index: PacketIndex, chosen: list[int]) -> _Plan:
-    """Which keyframe to seek to for which frames, where decoding on from the frame before would take longer."""
+    """Which keyframe to seek to for which frames, where decoding on from the frame before would take longer.
+
+    Where packets are marked as damaged there is no seek: after one, pictures may refer to earlier ones, which a decoder that is
+    to find out what is damaged takes for damage.
+    """
+    if index.flagged:
+        return [(None, chosen)]
     plan: _Plan = []
     key_ticks = [key[0] for key in index.keys]
     reached = 0  # position in decoding order up to which the decoder has gone

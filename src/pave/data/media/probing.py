@@ -12,6 +12,7 @@ from pave.data.media.container import (
     MediaError,
     PacketIndex,
     decode_packets,
+    find_audio,
     find_video,
     first_frame_tick,
     index_packets,
@@ -19,7 +20,12 @@ from pave.data.media.container import (
     nominal_rate,
     open_media,
     require_video,
+    video_tracks,
 )
+from pave.data.media.display import display_of
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+"""How brightness is stored (ITU-T H.273, transfer characteristics) in video of a high dynamic range."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,22 @@ class VideoInfo:
 
     codec: str
     width: int
-    """Pixels, as the picture is shown: after the rotation."""
+    """Pixels, as the picture is shown: square, after the rotation."""
     height: int
     rotation: int
-    """Degrees counter-clockwise by which the stored picture is turned to be shown."""
+    """Degrees counter-clockwise by which the stored picture is turned to be shown: 0, 90, 180 or 270."""
+    mirrored: bool
+    """True if left and right change places after that."""
+    pixel_aspect: float
+    """Width of a stored pixel over its height; 1 for square ones."""
+    interlaced: bool
+    """True if its first picture holds two half pictures of different moments, line by line. They are not taken apart."""
+    hdr: str | None
+    """PQ or HLG where brightness is stored for a high dynamic range, which is not mapped to the usual one; else None."""
+    track: int
+    """Which of the file's video tracks it is, from 1."""
+    tracks: int
+    """How many there are, cover pictures aside."""
     num_frames: int
     """Frames that the container announces."""
     duration: float
@@ -42,6 +60,8 @@ class VideoInfo:
     """True if the time between some two frames is over 10 % longer or shorter than the median."""
     longest_gap: float
     """Seconds of the longest time between two frames that follow each other; 0 for a single frame."""
+    flagged: int
+    """Packets that FFmpeg marks as damaged. All may decode: marked too is what follows a counter that begins anew."""
     stamped: bool
     """False where the container does not say when frames are shown, or says it twice for one time: then they are counted."""
 
@@ -53,6 +73,10 @@ class AudioInfo:
     codec: str
     sample_rate: int
     channels: int
+    track: int
+    """Which of the file's audio tracks it is, from 1."""
+    tracks: int
+    """How many there are."""
     start_time: float
     """Seconds after the first video frame (negative: sound comes first); 0 in a file without video."""
     duration: float
@@ -66,6 +90,8 @@ class MediaInfo:
     container: str
     video: VideoInfo | None
     audio: AudioInfo | None
+    audio_error: str | None
+    """Why ``audio`` is None although there is a track; else None."""
     problem: str | None
     """Why the file looks damaged, as far as can be told without decoding it; else None."""
 
@@ -78,7 +104,7 @@ def probe(path: str | os.PathLike[str], *, timeout: float | None = None) -> Medi
         timeout: seconds; reads in a child process that is ended when they are over.
 
     Raises:
-        MediaError: if the file is missing, cannot be read, or has neither video nor audio.
+        MediaError: if the file is missing, cannot be read, has neither video nor audio, or is a video without a decoder.
     """
     if timeout is not None:
         fields = run_in_child("probe", path, {}, timeout)
@@ -92,65 +118,85 @@ def probe(path: str | os.PathLike[str], *, timeout: float | None = None) -> Medi
             require_video(container, name)
         index = None if stream is None else index_packets(container, require_video(container, name), name)
     video = None if index is None else _video_info(name, index)
-    audio, problem = _audio_info(name)
-    return MediaInfo(container=kind, video=video, audio=audio, problem=(index.problem if index else None) or problem)
+    problems: list[str] = []
+    audio, audio_error = None, None
+    try:
+        audio = _audio_info(name, problems)
+    except MediaError as error:
+        if video is None:
+            raise
+        audio_error = str(error).removeprefix(f"{name}: ")
+    problem = (index.problem if index else None) or next(iter(problems), None)
+    return MediaInfo(container=kind, video=video, audio=audio, audio_error=audio_error, problem=problem)
 
 
 def _video_info(name: str, index: PacketIndex) -> VideoInfo:
     with open_media(name) as container:
         stream = require_video(container, name)
-        frame = next((frame for _, frames in decode_packets(container, stream, lambda what: None) for frame in frames), None)
+        decoded = decode_packets(container, stream, name, lambda what: None)
+        frame = next((frame for _, frames in decoded for frame in frames), None)
         if frame is None:
             raise MediaError(f"{name}: none of the video's {index.num_packets} packets decodes to a frame", "media-empty")
         rate = nominal_rate(stream)
-        turned = frame.rotation % 180 != 0
+        display = display_of(frame, index.pixel_aspect, name)
         if index.ticks:
             num_frames, seconds = len(index.ticks), float((index.end_tick - index.ticks[0]) * index.tick)
         else:
             num_frames, seconds = index.num_packets, float(index.num_packets / rate)
         steps = [b - a for a, b in zip(index.ticks, index.ticks[1:])]
         usual = median(steps) if steps else 0
+        tracks = video_tracks(container)
         return VideoInfo(
             codec=stream.codec_context.name,
-            width=frame.height if turned else frame.width,
-            height=frame.width if turned else frame.height,
-            rotation=frame.rotation,
+            width=display.size[1],
+            height=display.size[0],
+            rotation=90 * display.quarter_turns,
+            mirrored=display.mirrored,
+            pixel_aspect=float(index.pixel_aspect),
+            interlaced=bool(frame.interlaced_frame),
+            hdr=_HDR_TRANSFERS.get(int(stream.codec_context.color_trc)),
+            track=1 + [track.index for track in tracks].index(stream.index),
+            tracks=len(tracks),
             num_frames=num_frames,
             duration=seconds,
             average_rate=num_frames / seconds,
             variable_rate=any(abs(step - usual) > max(1.5, 0.1 * usual) for step in steps),
             longest_gap=float(max(steps, default=0) * index.tick),
+            flagged=index.flagged,
             stamped=index.trusted,
         )
 
 
-def _audio_info(name: str) -> tuple[AudioInfo | None, str | None]:
-    problems: list[str] = []
+def _audio_info(name: str, problems: list[str]) -> AudioInfo | None:
     with open_media(name) as container:
-        if not container.streams.audio:
-            return None, None
-        if container.streams.audio[0].codec_context is None:
-            return None, "no decoder for its audio stream"
+        stream = find_audio(container, name)
+        if stream is None:
+            return None
         video = find_video(container)
         zero = None
         if video is not None and video.time_base is not None:
             zero = first_frame_tick(container, video) * video.time_base
     with open_media(name) as container:
         # The first packets may only hold the encoder's priming, so the start is that of the first frame that comes out.
-        decoded = decode_packets(container, container.streams.audio[0], problems.append)
+        stream = find_audio(container, name)
+        assert stream is not None
+        decoded = decode_packets(container, stream, name, problems.append)
         begin = next(
             (frame.pts * frame.time_base for _, frames in decoded for frame in frames if frame.pts is not None), Fraction(0)
         )
     with open_media(name) as container:
-        stream = container.streams.audio[0]
+        stream = find_audio(container, name)
+        assert stream is not None
         tick = stream.time_base or Fraction(0)
         packets = iterate_packets(container, stream, problems.append)
         end = max(((p.pts + (p.duration or 0)) * tick for p in packets if p.pts is not None), default=begin)
-        info = AudioInfo(
+        tracks = container.streams.audio
+        return AudioInfo(
             codec=stream.codec_context.name,
             sample_rate=stream.codec_context.sample_rate,
             channels=stream.codec_context.channels,
+            track=1 + [track.index for track in tracks].index(stream.index),
+            tracks=len(tracks),
             start_time=0.0 if zero is None else float(begin - zero),
             duration=float(max(Fraction(0), end - begin)),
         )
-    return info, next(iter(problems), None)

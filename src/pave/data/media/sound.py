@@ -15,13 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pave.data.media.child import run_in_child
-from pave.data.media.container import MediaError, decode_packets, find_video, first_frame_tick, missing_packets, open_media
+from pave.data.media.container import MediaError, decode_packets, find_audio, find_video, first_frame_tick, open_media
+from pave.data.media.mixing import mix_to_mono
+from pave.data.media.stated import missing_sound
 from pave.side_channels.base import AudioClip
 
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 12 * 3600
 """Longest sound that is decoded."""
+MAX_BYTES = 8 * 2**30
+"""Most memory that the samples of a track may take, before resampling or after."""
+RATES = (100, 768_000)
+"""Sample rates of a file, in Hz, that can be right."""
 _SAFE_PLANES = 7
 """From 8 channels on that lie one behind the other, PyAV counts them by reading beyond FFmpeg's list of 8, and may crash."""
 _JITTER = 0.010
@@ -42,7 +48,9 @@ def read_audio(
     on_corrupt: Literal["error", "keep"] = "error",
     timeout: float | None = None,
 ) -> AudioClip | None:
-    """Decode the first audio track of a video or sound file, mixed to mono if not told otherwise, and resampled.
+    """Decode the audio track of a video or sound file, mixed to mono if not told otherwise, and resampled.
+
+    Of several tracks it is the first that the file flags as default, else the first; ``probe`` tells how many there are.
 
     Sample i of the result is what was heard at ``start_time + i / sample_rate``: gaps in the track are filled with silence,
     overlaps dropped. Zero of the clock is the first video frame, or in a file without video the first sample. The track may
@@ -51,7 +59,7 @@ def read_audio(
     Args:
         path: a local file: mp4, mkv, avi, wav, flac, mp3, ogg, ...
         sample_rate: Hz of the result. Equal to the file's own rate: samples are not resampled at all.
-        channels: "mix": mono, the mean of the channels. "all": samples are (n, channels), in the file's order.
+        channels: "mix": mono; the mean of stereo, and of more channels FFmpeg's mix (:func:`mix_to_mono`). "all": samples are (n, channels), in the file's order.
         start: seconds on the video's clock; earlier samples are cut off. The samples are those of the whole track.
         end: seconds on the video's clock; samples at or after it are cut off.
         offset: seconds added to the start time, for a track known to be out of step. ``start`` and ``end`` apply after it.
@@ -62,7 +70,8 @@ def read_audio(
         The clip, or None if the file has no audio track, the track holds no sample, or none lies between start and end.
 
     Raises:
-        MediaError: if the file is missing, damaged, longer than MAX_SECONDS, or the time is over.
+        MediaError: if the file is missing, damaged, longer than MAX_SECONDS, of a sample rate out of RATES, in a codec without a
+            decoder, would need more than MAX_BYTES, or the time is over.
         ValueError: if an argument is wrong.
     """
     if sample_rate < 1:
@@ -94,7 +103,7 @@ def read_audio(
         problems.append(what)
 
     with open_media(name) as container:
-        if not container.streams.audio:
+        if find_audio(container, name) is None:
             return None
         video = find_video(container)
         zero = None
@@ -103,13 +112,16 @@ def read_audio(
     with open_media(name) as container:
         until = None if end is None else Fraction(end - offset) + (zero or 0)
         track = _Track(name, mix=channels == "mix")
-        track.fill(container, container.streams.audio[0], damaged, until)
+        stream = find_audio(container, name)
+        assert stream is not None
+        track.fill(container, stream, damaged, until)
     if problems:
         logger.warning(
             "%s: the sound is damaged in %d places, first: %s; going on without those", name, len(problems), problems[0]
         )
     if not track.pieces:
         return None
+    check_bytes(round(track.length * sample_rate / track.rate), track.pieces[0].shape[1:], name)
     samples = _resample(np.concatenate(track.pieces), track.rate, sample_rate)
     begin = float(track.begin - (track.begin if zero is None else zero)) + offset
     first = 0 if start is None else max(0, ceil((start - begin) * sample_rate - 1e-6))
@@ -117,6 +129,25 @@ def read_audio(
     if first >= stop:
         return None
     return AudioClip(samples[first:stop], sample_rate, begin + first / sample_rate)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """Refuse a sample rate that cannot be right, before memory is laid out for it."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError(
+            f"{name}: the file states a sample rate of {rate} Hz, which cannot be right for sound ({RATES[0]} to {RATES[1]} are read); "
+            "correct its header, or read it as a sensor"
+        )
+
+
+def check_bytes(samples: int, channels: tuple[int, ...], name: str) -> None:
+    """Refuse samples that would take more than ``MAX_BYTES``."""
+    needed = 4 * samples * (channels[0] if channels else 1)
+    if needed > MAX_BYTES:
+        raise MediaError(
+            f"{name}: the sound needs {needed / 2**30:.1f} GiB of memory (the limit is {MAX_BYTES / 2**30:.1f}); cut it into shorter "
+            "files"
+        )
 
 
 class _Track:
@@ -147,22 +178,22 @@ class _Track:
     def _decode(
         self, container: av.container.InputContainer, stream: av.AudioStream, damaged: Callable[[str], None]
     ) -> Iterator[av.AudioFrame]:
-        count = 0
-        for packet, frames in decode_packets(container, stream, damaged):
-            count += packet is not None
-            if packet is not None and packet.is_corrupt:
-                damaged("a packet is cut off or marked as damaged")
+        packets = samples = 0
+        for packet, frames in decode_packets(container, stream, self.name, damaged):
+            packets += packet is not None
+            samples += sum(frame.samples for frame in frames)
             yield from frames
-        missing = missing_packets(container, stream, self.name, count)
+        missing = missing_sound(container, stream, self.name, packets, samples)
         if missing is not None:
             damaged(missing)
 
     def _place(self, frame: av.AudioFrame, stream: av.AudioStream, damaged: Callable[[str], None]) -> None:
         heard = _samples(frame)
         if self.mix:
-            heard = heard.mean(axis=1)
+            heard = mix_to_mono(heard, [channel.name for channel in frame.layout.channels])
         tick = frame.time_base or stream.time_base or Fraction(1, frame.sample_rate)
         if not self.pieces:
+            check_rate(frame.sample_rate, self.name)
             self.rate = frame.sample_rate
             self.begin = Fraction(frame.pts or 0) * tick
         if frame.sample_rate != self.rate:
@@ -181,17 +212,18 @@ class _Track:
                 if gap < -_MAX_OVERLAP * self.rate:
                     damaged(f"its time stamps run back by {-gap / self.rate:.3g} s after {self.length / self.rate:.6g} s")
                 if gap > 0:
-                    self._check_length(gap)
+                    self._check_length(gap, samples)
                     self._append(np.zeros((gap, *samples.shape[1:]), dtype=np.float32))
                 samples = samples[max(0, -gap) :]
         self._append(samples)
 
-    def _check_length(self, more: int) -> None:
+    def _check_length(self, more: int, samples: NDArray[np.float32]) -> None:
+        check_bytes(self.length + more, samples.shape[1:], self.name)
         if self.length + more > MAX_SECONDS * self.rate:
             raise MediaError(f"{self.name}: the sound is longer than {MAX_SECONDS / 3600:g} hours; cut it into shorter files")
 
     def _append(self, samples: NDArray[np.float32]) -> None:
-        self._check_length(len(samples))
+        self._check_length(len(samples), samples)
         self.pieces.append(samples)
         self.length += len(samples)
 

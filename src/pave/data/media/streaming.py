@@ -39,7 +39,7 @@ class FramesInPieces:
         plans: list[_Plan] = [_plan(index, chosen), [(None, chosen)]]  # by seeking, else in one go
         done = 0
         for plan in plans:
-            pixels = _Pixels(name, min(self.piece, len(chosen) - done))
+            pixels = _Pixels(name, min(self.piece, len(chosen) - done), index.pixel_aspect)
             for position, frame in enumerate(reader.planned(index, plan)):
                 if frame is None:
                     break
@@ -50,7 +50,7 @@ class FramesInPieces:
                     part = chosen[done : done + pixels.count]
                     yield reader._clip(pixels.frames_FHWC, index.ticks, index.end_tick, index.tick, part, len(part))
                     done += pixels.count
-                    pixels = _Pixels(name, min(self.piece, len(chosen) - done))
+                    pixels = _Pixels(name, min(self.piece, len(chosen) - done), index.pixel_aspect)
             if done == len(chosen):
                 return
         if done:
