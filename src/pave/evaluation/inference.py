@@ -131,8 +131,8 @@ class VideoQA:
         """Keep what is read of a video in memory from now on, for the next questions about it: frames or, where the base allows it,
         what its frozen vision tower makes of them, and side features before a counterfactual changes them.
 
-        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. The files must not
-        change meanwhile.
+        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. A file that is
+        changed or replaced meanwhile is read anew.
 
         Args:
             gigabytes: most that is kept, of questions with the patch and of those without it apart; what does not fit is read anew each

@@ -25,7 +25,7 @@ class _Reader:
         self._ids = {name: identify(encoder, self._hashes).id for name, encoder in encoders.items()}
 
     def _key(self, channel: str, video: str, path: str | None) -> str | None:
-        return wanted_key(self.encoders[channel], self._ids[channel], video, path, self._hashes)
+        return wanted_key(self.encoders[channel], self._ids[channel], video, path, self._hashes.of)
 
     def _lacking(self, channel: str, file: str) -> ValueError:
         return ValueError(

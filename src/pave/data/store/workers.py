@@ -17,6 +17,7 @@ from pave.data.store.filling import Report, fill_chunk
 from pave.data.store.plan import Wanted
 from pave.data.store.shards import FeatureStore, ShardLimits
 from pave.data.vision import build
+from pave.utils.content import Stamp
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _serve(connection: Connection, settings: WorkerSettings) -> None:
 
 def wanted_from(row: Mapping[str, Any]) -> Wanted:
     """A ``Wanted`` that went through JSON."""
-    stamps = tuple((file, (int(stamp[0]), int(stamp[1]))) for file, stamp in row["stamps"])
+    stamps = tuple((file, None if stamp is None else Stamp(*map(int, stamp))) for file, stamp in row["stamps"])
     return Wanted(row["key"], row["encoder"], row["video"], row["path"], stamps)
 
 
