@@ -18,9 +18,9 @@ from pave.data.media import FrameSampling, read_audio, write_video
 from pave.data.samples import Sample
 from pave.data.sources import read_source
 from pave.data.store import FeatureStore, ShardLimits, StoredChannels, collect, plan_features
-from pave.utils.content import ContentHashes
 from pave.data.store.plan import identify
 from pave.side_channels import OwnEncoder, SideFeatures, build_encoder
+from pave.utils.content import ContentHashes
 from store_files import RATE, content, encoder, fill, sounds, write_sound
 
 

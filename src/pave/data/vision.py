@@ -81,7 +81,8 @@ class BaseVision:
         self._revision = revision if os.path.exists(self.model) else getattr(config, "_commit_hash", None) or revision
         stored = getattr(config, "dtype", None) or torch.float32
         self._dtype = str(stored).removeprefix("torch.") if dtype == "auto" else dtype
-        self._storage: StorageDtype = storage
+        self.storage: StorageDtype = storage
+        """How its features are kept."""
         self._encoder: VisionEncoder | None = None
 
     @classmethod
@@ -96,7 +97,7 @@ class BaseVision:
         settings = {
             "frames": self.sampling.to_dict(),
             "dtype": self._dtype,
-            "storage": self._storage,
+            "storage": self.storage,
             "version": VISION_VERSION,
         }
         return EncoderConfig(name=BASE_VISION, model=self.model, revision=self._revision, settings=settings)
@@ -112,7 +113,7 @@ class BaseVision:
         decoder = model.get_decoder()
         if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             decoder.layers = nn.ModuleList()  # most of the weights, and never reached
-        self._encoder = VisionEncoder(model.requires_grad_(False).to(device), processor, self._storage)
+        self._encoder = VisionEncoder(model.requires_grad_(False).to(device), processor, self.storage)
         return self
 
     def encode_batch(self, sources: Sequence[VideoClip]) -> list[VideoVision]:

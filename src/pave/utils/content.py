@@ -131,10 +131,11 @@ class ContentHashes:
     Several processes may share the memory: the first one hashes, the others wait and find the result.
 
     Args:
-        memory: the JSON file; it is made when there is something to remember. A damaged one is forgotten.
+        memory: the JSON file; it is made when there is something to remember. A damaged one is forgotten. None remembers only as
+            long as the process.
     """
 
-    def __init__(self, memory: Path) -> None:
+    def __init__(self, memory: Path | None = None) -> None:
         self._memory = memory
         self._known: dict[str, tuple[Stamp, str]] = {}
         self._read()
@@ -203,11 +204,11 @@ class ContentHashes:
         return known[1] if known is not None and stamp_or_none(name) == known[0] else None
 
     def _can_save(self) -> bool:
-        return os.access(self._memory.parent, os.W_OK)
+        return self._memory is not None and os.access(self._memory.parent, os.W_OK)
 
     def _read(self) -> None:
         try:
-            lines = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory.is_file() else {}
+            lines = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory and self._memory.is_file() else {}
             for name, (*stamp, digest) in lines.items():
                 if len(stamp) == len(Stamp._fields):  # earlier versions kept less, which says too little
                     self._known[name] = (Stamp(*map(int, stamp)), str(digest))
@@ -215,4 +216,5 @@ class ContentHashes:
             logger.warning("%s is damaged; the files are hashed again", self._memory)
 
     def _save(self) -> None:
+        assert self._memory is not None
         atomic_write_text(self._memory, json.dumps({name: [*stamp, h] for name, (stamp, h) in sorted(self._known.items())}))

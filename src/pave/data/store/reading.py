@@ -104,6 +104,8 @@ class StoredVision(_Reader):
 
     def __init__(self, store: str | os.PathLike[str], base: BaseVision) -> None:
         super().__init__(store, {VISION: base})
+        self.storage = base.storage
+        """How they are kept: exact, bfloat16 or float16."""
 
     def load(self, video: str) -> VideoVision:
         """The features of a video file.
