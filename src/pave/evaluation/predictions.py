@@ -19,6 +19,7 @@ from pave.config import Strict, read_strict
 from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text
+from pave.utils.reading import read_lines
 
 FORMAT_VERSION = 1
 
@@ -260,9 +261,8 @@ def _check_count(path: str | os.PathLike[str], count: int, expected: Any) -> Non
 
 def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
     """The header and the other lines of a file."""
-    lines = Path(path).read_bytes().split(b"\n")
     values: list[Any] = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is incomplete
+    for number, line in read_lines(path):
         try:
             values.append(json.loads(line.decode()))
         except (ValueError, RecursionError):
