@@ -59,7 +59,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises:
         ValueError: if it is not of that form.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if found is None:
         raise ValueError(f"a shard is written as NUMBER/COUNT, such as 2/4, got {text!r}")
     return int(found[1]), int(found[2])

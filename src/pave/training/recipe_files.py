@@ -43,6 +43,7 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     reader = _Reader()
     values = reader.mapping(Path(path), (), "a recipe is a mapping with the keys base, patch, data, training and output")
     where = str(path) + (f" (extends {', '.join(map(str, reader.extended))})" if reader.extended else "")
+    _refuse_repeated(overrides)
     for override in overrides:
         if "=" not in override and Path(override).suffix in (".yaml", ".yml"):
             over = reader.mapping(Path(override), (), "a file laid over a recipe is a mapping with some of its keys")
@@ -198,6 +199,16 @@ def _check_whole_numbers(values: Any) -> None:
         if isinstance(value, int) and abs(value) >= _MOST:
             raise ValueError(f"the number {str(value)[:20]}... of {len(str(value)):,} digits is too large")
         waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _refuse_repeated(overrides: Sequence[str]) -> None:
+    """A key that is set twice keeps one of two values, and nobody says which was meant."""
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if separator and key in seen:
+            raise ValueError(f"override {_short(override)}: {key[:100]} is set already, by {_short(seen[key])}; give it once")
+        seen[key] = override
 
 
 def _short(override: str) -> str:
