@@ -2,7 +2,7 @@
 
 import pytest
 
-from pave import FusionConfig, LoraSettings
+from pave.config import FusionConfig, LoraSettings, SideChannelConfig
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,48 @@ def test_fusion_options_that_contradict_each_other(values, message):
 def test_alpha_is_a_positive_number(alpha):
     with pytest.raises(ValueError, match="alpha must be positive and finite"):
         LoraSettings(alpha=alpha)
+
+
+BIG = 10**9
+
+
+@pytest.mark.parametrize(
+    ("cls", "values", "message"),
+    [
+        (FusionConfig, {"width": BIG}, "width must be at most 65,536, got 1000000000"),
+        (FusionConfig, {"embed_width": 10**400}, f"embed_width must be at most 65,536, got 1{'0' * 19}$"),
+        (FusionConfig, {"num_layers": BIG}, "num_layers must be at most 256"),
+        (FusionConfig, {"neighbourhood_frames": BIG}, "neighbourhood_frames must be at most 100,000"),
+        (
+            FusionConfig,
+            {"num_layers": 64, "width": 2**13},
+            "64 layers of width 8,192 and embed_width 256 are more than a patch can be",
+        ),
+        (
+            FusionConfig,
+            {"query_source": "learnable", "num_frames": BIG, "tokens_per_frame": 1},
+            "num_frames must be at most 100,000",
+        ),
+        (
+            FusionConfig,
+            {"query_source": "learnable", "num_frames": 10**5, "tokens_per_frame": 10**5},
+            "a table of 100,000 frames",
+        ),
+        (SideChannelConfig, {"width": BIG}, "width must be at most 1,048,576"),
+        (
+            SideChannelConfig,
+            {"width": 2**20, "fusion": {"embed_width": 2**12}},
+            r"width \(1,048,576\) times fusion.embed_width",
+        ),
+        (LoraSettings, {"rank": BIG}, "rank must be at most 4,096"),
+        (LoraSettings, {"ranks": {"q_proj": BIG}}, "ranks.q_proj must be at most 4,096"),
+    ],
+)
+def test_sizes_that_would_fill_the_memory_are_refused_before_anything_is_allocated(cls, values, message):
+    with pytest.raises(ValueError, match=message):
+        cls.from_dict(values)
+
+
+def test_large_patches_are_taken():
+    fusion = FusionConfig(width=4096, embed_width=4096, num_layers=32, num_heads=32)
+    assert SideChannelConfig(width=2**17, fusion=fusion).width == 2**17 and LoraSettings(rank=1024).rank == 1024

@@ -103,6 +103,19 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+MOST_ELEMENTS = 2**31
+"""Of what one setting makes of a patch: 8 GB in float32. Published patches have a hundredth of it in all."""
+_WIDEST, _MOST_LAYERS, _FARTHEST_FRAMES, _HIGHEST_RANK = 2**16, 256, 100_000, 4096
+
+
+def _check_at_most(values: Any, limits: dict[str, int]) -> None:
+    """Refuse, before anything is allocated, settings by which a tensor would fill the memory."""
+    for name, limit in limits.items():
+        value = getattr(values, name)
+        if value is not None and value > limit:
+            raise ValueError(f"{name} must be at most {limit:,}, got {str(value)[:20]}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig(Strict):
     """How the side tokens of one channel meet the video tokens."""
@@ -155,6 +168,22 @@ class FusionConfig(Strict):
     def __post_init__(self) -> None:
         if self.num_layers < 1 or self.num_heads < 1 or self.width < 1 or self.embed_width < 1:
             raise ValueError("num_layers, num_heads, width and embed_width must be at least 1")
+        _check_at_most(
+            self,
+            {
+                "num_layers": _MOST_LAYERS,
+                "width": _WIDEST,
+                "embed_width": _WIDEST,
+                "neighbourhood_frames": _FARTHEST_FRAMES,
+                "num_frames": _FARTHEST_FRAMES,
+                "tokens_per_frame": _FARTHEST_FRAMES,
+            },
+        )
+        if self.num_layers * self.width * max(self.width, self.embed_width) > MOST_ELEMENTS:
+            raise ValueError(
+                f"{self.num_layers} layers of width {self.width:,} and embed_width {self.embed_width:,} are more than a patch can be; use "
+                "fewer or narrower ones"
+            )
         if self.width % self.num_heads:
             raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
         if self.neighbourhood_frames < 0 or not 0 <= self.neighbourhood_seconds < float("inf"):
@@ -174,6 +203,11 @@ class FusionConfig(Strict):
             raise ValueError("query_source 'learnable' needs num_frames and tokens_per_frame, and only it takes them")
         if wanted and min(self.num_frames or 0, self.tokens_per_frame or 0) < 1:
             raise ValueError("num_frames and tokens_per_frame must be at least 1")
+        if (self.num_frames or 0) * (self.tokens_per_frame or 0) * self.width > MOST_ELEMENTS:
+            raise ValueError(
+                f"a table of {self.num_frames:,} frames of {self.tokens_per_frame:,} tokens of width {self.width:,} is more than a patch can "
+                "be; use fewer"
+            )
 
     @property
     def head_width(self) -> int:
@@ -217,6 +251,12 @@ class SideChannelConfig(Strict):
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width must be at least 1, got {self.width}")
+        _check_at_most(self, {"width": 2**20})
+        if self.width * self.fusion.embed_width > MOST_ELEMENTS:
+            raise ValueError(
+                f"width ({self.width:,}) times fusion.embed_width ({self.fusion.embed_width:,}) is more than a patch can be; use a narrower "
+                "one"
+            )
 
 
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -263,6 +303,9 @@ class LoraSettings(Strict):
                     raise ValueError(f"{name} names {kind!r}, which is not in targets ({', '.join(self.targets)})")
                 if not 0 < value < float("inf"):
                     raise ValueError(f"{name}.{kind} must be positive and finite, got {value}")
+        for name, rank in {"rank": self.rank, **{f"ranks.{kind}": rank for kind, rank in self.ranks.items()}}.items():
+            if rank > _HIGHEST_RANK:
+                raise ValueError(f"{name} must be at most {_HIGHEST_RANK:,}, got {str(rank)[:20]}")
         self._check_init()
 
     def _check_init(self) -> None:

@@ -6,14 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
 import pave
 from pave.cli import main
-from pave.cli.app import VERBS
+from pave.cli.app import VERBS, app
 from pave.cli.shared import JobFailed, JsonOption, Result, debug_mode, guarded
+
+RECIPE = str(Path(__file__).parents[2] / "recipes" / "playground_audio.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +118,53 @@ def test_a_shell_can_complete_verbs_and_options():
         [sys.executable, "-m", "pave.cli"], env={**os.environ, **shell}, capture_output=True, text=True, check=True
     ).stdout.split()
     assert words == ["extract", "export"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["ask", "v.mp4", "?", "--patch", "A", "--patch", "B"],
+            "--patch is given more than once, and takes one value; give it once",
+        ),
+        (["ask", "--base=A", "v.mp4", "--base", "A", "?"], "--base is given more than once, and takes one value; give it once"),
+        (
+            ["data", "convert", "avqa", "--media", "a", "--media", "b"],
+            "--media is given more than once, and takes one value; give it once",
+        ),
+        (["doctor", "x.jsonl", "--max-offset", "1e400"], "--max-offset is at most 1,000,000,000, got inf"),
+        (["doctor", "x.jsonl", "--timeout", "nan"], "--timeout is at most 1,000,000,000, got nan"),
+        (["show", "--frames", "9" * 400], f"--frames is at most 1,000,000,000, got {'9' * 20}"),
+        (["show", "--frames", "1000000001"], "--frames is at most 1,000,000,000, got 1000000001"),
+        (["demo", "--seed", "9223372036854775808"], "--seed is at most 9,223,372,036,854,775,807, got 9223372036854775808"),
+        (["train", RECIPE, "output=a", "output=b"], "override 'output=b': output is set already, by 'output=a'; give it once"),
+    ],
+)
+def test_what_would_be_lost_or_endless_is_one_sentence_and_2(arguments, message, capsys):
+    for as_json in (False, True):
+        assert main([*arguments, *(["--json"] if as_json else [])]) == 2
+        out, err = capsys.readouterr()
+        assert err == f"pave: {message}\n"
+        assert out == "" if not as_json else json.loads(out) == {"error": message, "exit_code": 2}
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_refuses_an_option_that_is_given_twice(verb, capsys):
+    command = typer.main.get_command(app).commands[verb]
+    command = command.commands["convert"] if verb == "data" else command
+    single = [p for p in command.params if p.param_type_name == "option" and not (p.multiple or p.is_flag)]
+    named = [verb, "convert"] if verb == "data" else [verb]
+    for option in single:
+        assert main([*named, option.opts[0], "1", option.opts[0], "2"]) == 2
+        assert f"pave: {max(option.opts, key=len)} is given more than once" in capsys.readouterr().err
+
+
+def test_flags_and_options_that_may_be_repeated_are_taken(capsys):
+    assert main(["show", "--json", "--preset", "big", "--json"]) == 2
+    assert "there is no preset 'big'" in capsys.readouterr().err
+    arguments = ["--counterfactual", "removed", "--counterfactual", "swapped", "--frames", "1000000000"]
+    assert main(["eval", "gone.jsonl", *arguments]) == 2
+    assert capsys.readouterr().err == "pave: gone.jsonl: there is no such file of samples\n"
 
 
 def test_debug_by_environment(capsys, monkeypatch):

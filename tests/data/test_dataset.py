@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import logging
 import os
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import SampleError
 from pave.data.media import FrameSampling, write_video
 from pave.data.samples import Sample
+from pave.side_channels import build_encoder
 from pave.side_channels.base import SideFeatures
 
 RATE = 16000
@@ -205,6 +210,79 @@ def test_folder_cache_follows_the_weights_of_a_local_encoder_and_files_in_folder
     (tmp_path / "model" / "weights").write_bytes(b"other")
     again = read(2, gain=3.0)
     assert again[0] == 1 and again[1] == pytest.approx(3 * first[1])
+
+
+def test_folder_cache_follows_the_code_of_an_encoder_and_the_version_of_the_readers(files, tmp_path, monkeypatch):
+    """As the feature store does: the same name and settings are not the same encoder."""
+    code = (
+        "import torch\nfrom pave.side_channels import OwnEncoder, SideFeatures\nclass Own(OwnEncoder):\n    width = 1\n"
+        "    def read(self, video, path):\n        return video\n"
+        "    def encode(self, source):\n        return SideFeatures(torch.full((2, 1), {value}), torch.arange(2.0))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def read(value):
+        (tmp_path / "cached_own.py").write_text(code.format(value=value))
+        sys.modules.pop("cached_own", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        encoders = {"audio": build_encoder(EncoderConfig(name="cached_own:Own"))}
+        data = dataset([sample(files)], encoders, cache=str(tmp_path / "cache"))
+        return data[0].side["audio"].features_KMC.unique().tolist(), data.cache_report.misses
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert read(1.0) == ([1.0], 1) and read(1.0) == ([1.0], 0)
+    assert read(22.0) == ([22.0], 1)
+    monkeypatch.setattr("pave.data.store.plan.FEATURES_VERSION", 1000)
+    assert read(22.0) == ([22.0], 1)
+
+
+def test_folder_cache_refuses_weights_that_nothing_names(files, tmp_path):
+    class Unnamed(Loudness):
+        def spec(self):
+            return EncoderConfig(name="loudness", model="org/model")
+
+    with pytest.raises(ValueError, match="nothing says which commit of 'org/model'"):
+        dataset([sample(files)], {"audio": Unnamed()}, cache=str(tmp_path))
+    dataset([sample(files)], {"audio": Unnamed()}, cache="memory")[0]
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_a_cache_notices_a_file_that_was_replaced_under_its_old_size_and_time(files, tmp_path, kind):
+    video, side = tmp_path / "own.mp4", tmp_path / "depth.npy"
+    video.write_bytes((files / "sound.mp4").read_bytes())
+    np.save(side, np.zeros((2, 3), dtype=np.float32))
+    own = Sample(id="own", video=str(video), question="q", answer="a", side_channels={"depth": str(side)})
+    data = dataset([own], {"depth": Stored()}, cache="memory" if kind == "memory" else str(tmp_path / "cache"))
+    assert data[0].side["depth"].features_KMC.unique().tolist() == [0]
+    before = side.stat()
+    np.save(side, np.ones((2, 3), dtype=np.float32))
+    os.utime(side, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (side.stat().st_size, side.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert data[0].side["depth"].features_KMC.unique().tolist() == [1]
+    report = data.cache_report
+    assert (report.misses, report.items) == (2, 1 if kind == "memory" else 2)  # memory lets go of what it had
+    if kind == "memory":
+        assert report.num_bytes == 4 * 32 * 32 * 3 + 4 * 8 + 2 * 3 * 4 + 2 * 8
+
+
+def test_frames_of_one_file_never_meet_the_side_stream_of_another(files, tmp_path):
+    """A video that is replaced between its frames and its sound is refused, with a cache and without."""
+    video = tmp_path / "own.mp4"
+
+    class Replacing(Loudness):
+        def encode(self, clip):
+            shutil.copy(files / "silent.mp4", tmp_path / "new.mp4")
+            os.replace(tmp_path / "new.mp4", video)
+            return super().encode(clip)
+
+    own = Sample(id="own", video=str(video), question="q", answer="a")
+    for cache in (None, "memory", str(tmp_path / "cache")):
+        shutil.copy(files / "sound.mp4", video)
+        data = dataset([own], {"audio": Replacing()}, cache=cache)
+        with pytest.raises(SampleError, match=r"sample 'own': .*own\.mp4: the file was changed during the run"):
+            data[0]
+        assert data.cache_report.items == 0
 
 
 def test_damaged_cache_entry_is_made_again(files, tmp_path):

@@ -18,9 +18,9 @@ from pave.data.media import FrameSampling, read_audio, write_video
 from pave.data.samples import Sample
 from pave.data.sources import read_source
 from pave.data.store import FeatureStore, ShardLimits, StoredChannels, collect, plan_features
-from pave.data.store.contents import ContentHashes
 from pave.data.store.plan import identify
 from pave.side_channels import OwnEncoder, SideFeatures, build_encoder
+from pave.utils.content import ContentHashes
 from store_files import RATE, content, encoder, fill, sounds, write_sound
 
 
@@ -284,36 +284,6 @@ def test_what_is_no_store_is_refused(tmp_path):
     (tmp_path / "store" / "store.json").write_text(json.dumps({"format": "pave feature store", "version": 2}))
     with pytest.raises(ValueError, match="not a feature store that this version reads"):
         FeatureStore(tmp_path / "store")
-
-
-# --- hashes
-
-
-def test_hashes_are_remembered_by_size_and_time(tmp_path):
-    file, memory = tmp_path / "file", tmp_path / "hashes.json"
-    file.write_bytes(b"old")
-    os.utime(file, ns=(1, 1))
-    first = ContentHashes(memory).of_all([str(file)])[str(file)]
-    file.write_bytes(b"new")
-    os.utime(file, ns=(1, 1))
-    assert ContentHashes(memory).of(str(file)) == first  # not read again: size and time are the same
-    os.utime(file, ns=(1, 2))
-    second = ContentHashes(memory).of_all([str(file)])[str(file)]
-    assert second != first and ContentHashes(memory).of(str(file)) == second
-    memory.write_text("{ damaged")
-    assert ContentHashes(memory).of(str(file)) == second
-
-
-def test_the_hash_of_a_file_that_was_just_written_is_not_remembered(tmp_path):
-    """It could change again within the resolution of its time stamp."""
-    file = tmp_path / "file"
-    file.write_bytes(b"old")
-    stat = file.stat()
-    hashes = ContentHashes(tmp_path / "hashes.json")
-    first = hashes.of_all([str(file)])[str(file)]
-    file.write_bytes(b"new")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert hashes.of(str(file)) != first and ContentHashes(tmp_path / "hashes.json").of(str(file)) != first
 
 
 # --- garbage

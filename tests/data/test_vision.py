@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
 import threading
 
@@ -167,6 +168,21 @@ def test_memory_keeps_what_fits(base, encoder, caplog):
     assert small.load(videos[0]) is kept and small.load(videos[1]) is not other
     assert torch.equal(small.load(videos[1]).inputs[0], other.inputs[0])
     assert [r.message for r in caplog.records if "memory for vision features is full with 1 videos" in r.message]
+
+
+def test_memory_notices_a_video_that_was_replaced(base, encoder, tmp_path):
+    """Whatever its time says, and lets go of what it had."""
+    video = tmp_path / "v.mp4"
+    shutil.copy(base / "0.mp4", video)
+    memory = MemoryVision(encoder, FRAMES, 10**9)
+    first = memory.load(str(video))
+    before = video.stat()
+    shutil.copy(base / "1.mp4", video)
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = memory.load(str(video))
+    clip = read_frames(base / "1.mp4", FRAMES)
+    assert torch.equal(second.inputs[0], encoder.encode(clip.frames_FHWC, clip.times_F).inputs[0])
+    assert not torch.equal(second.inputs[0], first.inputs[0]) and memory.num_bytes == second.num_bytes
 
 
 def test_a_batch_needs_videos_of_one_kind_and_length(encoder):

@@ -1,10 +1,19 @@
 """Prediction files: nothing lost when a run is killed, nothing mixed up when it goes on, scores from the file alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from pave.evaluation.predictions import Prediction, PredictionFile, check_same_sample, read_predictions
+from pave.data.samples import Sample
+from pave.evaluation.predictions import (
+    Prediction,
+    PredictionFile,
+    as_prediction,
+    check_same_sample,
+    read_all_predictions,
+    read_predictions,
+)
 from pave.evaluation.result import compare_results, rescore, score_predictions
 
 SETTINGS = {"base": "b", "patch": None, "sampling": {"num_frames": 8}}
@@ -67,6 +76,38 @@ def test_a_changed_sample_is_refused(tmp_path):
         check_same_sample(make(0), make(0, references=("buzz",)), tmp_path)
     with pytest.raises(ValueError, match=r"'s0' has changed.*context was ''"):
         check_same_sample(make(0), make(0, context="x"), tmp_path)
+
+
+def test_runs_are_paired_only_on_the_same_samples_and_content(tmp_path):
+    def score(**changes):
+        return score_predictions([make(0, **changes), make(1)])
+
+    content = {"video": "a", "side_channels.audio": "b"}
+    plain = score(content=content)
+    for same in (score(content=content), score(), score(content={"video": "a"}), score(content={**content, "video": ""})):
+        assert compare_results(plain, same)["all"].difference == 0
+    for other, message in (
+        (score(content={**content, "side_channels.audio": "c"}), "what side_channels.audio named had other content"),
+        (score(content={"video": "c"}), r"what video named had other content when the second was asked \(v0.mp4\)"),
+        (score(earlier="x"), "earlier is '' in the first"),
+        (score(type="colour"), "type is 'sound' in the first"),
+        (score(meta={"source": "x"}), "meta is"),
+    ):
+        with pytest.raises(ValueError, match=f"different samples of the id 's0': {message}"):
+            compare_results(plain, other)
+
+
+def test_answers_to_another_conversation_are_not_scored_as_answers_to_these_samples(tmp_path):
+    def talk(first):
+        turns = (("user", "red?"), ("assistant", first), ("user", "bell?"))
+        return Sample(id="talk", video="v.mp4", messages=[{"role": r, "content": c} for r, c in turns], answers=("yes",))
+
+    file = PredictionFile(tmp_path / "p.jsonl", SETTINGS)
+    file.append([replace(as_prediction(talk("no")), prediction="yes")])
+    moved = replace(talk("no"), video="elsewhere/v.mp4", side_channels={"audio": "elsewhere/a.wav"})
+    assert len(read_all_predictions(file.path, [moved])[1]) == 1
+    with pytest.raises(ValueError, match=r"sample 'talk' has changed since it was answered \(earlier was"):
+        read_all_predictions(file.path, [talk("yes")])
 
 
 def test_correct_uses_choices_where_there_are_any():

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import re
+import shutil
+
+import pytest
 
 from evaluation_page import Page
 from pave.cli import main
@@ -15,7 +18,7 @@ from pave.evaluation.exposure import file_of
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import PredictionFile, as_prediction
 from pave.evaluation.result import compare_results, rescore
-from pave.evaluation.run_report import differing, read_runs
+from pave.evaluation.run_report import differing, read_runs, write_run_report
 from pave.evaluation.runner import evaluate
 from tiny_runs import save_base_and_patch, write_clip
 
@@ -188,6 +191,34 @@ def test_frames_sound_and_side_steps_without_the_model_and_attention_with_it(tmp
     looked = pictures("looked.html")
     assert [alt for alt in looked if not alt.startswith("attention")] == plain
     assert sum(alt == "attention of 4 frames over the steps of audio" for alt in looked) == 2
+
+
+def test_what_is_not_what_was_asked_about_is_not_shown_beside_the_answers(tmp_path, capsys):
+    """Another patch in the place of the one that answered, a video that was replaced, an encoder of other settings."""
+    base, patch = save_base_and_patch(tmp_path)
+    samples = [
+        Sample(id=f"s{n}", video=str(write_clip(tmp_path / f"{n}.mp4", n)), question="what sound is heard?", answer="bell")
+        for n in range(2)
+    ]
+    qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(num_frames=4))
+    settings = {"base": str(base), "patch": str(patch)}
+    run = tmp_path / "run"
+    evaluate(qa, samples, predictions=run / "predictions.jsonl", settings=settings, max_new_tokens=2, progress=False)
+    shutil.copy(tmp_path / "1.mp4", tmp_path / "0.mp4")
+    code, data, _ = report(capsys, run, "--out", tmp_path / "r.html")
+    assert code == 0 and list(data["not_shown"]) == ["s0"]
+    assert "the video of" in data["not_shown"]["s0"] and "0.mp4 has other content than when it" in data["not_shown"]["s0"]
+    path = patch / "patch_config.json"
+    config = json.loads(path.read_text())
+    config["patch"]["side_channels"]["audio"]["encoder"]["settings"]["offset_seconds"] = 3.0
+    path.write_text(json.dumps(config))
+    code, _, _ = report(capsys, run, "--out", tmp_path / "r.html")
+    shown = [a["alt"] for tag, a in words(tmp_path / "r.html")[0].tags if tag == "img"]
+    assert code == 0 and any(alt.startswith("frame at") for alt in shown) and not any("features of" in alt for alt in shown)
+    qa.model.patch_strength = 0.5  # as another patch is
+    with pytest.raises(ValueError, match=r"no run was answered by it \(the weights of their patches: 'run' [0-9a-f]{16}\)"):
+        write_run_report(tmp_path / "no.html", read_runs([str(run)]), qa=qa)
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_published_numbers_fit_the_benchmarks():

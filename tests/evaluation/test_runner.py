@@ -1,6 +1,8 @@
 """A whole evaluation on real files: counted right, resumable, the same however it is cut into batches."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
 from pave.evaluation.costs import costs_in, read_cost
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evaluation.result import rescore
@@ -113,7 +116,7 @@ def test_the_patch_can_be_left_out(world):
     assert [p.prediction for p in base.predictions] != [p.prediction for p in patched.predictions]
 
 
-def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path):
+def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path, monkeypatch):
     _, qa, samples = world
     path = tmp_path / "p.jsonl"
     evaluate(qa, samples[:2], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
@@ -125,6 +128,10 @@ def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"another run: {field} was"):
             evaluate(qa, samples[:2], predictions=path, progress=False, **options)
+    with monkeypatch.context() as patched:
+        patched.setitem(qa.__dict__, "encoder_names", {"audio": "trained further"})
+        with pytest.raises(ValueError, match="another run: encoders was"):
+            evaluate(qa, samples[:2], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
     changed = replace(samples[0], answer="other")
     with pytest.raises(ValueError, match="has changed since it was answered"):
         evaluate(qa, [changed, samples[1]], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
@@ -156,6 +163,96 @@ def test_answers_to_another_conversation_or_side_channel_are_not_gone_on_with(wo
     ):
         with pytest.raises(ValueError, match=rf"sample '{changed.id}' has changed since it was answered \(context"):
             evaluate(qa, [*some[:number], changed, *some[number + 1 :]], predictions=path, max_new_tokens=4, progress=False)
+
+
+def test_a_resumed_run_asks_again_about_files_that_were_replaced(world, tmp_path, monkeypatch, caplog):
+    """Under the old size and time too; a copy, another time or a file that is gone changes nothing."""
+    folder, qa, samples = world
+    video, sound = tmp_path / "v.mp4", tmp_path / "s.mp4"
+    shutil.copy(folder / "0.mp4", video)
+    shutil.copy(folder / "1.mp4", sound)
+    some = [
+        replace(samples[0], id="own", video=str(video)),
+        replace(samples[0], id="side", side_channels={"audio": str(sound)}),
+        replace(samples[0], id="null", video=str(video), side_channels={"audio": None}),
+        samples[3],
+    ]
+    path, asked = tmp_path / "p.jsonl", []
+    answer = qa.answer_samples
+    monkeypatch.setattr(qa, "answer_samples", lambda some, **more: asked.extend(s.id for s in some) or answer(some, **more))
+
+    def run():
+        asked.clear()
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            evaluate(qa, some, predictions=path, max_new_tokens=4, batch_size=1, progress=False)
+        return sorted(asked), caplog.text
+
+    assert run() == (sorted(s.id for s in some), "")
+    assert run() == ([], "")
+    before = path.read_bytes()
+    os.utime(video, ns=(1, 1))
+    shutil.copy(sound, tmp_path / "copy")
+    os.replace(tmp_path / "copy", sound)
+    assert run() == ([], "") and path.read_bytes() == before
+    contents = {p.id: p.content for p in read_predictions(path)[1]}
+    assert contents["own"]["video"] == contents["null"]["video"] and contents["null"]["side_channels.audio"] == "none"
+    write_clip(tmp_path / "other.mp4", 4)
+    data = bytearray(video.read_bytes())
+    data[-1] ^= 1
+    video.write_bytes(data)  # the last byte of one of the same size
+    os.utime(video, ns=(1, 1))
+    os.replace(tmp_path / "other.mp4", sound)
+    again, text = run()
+    assert again == ["null", "own", "side"]
+    assert "the files of 3 of 4 answered samples are not known to be those that were asked about, such as the video of" in text
+    changed = {p.id: p.content for p in read_predictions(path)[1]}
+    assert changed["own"]["video"] != contents["own"]["video"] and changed[samples[3].id] == contents[samples[3].id]
+    sound.unlink()
+    assert run() == ([], "")  # nothing says that it was another one
+
+
+def test_a_file_that_is_replaced_while_it_is_asked_about_fails_by_name(world, tmp_path, monkeypatch):
+    folder, qa, samples = world
+    video = tmp_path / "v.mp4"
+    shutil.copy(folder / "0.mp4", video)
+    answer = qa.answer_samples
+
+    def replacing(some, **more):
+        found = answer(some, **more)
+        shutil.copy(folder / "1.mp4", video)
+        return found
+
+    monkeypatch.setattr(qa, "answer_samples", replacing)
+    some = [replace(samples[0], id="own", video=str(video)), samples[3]]
+    result = evaluate(qa, some, predictions=tmp_path / "p.jsonl", max_new_tokens=4, batch_size=2, progress=False)
+    ((name, why),) = result.failures
+    assert name == "own" and why == f"{video}: the file was changed during the run; run again when it is complete"
+
+
+def test_a_borrowed_stream_of_another_content_or_lender_is_asked_about_again(world, tmp_path, monkeypatch):
+    folder, qa, samples = world
+    for number in (0, 1):
+        shutil.copy(folder / f"{number}.mp4", tmp_path / f"{number}.mp4")
+    some = [replace(samples[3 * n], id=str(n), video=str(tmp_path / f"{n}.mp4")) for n in (0, 1)]
+    asked, answer = [], qa.answer_samples
+    monkeypatch.setattr(qa, "answer_samples", lambda some, **more: asked.extend(s.id for s in some) or answer(some, **more))
+
+    def run(more=()):
+        asked.clear()
+        options = {"counterfactual": Counterfactual("swapped"), "max_new_tokens": 2, "batch_size": 1, "progress": False}
+        evaluate(qa, [*some, *more], predictions=tmp_path / "p.jsonl", **options)
+        return sorted(asked)
+
+    assert run() == ["0", "1"] and run() == []
+    shutil.copy(folder / "2.mp4", tmp_path / "1.mp4")
+    assert run() == ["0", "1"]  # one is about it, the other hears it
+    further = replace(samples[9], id="2")
+    before = {s.id: qa._partners[s.id].id for s in some}
+    again = run([further])
+    others = [name for name, lender in before.items() if qa._partners[name].id != lender]
+    assert again == [*others, "2"] and others
+    qa.use_counterfactual(None)
 
 
 def test_what_cannot_be_scored_is_refused_before_any_work(world, tmp_path):
@@ -197,6 +294,8 @@ def test_facts_tell_models_apart(world, tmp_path):
     assert patch_hash(qa.model) != before
     qa.model.patch_strength = 1.0
     assert facts["dtype"] == "float32"
+    assert facts["encoders"].keys() == {"audio"} and len(facts["encoders"]["audio"]) == 20
+    assert "encoders" not in model_facts(qa, patch=False) and "vision" not in facts
 
 
 def test_a_patch_of_another_config_with_the_same_tensors_is_another_patch():

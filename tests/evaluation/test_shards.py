@@ -1,6 +1,7 @@
 """Parts of an evaluation: together exactly what one process writes; nothing missing, nothing mixed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,8 @@ SETTINGS = {"base": "b", "frames": {"num_frames": 8}}
 SAMPLES = [Sample(id=f"s{n}", video=f"v{n // 2}.mp4", question="what?", answer="bell") for n in range(7)]
 
 
-def answer(sample):
-    return Prediction(**{**as_prediction(sample).to_dict(), "prediction": f"bell {sample.id}"})
+def answer(sample, **changes):
+    return Prediction(**{**as_prediction(sample).to_dict(), "prediction": f"bell {sample.id}", **changes})
 
 
 def write_shard(folder, index, count, samples=SAMPLES, settings=SETTINGS, leave_out=0):
@@ -65,6 +66,10 @@ def test_a_part_that_is_missing_unfinished_or_of_another_run_is_refused(tmp_path
         merge_shards(tmp_path)
     path.unlink()
     write_shard(tmp_path, 2, 3, samples=SAMPLES[:6])
+    with pytest.raises(ValueError, match="is of other samples than"):
+        merge_shards(tmp_path)
+    path.unlink()
+    write_shard(tmp_path, 2, 3, samples=[*SAMPLES[:6], replace(SAMPLES[6], answer="buzz")])  # the same ids
     with pytest.raises(ValueError, match="is of other samples than"):
         merge_shards(tmp_path)
     path.unlink()
@@ -130,3 +135,25 @@ def test_shards_of_an_earlier_run_do_not_replace_a_whole_one(tmp_path):
         assert file.path.read_bytes() == before
         file.path.unlink()
     assert len(read_all_predictions(merge_shards(tmp_path))[1]) == 7
+
+
+def test_a_whole_file_of_other_samples_is_not_replaced(tmp_path):
+    """It has the ids and settings of the parts, but answers another question."""
+    whole = PredictionFile(tmp_path / "predictions.jsonl", SETTINGS)
+    whole.append([answer(sample, question="which?") for sample in SAMPLES])
+    before = whole.path.read_bytes()
+    for index in (1, 2):
+        write_shard(tmp_path, index, 2)
+    with pytest.raises(ValueError, match=r"predictions\.jsonl is of another run than the shards beside it"):
+        merge_shards(tmp_path)
+    assert whole.path.read_bytes() == before
+
+
+def test_parts_about_a_video_that_was_replaced_in_between_are_refused(tmp_path):
+    for index, digest in ((1, "a"), (2, "b")):
+        shard, part = take_shard(SAMPLES, index, 2)  # v1.mp4 is in both
+        file = PredictionFile(tmp_path / shard.file_name, SETTINGS, shard.to_dict())
+        file.expect(len(part))
+        file.append([answer(s, content={"video": digest if s.video == "v1.mp4" else s.video}) for s in part])
+    with pytest.raises(ValueError, match=r"v1\.mp4 had other content when sample 's3' was answered than for 's2'"):
+        merge_shards(tmp_path)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tracemalloc
+
 import pytest
 
 from pave.training.recipe import read_recipe
@@ -79,6 +83,72 @@ def test_errors_name_the_file(tmp_path, files, message):
     write(tmp_path, **files)
     with pytest.raises(ValueError, match=message):
         read_recipe(tmp_path / "recipe.yaml")
+
+
+LAUGHS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
+MERGES = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "extends: /dev/zero",
+            r"/dev/zero: cannot be read \(it is a device, not an ordinary file\) \(extends in .*recipe.yaml\)",
+        ),
+        ("extends: pipe", r"pipe: cannot be read \(it is a pipe, not an ordinary file\) \(extends in"),
+        ("extends: circle", r"circle: cannot be read \(its links lead round in a circle\) \(extends in"),
+        ('extends: "a\\0b"', r"'.*a\\x00b': cannot be read \(embedded null byte\) \(extends in"),
+        ("extends: .", r"cannot be read \(Is a directory\) \(extends in"),
+        ("#" * 150_000, r"recipe.yaml: the file is too large \(0.143 MiB; at most 0.125 MiB are read\)$"),
+        ("a0: &a0 [x]\n" + LAUGHS, r"recipe.yaml: not valid YAML: with its aliases it holds over 100000 values"),
+        ("a0: &a0 {x: 1}\n" + MERGES, r"recipe.yaml: not valid YAML: with its aliases it holds over 100000 values"),
+        ("a: &a {x: 1}\nb: {<<: *a}", r"not valid YAML: merged keys \(<<\) are not read; name a file with extends$"),
+        ("a: &a {x: *a}", r"recipe.yaml: not valid YAML: with its aliases .* nested over 50 deep$"),
+        ("[" * 2000, r"recipe.yaml: not valid YAML: with its aliases .* nested over 50 deep$"),
+        ("a: 1e400", r"the number 1e400 is too large; write .inf where infinity is meant$"),
+        ("a: " + "9" * 400, r"the number 99999999999999999999... of 400 digits is too large$"),
+        ("a: -9223372036854775808", r"the number -9223372036854775808... of 20 digits is too large$"),
+    ],
+)
+def test_what_would_never_end_or_fill_the_memory_is_refused_in_one_sentence(tmp_path, text, message):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    write(tmp_path, recipe=text)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message) as caught:
+        read_values(tmp_path / "recipe.yaml")
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20 and "\n" not in str(caught.value)
+    tracemalloc.stop()
+
+
+def test_all_that_a_recipe_extends_is_bounded_together(tmp_path):
+    write(tmp_path, part="#" * 120_000, recipe=WHOLE.replace("{width: 64}", "{extends: [part.yaml, part.yaml], width: 64}"))
+    with pytest.raises(ValueError, match=r"part.yaml: a file that is extended is a mapping"):
+        read_values(tmp_path / "recipe.yaml")
+    write(tmp_path, part="#" * 120_000 + "\nkind: sound\n", recipe=f"extends: [{', '.join(['part.yaml'] * 9)}]\n")
+    with pytest.raises(
+        ValueError, match=r"part.yaml: the file is too large \(0.114 MiB; at most 0.0\d+ MiB are read\) \(extends"
+    ):
+        read_values(tmp_path / "recipe.yaml")
+
+
+def test_large_overrides_are_shortened_in_messages(tmp_path):
+    write(tmp_path, recipe=WHOLE)
+    for value, why in (
+        ("9" * 400, "of 400 digits is too large"),
+        ("1e400", "the number 1e400"),
+        ("[" * 2000, "nested over 50"),
+    ):
+        with pytest.raises(ValueError, match=f"^override 'output={re.escape(value[:20])}.*not a YAML value: .*{why}") as caught:
+            read_recipe(tmp_path / "recipe.yaml", [f"output={value}"])
+        assert len(str(caught.value)) < 300
+
+
+def test_infinity_and_aliases_are_read(tmp_path):
+    write(tmp_path, recipe="a: .inf\nb: &b {x: [1, 9223372036854775807]}\nc: *b\n" + "d: " + "[" * 49 + "]" * 49 + "\n")
+    values = read_values(tmp_path / "recipe.yaml")[0]
+    assert values["a"] == float("inf") and values["b"] == values["c"] == {"x": [1, 2**63 - 1]}
 
 
 def test_a_file_that_is_laid_over_must_be_there_and_a_mapping(tmp_path):

@@ -31,7 +31,7 @@ from pave.cli import (
     train,
 )
 from pave.cli import eval as evaluate
-from pave.cli.shared import DEBUG_VARIABLE, debug_mode, guarded, message_level
+from pave.cli.shared import DEBUG_VARIABLE, Verb, debug_mode, guarded, message_level
 
 app = typer.Typer(
     name="pave",
@@ -75,7 +75,7 @@ for name, (function, summary) in VERBS.items():
     if isinstance(function, typer.Typer):
         app.add_typer(function, name=name, short_help=summary)
     else:
-        app.command(name, short_help=summary)(guarded(function))
+        app.command(name, cls=Verb, short_help=summary)(guarded(function))
 
 
 def _show_version(value: bool) -> None:

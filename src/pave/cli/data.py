@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, guarded
+from pave.cli.shared import JsonOption, Result, Verb, guarded
 
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks.conversion import Conversion
@@ -31,7 +31,7 @@ def _group() -> None:
     """Without a callback a group with one verb would be that verb."""
 
 
-@app.command("convert", short_help="Official files of a benchmark to samples.")
+@app.command("convert", cls=Verb, short_help="Official files of a benchmark to samples.")
 @guarded
 def convert(
     benchmark: str = typer.Argument(..., help="Its name; docs/benchmarks.md lists them."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import FAILED, JsonOption, Result
+from pave.cli.shared import FAILED, MOST_PROCESSES, JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.data.doctor import Cleaned, Report
@@ -47,7 +47,7 @@ def command(
     ),
     timeout: float = typer.Option(60.0, "--timeout", help="Seconds that reading one file may take."),
     workers: int | None = typer.Option(
-        None, "--workers", min=1, help="Processes that read. Default: one for each core, at most 8."
+        None, "--workers", min=1, max=MOST_PROCESSES, help="Processes that read. Default: one for each core, at most 8."
     ),
     json_output: bool = JsonOption,
 ) -> Result:

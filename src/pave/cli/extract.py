@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import FAILED, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
+from pave.cli.shared import FAILED, MOST_PROCESSES, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def command(
         None, "--frames", min=1, help="For .jsonl files with --vision: frames of a video, as for pave eval."
     ),
     dtype: str = DtypeOption,
-    processes: int = typer.Option(1, "--processes", min=1, help="Child processes that decode and encode."),
+    processes: int = typer.Option(1, "--processes", min=1, max=MOST_PROCESSES, help="Child processes that decode and encode."),
     timeout: float = typer.Option(300.0, "--timeout", min=0.1, help="Seconds that one file may take."),
     batch_size: int = typer.Option(
         1, "--batch-size", min=1, help="Streams encoded together. More than 1 may change features within rounding."

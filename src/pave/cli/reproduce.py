@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import MOST_PROCESSES, JsonOption, Result
 
 
 def command(
@@ -20,7 +20,9 @@ def command(
         "--size",
         help="full: three seeds, some hours. one-seed: one, without parts and bases unless named, half an hour. short: minutes, shows only that everything runs.",
     ),
-    processes: int = typer.Option(2, "--processes", min=1, help="Runs made side by side, each with one thread."),
+    processes: int = typer.Option(
+        2, "--processes", min=1, max=MOST_PROCESSES, help="Runs made side by side, each with one thread."
+    ),
     variants: list[str] | None = typer.Option(
         None,
         "--variant",

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+import typer.core
 
 from pave.utils.console import setup_logging
 from pave.utils.files import DiskError
@@ -25,6 +26,8 @@ DEBUG_VARIABLE = "PAVE_DEBUG"
 debug_mode: ContextVar[bool] = ContextVar("pave_debug", default=False)
 message_level: ContextVar[int] = ContextVar("pave_message_level", default=logging.INFO)
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_LARGEST_NUMBER, _LARGEST_SEED = 10**9, 2**63 - 1
+MOST_PROCESSES = 1024
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -57,6 +60,35 @@ def check_choice(option: str, value: str | None, choices: Sequence[str]) -> str 
     if value is not None and value not in choices:
         raise ValueError(f"{option} is {' or '.join(choices)}, got {value!r}")
     return value
+
+
+class Verb(typer.core.TyperCommand):
+    """A verb whose options are given once, unless they may be repeated, and whose numbers are ones that something can be counted by.
+
+    Without it the last of two values would win in silence, and 1e400 would be infinity.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click does, but what it lets pass is one sentence and exit code 2."""
+        as_json = "--json" in args
+        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+        options = [param for param in order if getattr(param, "opts", None) and param.param_type_name == "option"]
+        single = [param for param in options if not (param.multiple or param.is_flag or param.count)]
+        twice = next((param for number, param in enumerate(single) if param in single[:number]), None)
+        if twice is not None:
+            _fail(
+                f"{_longest_name(twice)} is given more than once, and takes one value; give it once", BAD_INPUT, as_json, None
+            )
+        rest: list[str] = super().parse_args(ctx, args)
+        for param in self.params:
+            number, largest = ctx.params.get(param.name), _LARGEST_SEED if param.name == "seed" else _LARGEST_NUMBER
+            if isinstance(number, (int, float)) and not abs(number) <= largest:
+                _fail(f"{_longest_name(param)} is at most {largest:,}, got {str(number)[:20]}", BAD_INPUT, as_json, None)
+        return rest
+
+
+def _longest_name(param: Any) -> str:
+    return str(max(param.opts, key=len))
 
 
 class JobFailed(Exception):

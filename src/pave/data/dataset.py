@@ -25,10 +25,13 @@ from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError, VideoVision
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
-from pave.data.sources import files_behind, read_source
+from pave.data.sources import files_read, read_source
+from pave.data.store.plan import identify, wanted_key
 from pave.data.store.reading import StoredChannels
 from pave.data.vision import VisionSource
+from pave.side_channels import FEATURES_VERSION
 from pave.side_channels.base import SideEncoder, SideFeatures
+from pave.utils.content import ContentHashes, stamp_or_none, unchanged
 from pave.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -72,8 +75,9 @@ class PatchDataset(Dataset[PatchItem]):
     """A map-style dataset of ``PatchItem``. It works in the worker processes of a DataLoader.
 
     Samples about one video (and the same side files) share one entry of the cache. A cache is filled until it is full and
-    then stays as it is; each process has its own memory cache, while a folder is shared by all and outlives the run (its
-    entries are named by the files' paths, sizes and modification times, the sampling and the encoders).
+    then stays as it is; each process has its own memory cache, while a folder is shared by all and outlives the run. Its entries
+    are named by the files' paths and stamps (``pave.utils.content``), the sampling, and the encoders as the feature store names
+    them: with their weights, their code and the version of this library's readers.
 
     A video without an audio track lacks an audio channel; that is an ordinary case.
 
@@ -88,8 +92,9 @@ class PatchDataset(Dataset[PatchItem]):
         vision: where the base's frozen vision features come from; then frames are not decoded here. None: frames are decoded.
 
     Raises:
-        ValueError: if a channel has no encoder, or one of another width.
-        SampleError: from an item, if its files are missing or damaged or do not suit an encoder.
+        ValueError: if a channel has no encoder, or one of another width; or the cache is a folder and nothing says which weights or
+            code an encoder has.
+        SampleError: from an item, if its files are missing or damaged, do not suit an encoder, or were changed while they were read.
     """
 
     def __init__(
@@ -120,9 +125,13 @@ class PatchDataset(Dataset[PatchItem]):
         self.vision = vision
         self.cache_bytes = cache_bytes
         self.cache_report = CacheReport()
-        self._memory: dict[str, DecodedVideo] | None = {} if cache == "memory" else None
+        self._memory: dict[str, tuple[str, DecodedVideo]] | None = {} if cache == "memory" else None
         self._folder = Path(cache) if cache is not None and cache != "memory" else None
-        self._facts = [frame_sampling.to_dict(), {n: _encoder_facts(e) for n, e in self.encoders.items()}]
+        self._ids = dict.fromkeys(self.encoders, "")  # in memory, there are no other encoders
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            hashes = ContentHashes(self._folder / "hashes.json")
+            self._ids = {name: identify(encoder, hashes).id for name, encoder in self.encoders.items()}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -160,17 +169,28 @@ class PatchDataset(Dataset[PatchItem]):
     # --- reading
 
     def _video(self, sample: Sample) -> DecodedVideo:
-        if self._memory is None and self._folder is None:
-            return self._decode(sample)
-        key = self._key(sample)
-        found = self._memory.get(key) if self._memory is not None else self._load(key, sample)
-        if found is not None:
-            self.cache_report.hits += 1
-            return found
-        self.cache_report.misses += 1
-        video = self._decode(sample)
-        self._keep(key, video)
+        with unchanged(self._files(sample)):  # or frames of one file might meet the sound of another
+            if self._memory is None and self._folder is None:
+                return self._decode(sample)
+            key = self._key(sample)
+            found = self._remembered(key, sample) if self._memory is not None else self._load(key, sample)
+            if found is not None:
+                self.cache_report.hits += 1
+                return found
+            self.cache_report.misses += 1
+            video = self._decode(sample)
+        self._keep(key, sample, video)
         return video
+
+    def _files(self, sample: Sample) -> list[str]:
+        """Every file that decides the item of a sample."""
+        behind = [files_read(encoder, sample.video, path) for encoder, path in self._streams(sample).values()]
+        return list(dict.fromkeys([sample.video, *itertools.chain.from_iterable(files or () for files in behind)]))
+
+    def _streams(self, sample: Sample) -> dict[str, tuple[SideEncoder[Any], str | None]]:
+        """By channel its encoder and what the sample names for it, without the channels that the sample says are missing."""
+        sides = sample.side_channels
+        return {name: (e, sides.get(name)) for name, e in self.encoders.items() if sides.get(name, "") is not None}
 
     def _decode(self, sample: Sample) -> DecodedVideo:
         vision = None if self.vision is None else self.vision.load(sample.video)
@@ -208,14 +228,26 @@ class PatchDataset(Dataset[PatchItem]):
     # --- caching
 
     def _key(self, sample: Sample) -> str:
-        own = {name: path for name, path in sample.side_channels.items() if name in self.encoders}
-        named = [files_behind(self.encoders[name], path) for name, path in own.items() if path is not None]
-        files = {path: _stamp(path) for path in (sample.video, *itertools.chain(*named))}
-        facts = [os.path.abspath(sample.video), own, files, self._facts, *(["no frames"] if self.vision is not None else [])]
-        text = json.dumps(facts, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        streams = {
+            name: wanted_key(encoder, self._ids[name], sample.video, path, _untouched)
+            for name, (encoder, path) in self._streams(sample).items()
+        }
+        frames = self.frame_sampling.to_dict() if self.vision is None else "no frames"
+        facts = [FEATURES_VERSION, _untouched(sample.video), frames, streams]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def _keep(self, key: str, video: DecodedVideo) -> None:
+    def _remembered(self, key: str, sample: Sample) -> DecodedVideo | None:
+        """The entry of this process, and no entry of files that were replaced since."""
+        assert self._memory is not None
+        before, video = self._memory.get(source_of(sample), ("", None))
+        if video is None or before == key:
+            return video
+        del self._memory[source_of(sample)]
+        self.cache_report.items -= 1
+        self.cache_report.num_bytes -= video.num_bytes
+        return None
+
+    def _keep(self, key: str, sample: Sample, video: DecodedVideo) -> None:
         report = self.cache_report
         if report.num_bytes + video.num_bytes > self.cache_bytes:
             if not report.full:
@@ -228,7 +260,7 @@ class PatchDataset(Dataset[PatchItem]):
                 )
             return
         if self._memory is not None:
-            self._memory[key] = video
+            self._memory[source_of(sample)] = key, video
         else:
             self._store(key, video)
         report.items += 1
@@ -290,19 +322,6 @@ def own_randomness() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def _encoder_facts(encoder: SideEncoder[Any]) -> Any:
-    """What decides an encoder's features. The weights of a local folder may be trained further under the same name."""
-    spec = encoder.spec()
-    return [spec.to_dict(), _stamp(spec.model) if spec.model is not None else None]
-
-
-def _stamp(path: str | os.PathLike[str]) -> list[Any]:
-    """Size and modification time, of a folder those of all that is in it; a missing file is reported by the reader, not here."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return [-1, -1]
-    if not os.path.isdir(path):
-        return [status.st_size, status.st_mtime_ns]
-    inside = [os.path.join(root, name) for root, _, names in os.walk(path) for name in names]
-    return [[os.path.relpath(file, path), *_stamp(file)] for file in sorted(inside) if not os.path.isdir(file)]
+def _untouched(file: str) -> str:
+    """What a file's content goes by in a cache: its place and stamp. A missing file is reported by the reader, not here."""
+    return json.dumps([os.path.abspath(file), stamp_or_none(file)])

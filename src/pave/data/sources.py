@@ -7,6 +7,7 @@ encoder, whose settings may say how to read; it returns None where the video sim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -151,7 +152,7 @@ def read_source(encoder: Encoder, video: str, path: str | None) -> Any:
 
 def files_behind(encoder: Encoder, path: str) -> list[str]:
     """The files that decide what a channel's file says: itself, what lies in it if it is a folder, and what it points to."""
-    return files_named(path) if encoder.source in ("scene3d", "sensor", "views") else [path]
+    return files_named(path) if encoder.source in ("scene3d", "sensor", "views") or os.path.isdir(path) else [path]
 
 
 def files_read(encoder: Encoder, video: str, path: str | None) -> list[str] | None:

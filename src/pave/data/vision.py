@@ -19,6 +19,7 @@ from pave.data.items import PatchItem, VideoVision
 from pave.data.media import FrameSampling, VideoClip, read_frames
 from pave.data.vision_batch import PIXELS
 from pave.side_channels import SideEncoder, build_encoder
+from pave.utils.content import Stamp, stamp_or_none, unchanged
 from pave.utils.embedded import model_path
 from pave.video_llms.loading import load_base, load_processor
 from pave.video_llms.vision import check_vision_stored, take_vision
@@ -80,7 +81,8 @@ class BaseVision:
         self._revision = revision if os.path.exists(self.model) else getattr(config, "_commit_hash", None) or revision
         stored = getattr(config, "dtype", None) or torch.float32
         self._dtype = str(stored).removeprefix("torch.") if dtype == "auto" else dtype
-        self._storage: StorageDtype = storage
+        self.storage: StorageDtype = storage
+        """How its features are kept."""
         self._encoder: VisionEncoder | None = None
 
     @classmethod
@@ -95,7 +97,7 @@ class BaseVision:
         settings = {
             "frames": self.sampling.to_dict(),
             "dtype": self._dtype,
-            "storage": self._storage,
+            "storage": self.storage,
             "version": VISION_VERSION,
         }
         return EncoderConfig(name=BASE_VISION, model=self.model, revision=self._revision, settings=settings)
@@ -111,7 +113,7 @@ class BaseVision:
         decoder = model.get_decoder()
         if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             decoder.layers = nn.ModuleList()  # most of the weights, and never reached
-        self._encoder = VisionEncoder(model.requires_grad_(False).to(device), processor, self._storage)
+        self._encoder = VisionEncoder(model.requires_grad_(False).to(device), processor, self.storage)
         return self
 
     def encode_batch(self, sources: Sequence[VideoClip]) -> list[VideoVision]:
@@ -229,18 +231,24 @@ class MemoryVision:
         self._encoder = encoder
         self._sampling = sampling
         self._max_bytes = max_bytes
-        self._kept: dict[str, VideoVision] = {}
+        self._kept: dict[str, tuple[Stamp | None, VideoVision]] = {}
         self.num_bytes = 0
         """Held at present."""
 
     def load(self, video: str) -> VideoVision:
         """The features of a video file. Raises ValueError naming it, if it cannot be read."""
+        stamp = stamp_or_none(video)
         if video in self._kept:
-            return self._kept[video]
-        clip = read_frames(video, self._sampling)
+            before, kept = self._kept[video]
+            if before == stamp:
+                return kept
+            del self._kept[video]  # another file is there by now
+            self.num_bytes -= kept.num_bytes
+        with unchanged([video]):
+            clip = read_frames(video, self._sampling)
         made = self._encoder.encode(clip.frames_FHWC, clip.times_F)
         if self.num_bytes + made.num_bytes <= self._max_bytes:
-            self._kept[video] = made
+            self._kept[video] = stamp, made
             self.num_bytes += made.num_bytes
         elif self._max_bytes:
             logger.warning(

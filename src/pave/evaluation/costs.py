@@ -36,6 +36,11 @@ def cost_file(predictions: str | os.PathLike[str]) -> Path:
     return Path(predictions).with_suffix(_SUFFIX)
 
 
+def forget_cost(predictions: Path) -> None:
+    """Remove what an earlier run into this file took, because another one begins."""
+    cost_file(predictions).unlink(missing_ok=True)
+
+
 def record_cost(predictions: Path, model: Any, patch: bool, samples: int, seconds: float, go_on: bool) -> None:
     """Write the cost of a run beside its predictions.
 

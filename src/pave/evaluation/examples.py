@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pave.config import SideChannelConfig
+from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
@@ -134,10 +134,15 @@ def unpatched_view(
     Raises:
         ValueError: if a file cannot be read.
     """
-    plain = {n: c for n, c in channels.items() if c.encoder.model is None and c.encoder.name.isidentifier()}
+    plain = {name: channel for name, channel in channels.items() if without_weights(channel.encoder)}
     encoders = {name: build_encoder(channel.encoder) for name, channel in plain.items()}
     item = PatchDataset([sample], sampling, encoders, plain)[0]
     return media_view(item, _sound_file(encoders, sample), answers, right)
+
+
+def without_weights(encoder: EncoderConfig) -> bool:
+    """Whether an encoder is part of this library and has no weights."""
+    return encoder.model is None and encoder.name.isidentifier()
 
 
 def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]:

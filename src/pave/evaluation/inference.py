@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, question_with_choices
+from pave.data.store.plan import identify
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
+from pave.evaluation.contents import SampleContents
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import SideFeatures, build_encoder
+from pave.utils.content import ContentHashes
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
 
@@ -98,6 +102,7 @@ class VideoQA:
         self.stored: StoredChannels | None = None
         self.counterfactual: Counterfactual | None = None
         self._partners: dict[str, Sample] = {}
+        self._contents = SampleContents()
         self.vision: StoredVision | None = None
         self._loaded_from: tuple[str | Path, str | None, str] | None = None
         self._kept_bytes = 0
@@ -106,6 +111,22 @@ class VideoQA:
         self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
         self.acting_watch = ActingWatch(self.channels, self.encoders, self.sampling)
         """What was seen of the side streams of ``answer_samples``; ``evaluate`` says it at the end."""
+
+    @cached_property
+    def encoder_names(self) -> dict[str, str | None]:
+        """By channel the name of its encoder as the feature store has it, a hash of settings, weights and code; None for one that
+        nothing names."""
+        names: dict[str, str | None] = {}
+        for channel, encoder in self.encoders.items():
+            try:
+                names[channel] = identify(encoder, ContentHashes()).id
+            except ValueError:
+                names[channel] = None
+        return names
+
+    def content_of(self, sample: Sample) -> dict[str, str]:
+        """What is in the files that an answer to a sample depends on at present, those that a counterfactual borrows included."""
+        return self._contents.of(sample, self._partners.get(sample.id))
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
         """Read side features from a feature store from now on, instead of running encoders.
@@ -139,8 +160,8 @@ class VideoQA:
         """Keep what is read of a video in memory from now on, for the next questions about it: frames or, where the base allows it,
         what its frozen vision tower makes of them, and side features before a counterfactual changes them.
 
-        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. The files must not
-        change meanwhile.
+        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. A file that is
+        changed or replaced meanwhile is read anew.
 
         Args:
             gigabytes: most that is kept, of questions with the patch and of those without it apart; what does not fit is read anew each

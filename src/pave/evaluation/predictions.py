@@ -19,6 +19,7 @@ from pave.config import Strict, read_strict
 from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text, naming_disk
+from pave.utils.reading import read_lines
 
 FORMAT_VERSION = 1
 
@@ -40,7 +41,11 @@ class Prediction(Strict):
     choices: tuple[str, ...] = ()
     """Where there are any; each reference is one of them."""
     context: str = ""
-    """Hash of what else the answer depends on: earlier turns and files of side channels; empty without any."""
+    """Hash of what else the answer depends on: earlier turns and paths of side channels; empty without any."""
+    earlier: str = ""
+    """Hash of the earlier turns alone, which are the same wherever the files lie; empty without any."""
+    content: dict[str, str] = field(default_factory=dict)
+    """What was in the sample's files when it was asked about, by role (``pave.evaluation.contents``); empty where that was not noted."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The sample's meta where it is one of a benchmark, for the benchmark's scorers; else empty."""
     prediction: str | None = None
@@ -104,6 +109,7 @@ def as_prediction(sample: Sample) -> Prediction:
         references=sample.references,
         choices=sample.choices,
         context=_context(sample),
+        earlier=_digest(sample.turns[:-1]) if len(sample.turns) > 1 else "",
         meta=meta,
     )
 
@@ -111,7 +117,11 @@ def as_prediction(sample: Sample) -> Prediction:
 def _context(sample: Sample) -> str:
     """What decides an answer besides the video and the last question, in short."""
     earlier, own = sample.turns[:-1], dict(sorted(sample.side_channels.items()))
-    return hashlib.sha256(json.dumps([earlier, own]).encode()).hexdigest()[:16] if earlier or own else ""
+    return _digest([earlier, own]) if earlier or own else ""
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 class PredictionFile:
@@ -251,9 +261,8 @@ def _check_count(path: str | os.PathLike[str], count: int, expected: Any) -> Non
 
 def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]]:
     """The header and the other lines of a file."""
-    lines = Path(path).read_bytes().split(b"\n")
     values: list[Any] = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is incomplete
+    for number, line in read_lines(path):
         try:
             values.append(json.loads(line.decode()))
         except (ValueError, RecursionError):
@@ -284,7 +293,7 @@ def check_same_sample(before: Prediction, now: Prediction, path: Path) -> None:
         ValueError: naming the file, the sample and the field.
     """
     old, new = asdict(before), asdict(now)
-    for key in ("type", "video", "question", "references", "choices", "context", "meta"):
+    for key in ("type", "video", "question", "references", "choices", "context", "earlier", "meta"):
         if old[key] != new[key]:
             raise ValueError(
                 f"{path}: sample {now.id!r} has changed since it was answered ({key} was {old[key]!r}, now it is {new[key]!r}); "

@@ -10,6 +10,7 @@ from typing import Any
 from pave.data.samples import read_samples
 from pave.evaluation.benchmarks import PROTOCOLS, Benchmark, Protocol
 from pave.evaluation.benchmarks.scoring import BenchmarkResult, benchmark_of, score_benchmark
+from pave.evaluation.contents import other_content
 from pave.evaluation.metrics import PairedComparison, Score, compare_paired, score_samples
 from pave.evaluation.predictions import Prediction, read_all_predictions
 from pave.evaluation.report import RunTable
@@ -150,19 +151,26 @@ def paired_predictions(first: EvalResult, second: EvalResult) -> list[tuple[Pred
     """The predictions of two runs sample by sample, in the order of the first.
 
     Raises:
-        ValueError: if the runs do not have the same samples, by their ids, questions and truths.
+        ValueError: if the runs do not have the same samples, by their ids, questions, truths and benchmark, or their files had other
+            content.
     """
     others = {p.id: p for p in second.predictions}
     if set(others) != {p.id for p in first.predictions}:
         difference = sorted(set(others) ^ {p.id for p in first.predictions})
         raise ValueError(f"the two runs have different samples; {len(difference)} are in one only, such as {difference[0]!r}")
     for p in first.predictions:
-        for name in ("question", "references", "choices"):
+        for name in ("type", "question", "references", "choices", "earlier", "meta"):
             if getattr(p, name) != getattr(others[p.id], name):
                 raise ValueError(
                     f"the two runs have different samples of the id {p.id!r}: {name} is {getattr(p, name)!r} in the first and "
                     f"{getattr(others[p.id], name)!r} in the second; answer the same file of samples with both"
                 )
+        role = other_content(p.content, others[p.id].content)
+        if role is not None:
+            raise ValueError(
+                f"the two runs have different samples of the id {p.id!r}: what {role} named had other content when the second was "
+                f"asked ({p.video}); answer the same files with both"
+            )
     return [(p, others[p.id]) for p in first.predictions]
 
 

@@ -12,18 +12,23 @@ from typing import Any
 from pave.config import SideChannelConfig
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
+from pave.data.store.plan import identify
 from pave.evaluation.benchmarks import PROTOCOLS, get_benchmark
 from pave.evaluation.benchmarks.scoring import benchmark_of, compare_benchmark
+from pave.evaluation.contents import SampleContents, other_content
 from pave.evaluation.costs import RunCost, costs_in
-from pave.evaluation.examples import example_view, text_view, unpatched_view
+from pave.evaluation.examples import example_view, text_view, unpatched_view, without_weights
 from pave.evaluation.exposure import Exposure, read_changes
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, check_same_sample
 from pave.evaluation.report import ExampleView, NamedComparison, write_report
 from pave.evaluation.report_sections import costs_section, exposures_section, published_section, scorers_section
 from pave.evaluation.result import EvalResult, compare_results, paired_predictions, rescore, verdicts
+from pave.evaluation.runner import model_facts
 from pave.evaluation.shards import PREDICTIONS, merge_shards
 from pave.patching import read_record
+from pave.side_channels import build_encoder
+from pave.utils.content import ContentHashes
 
 SCORES = "scores.json"
 """What ``pave eval`` writes beside the predictions."""
@@ -105,8 +110,13 @@ def write_run_report(
 
     Returns:
         What is on the page, for JSON.
+
+    Raises:
+        ValueError: if the patch of ``qa`` is not that of any of the runs.
     """
     first, last = runs[0], runs[-1]
+    if qa is not None:
+        _check_patch(qa, runs)
     comparisons = _comparisons(runs, seed)
     benchmark = benchmark_of(first.result.predictions)
     tables = {run.name: run.result.benchmark for run in runs if run.result.benchmark is not None}
@@ -144,6 +154,18 @@ def write_run_report(
         "examples": [view.id for view in shown],
         "not_shown": {view.id: view.note for view in shown if view.note},
     }
+
+
+def _check_patch(qa: VideoQA, runs: Sequence[ReportRun]) -> None:
+    """Refuse to show where another patch looks beside the answers of these."""
+    own = model_facts(qa)["patch_weights"]
+    known = {run.name: run.result.settings.get("patch_weights") for run in runs}
+    if own not in known.values():
+        those = ", ".join(f"{name!r} {weights or 'none'}" for name, weights in known.items())
+        raise ValueError(
+            f"the patch that is to be shown has the weights {own}, but no run was answered by it (the weights of their patches: {those}); "
+            "give --patch one that answered, as it was then"
+        )
 
 
 def unchecked_runs(runs: Sequence[ReportRun]) -> list[str]:
@@ -250,6 +272,10 @@ def _view(one: str, runs: Sequence[ReportRun], samples: Mapping[str, Sample], qa
     sample = samples.get(one)
     if sample is None or sample.turns[-1][0] != asked.question:
         sample = Sample(id=one, video=asked.video, question=asked.question)
+    role = other_content(asked.content, SampleContents().of(sample))
+    if role is not None:
+        note = f"Frames and side channels are not shown: the {role} of {sample.video} has other content than when it was asked about."
+        return replace(text_view(answers, right), note=note)
     try:
         if qa is not None:
             view = example_view(qa, sample, answers, right)
@@ -267,8 +293,11 @@ def _sampling(run: ReportRun) -> FrameSampling:
 
 
 def _channels(run: ReportRun) -> Mapping[str, SideChannelConfig]:
-    """The side channels of the run's patch, where that is a folder that is still there."""
-    patch = run.result.settings.get("patch")
-    if not isinstance(patch, str) or not Path(patch).is_dir():
+    """The side channels of the run's patch, where that is a folder that is still there, with the encoders that were used then. Those
+    with weights are not looked at, as no model is loaded."""
+    patch, used = run.result.settings.get("patch"), run.result.settings.get("encoders")
+    if not isinstance(patch, str) or not Path(patch).is_dir() or not isinstance(used, Mapping):
         return {}
-    return read_record(patch).patch.side_channels
+    channels = {n: c for n, c in read_record(patch).patch.side_channels.items() if without_weights(c.encoder)}
+    names = {name: identify(build_encoder(channel.encoder), ContentHashes()).id for name, channel in channels.items()}
+    return {name: channel for name, channel in channels.items() if used.get(name) == names[name]}

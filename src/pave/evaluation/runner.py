@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.data.samples import Sample
-from pave.evaluation.costs import record_cost
+from pave.evaluation.contents import other_content
+from pave.evaluation.costs import forget_cost, record_cost
 from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
@@ -21,6 +22,9 @@ from pave.evaluation.shards import Shard
 from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
+from pave.utils.content import changed_file
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def evaluate(
 
     Raises:
         ValueError: before any work, if a sample has no answer or cannot be scored, an id comes twice, or ``predictions`` belongs to
-            another run or to other samples.
+            another run or to other samples. An answer to a file that was changed or replaced since is asked for again, with a warning.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -84,15 +88,26 @@ def evaluate(
             if want.id in file.done:
                 check_same_sample(file.done[want.id], want, file.path)
         file.expect(len(wanted))
+        if not file.done:
+            forget_cost(file.path)
     goes_on = bool(file and file.done)
-    done = {p.id: p for p in file.done.values() if p.prediction is not None} if file else {}
+    done = _still_right(qa, file, samples) if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
     qa.acting_watch.clear()
     start = time.monotonic()
     label = f"Answering {len(samples)} samples" + ("" if counterfactual is None else f", {counterfactual}")
     for batch in track(batches, label, enabled=progress):
-        answers = qa.answer_samples([samples[i] for i in batch], patch=patch, max_new_tokens=max_new_tokens)
-        fresh = [_filled(wanted[i], answer) for i, answer in zip(batch, answers, strict=True)]
+        some = [samples[i] for i in batch]
+        before = [qa.content_of(sample) for sample in some]
+        answers = qa.answer_samples(some, patch=patch, max_new_tokens=max_new_tokens)
+        after = [qa.content_of(sample) for sample in some]
+        found = [
+            answer if x == y else changed_file(s.video) for s, answer, x, y in zip(some, answers, before, after, strict=True)
+        ]
+        fresh = [
+            replace(_filled(wanted[i], answer), content=content)
+            for i, answer, content in zip(batch, found, before, strict=True)
+        ]
         done |= {p.id: p for p in fresh}
         if file:
             file.append(fresh)
@@ -102,6 +117,30 @@ def evaluate(
         record_cost(file.path, qa.model, patch, sum(map(len, batches)), time.monotonic() - start, goes_on)
     ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]
     return score_predictions(ordered, file.settings if file else dict(settings or {}), seed=seed)
+
+
+def _still_right(qa: VideoQA, file: PredictionFile, samples: Sequence[Sample]) -> dict[str, Prediction]:
+    """The answers of a file that need not be asked again, by sample id: those to files that are the same still."""
+    answered = {p.id: p for p in file.done.values() if p.prediction is not None}
+    stale = {}
+    for sample in samples:
+        if sample.id in answered:
+            before = answered[sample.id].content
+            role = other_content(before, qa.content_of(sample)) if before else "video"
+            if role is not None:
+                stale[sample.id] = role
+    if stale:
+        first, role = next(iter(stale.items()))
+        logger.warning(
+            "%s: the files of %d of %d answered samples are not known to be those that were asked about, such as the %s of sample %r; "
+            "these samples are asked again",
+            file.path,
+            len(stale),
+            len(answered),
+            role,
+            first,
+        )
+    return {name: prediction for name, prediction in answered.items() if name not in stale}
 
 
 def plan_batches(wanted: Sequence[Prediction], batch_size: int) -> list[list[int]]:
@@ -125,6 +164,8 @@ def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
         "base_weights": fingerprint(qa.model).weights,
         "dtype": str(qa.model.dtype).removeprefix("torch."),
         "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
+        **({"encoders": qa.encoder_names} if patch and qa.channels else {}),
+        **({"vision": qa.vision.storage} if qa.vision is not None else {}),
         **({"counterfactual": f"{qa.counterfactual}, seed {qa.counterfactual.seed}"} if patch and qa.counterfactual else {}),
     }
 

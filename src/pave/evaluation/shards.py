@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -12,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import Strict, read_strict
-from pave.data.samples import Sample
-from pave.evaluation.predictions import PredictionFile, read_all_predictions, read_header, read_predictions
+from pave.data.samples import Sample, manifest_hash
+from pave.evaluation.predictions import (
+    Prediction,
+    PredictionFile,
+    check_same_sample,
+    read_all_predictions,
+    read_header,
+    read_predictions,
+)
 
 PREDICTIONS = "predictions.jsonl"
 _PART = re.compile(r"^(.+)-(\d+)-of-(\d+)\.jsonl$")
@@ -32,7 +37,7 @@ class Shard(Strict):
     count: int
     """Parts there are."""
     samples: str = ""
-    """Hash of the ids of all samples in their order; parts of one evaluation have the same."""
+    """Hash of all samples in their order; parts of one evaluation have the same."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
@@ -54,7 +59,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises:
         ValueError: if it is not of that form.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if found is None:
         raise ValueError(f"a shard is written as NUMBER/COUNT, such as 2/4, got {text!r}")
     return int(found[1]), int(found[2])
@@ -66,8 +71,7 @@ def take_shard(samples: Sequence[Sample], index: int, count: int) -> tuple[Shard
     Raises:
         ValueError: if there is no such part, or it would be empty.
     """
-    digest = hashlib.sha256(json.dumps([sample.id for sample in samples]).encode()).hexdigest()[:16]
-    shard = Shard(index=index, count=count, samples=digest)
+    shard = Shard(index=index, count=count, samples=manifest_hash(samples))
     part = list(samples[(index - 1) * len(samples) // count : index * len(samples) // count])
     if not part:
         raise ValueError(f"shard {index}/{count} of {len(samples)} samples is empty; use fewer shards")
@@ -91,8 +95,8 @@ def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Pat
         The file, ``predictions.jsonl`` in the folder. Without parts it has to be there already.
 
     Raises:
-        ValueError: if a part is missing, has not ended or has not its own name, parts were made with other settings or of other samples,
-            or the whole file is there and of another run.
+        ValueError: if a part is missing, has not ended or has not its own name, parts were made with other settings, of other samples or
+            of a video that was replaced in between, or the whole file is there and of another run.
     """
     where = Path(folder)
     found_parts = [match for match in map(_PART.match, _names(where)) if match and f"{match[1]}.jsonl" == name]
@@ -122,10 +126,10 @@ def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Pat
             _refuse_another(path, found[1], (settings, samples), (own, shard.samples))
         settings, samples = own, shard.samples
         predictions += part
+    _refuse_two_contents(where, predictions)
     whole = where / name
     if whole.exists():
-        before, answered = read_predictions(whole)
-        if before != settings or not {p.id for p in answered} <= {p.id for p in predictions}:
+        if not _is_merge_of(whole, settings, predictions):
             raise ValueError(
                 f"{whole} is of another run than the shards beside it, such as {found[1].name}; move the shards or the file to a folder "
                 "of their own"
@@ -135,6 +139,31 @@ def merge_shards(folder: str | os.PathLike[str], name: str = PREDICTIONS) -> Pat
     file.expect(len(predictions))
     file.append(predictions)
     return whole
+
+
+def _refuse_two_contents(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """Two parts may be about one video, which must have been the same file for both."""
+    seen: dict[str, Prediction] = {}
+    for prediction in predictions:
+        digest = prediction.content.get("video")
+        other = seen.setdefault(prediction.video, prediction) if digest else prediction
+        if other.content.get("video") != digest:
+            raise ValueError(
+                f"{folder}: {prediction.video} had other content when sample {prediction.id!r} was answered than for {other.id!r}; run "
+                "pave eval again with the same --shard options, which asks again about files that were replaced"
+            )
+
+
+def _is_merge_of(whole: Path, settings: dict[str, Any] | None, predictions: Sequence[Prediction]) -> bool:
+    """Whether a file holds answers to the very samples of its parts, made with the same settings."""
+    before, answered = read_predictions(whole)
+    parts = {p.id: p for p in predictions}
+    try:
+        for prediction in answered:
+            check_same_sample(prediction, parts[prediction.id], whole)
+    except (KeyError, ValueError):
+        return False
+    return before == settings
 
 
 def _shard_of(path: Path, number: int, count: int) -> Shard:

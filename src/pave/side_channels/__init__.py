@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pave.side_channels.base import AudioClip, SideEncoder, SideFeatures
 from pave.side_channels.own import OwnEncoder, import_encoder
+from pave.side_channels.settings import check_settings, check_size
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig
@@ -66,6 +67,7 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     added = set(SETTINGS) - known if encoder.source == "audio" else set()
     _check_settings(config, (known | added) - {"model", "revision"})
+    check_settings(config, encoder, own=config.name not in ENCODERS)
     arguments = {name: value for name, value in config.settings.items() if name in known}
     if "model" in known:
         if config.model is None:
@@ -78,6 +80,7 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
     try:
         built: SideEncoder[Any] = encoder(**arguments)
         arrangement = {name: value for name, value in config.settings.items() if name in added}
+        check_size(config.name, built)
         return ArrangedAudioEncoder(built, **arrangement) if arrangement else built
     except TypeError as error:
         raise ValueError(f"the encoder {config.name!r} cannot be built with the settings {config.settings}: {error}") from error

@@ -15,6 +15,7 @@ from pave.side_channels.base import AudioClip, SideFeatures, check_sample_rate
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_MOST_FILTERS = 2**28
 _FLOOR = 1e-10
 """Power that counts as silence (-100 dB below a power of 1)."""
 _BLOCK_STEPS = 256
@@ -57,6 +58,15 @@ class LogMelEncoder:
         step_seconds: float = 0.25,
         parts_per_step: int = 1,
     ) -> None:
+        for name, value, most in (
+            ("sample_rate", sample_rate, 1_000_000),
+            ("n_mels", n_mels, 4096),
+            ("hop_seconds", hop_seconds, 60),
+            ("window_seconds", window_seconds, 60),
+            ("step_seconds", step_seconds, 3600),
+        ):
+            if not 0 < value <= most:
+                raise ValueError(f"log_mel: {name} must be above 0 and at most {most:,}, got {value}")
         hop, hops_per_step = hop_seconds * sample_rate, step_seconds / hop_seconds
         if abs(hop - round(hop)) > 1e-6 or round(hop) < 1:
             raise ValueError(f"log_mel: hop_seconds ({hop_seconds}) must be a whole number of samples at {sample_rate} Hz")
@@ -83,6 +93,11 @@ class LogMelEncoder:
         self._window = round(window_seconds * sample_rate)
         self._window += (self._window - self._hop) % 2
         self._fft = 2 ** (int(log2(2 * self._window - 1)) + 1)
+        if self._fft * n_mels > _MOST_FILTERS:
+            raise ValueError(
+                f"log_mel: {n_mels} bands of a window of {self._window:,} samples would take {self._fft * n_mels / 2**18:,.0f} MiB; use a "
+                "smaller n_mels, window_seconds or sample_rate"
+            )
         self._hann = torch.hann_window(self._window, periodic=True)
         self._filters_FN = mel_filters(n_mels, self._fft, sample_rate)
         if not bool((self._filters_FN.sum(dim=0) > 0).all()):

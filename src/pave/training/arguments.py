@@ -16,6 +16,10 @@ from pave.config import Strict
 
 MOST_STEPS = 10**9
 """Of a run; more are a slip of the pen."""
+MOST_SAMPLES = 10**6
+"""In a step on one device, likewise."""
+MOST_WORKERS = 1024
+"""Processes that decode ahead for one device, likewise."""
 
 
 def uses_accelerator() -> bool:
@@ -141,6 +145,11 @@ class TrainingConfig(Strict):
         for name in ("steps", "save_every", "eval_every", "keep_checkpoints", "length_grouping"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 or null, got {getattr(self, name)}")
+        if self.batch_size * self.accumulation > MOST_SAMPLES or self.workers > MOST_WORKERS:
+            raise ValueError(
+                f"a step of {str(self.batch_size)[:20]} x {str(self.accumulation)[:20]} samples by {str(self.workers)[:20]} workers is a slip "
+                f"of the pen: batch_size times accumulation is at most {MOST_SAMPLES:,}, workers {MOST_WORKERS:,}"
+            )
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of all steps, between 0 and 1, got {self.warmup}")
         if not 0 < self.epochs < float("inf"):

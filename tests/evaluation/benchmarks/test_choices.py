@@ -1,5 +1,8 @@
 """The multiple-choice benchmarks: AVQA, Video-MME, MVBench, MLVU. What paper and strict scorers make of every form of a letter."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -221,8 +224,39 @@ def test_mvbench_cuts_clips_and_makes_videos_of_folders(mvbench_media, tmp_path)
     assert pictures.size == (48, 32) or pictures.size == (32, 48)
     assert abs(pictures.frames_FHWC.reshape(4, -1).mean(1) - [30, 40, 50, 60]).max() < 4
     assert [name for name, _ in done.failed] == ["mvbench-action_sequence-1"] and "9" in done.failed[0][1]
-    assert samples[1].video.endswith("samples_files/mvbench-action_sequence-1.mp4")
+    assert samples[1].video.endswith("samples_files/mvbench-action_sequence-1-not-made.mp4")
     assert [s.answer for s in samples] == ["A", "C", "B"] and done.n_samples == 3
+
+
+def test_mvbench_never_takes_a_clip_of_other_times_or_content(mvbench_media, tmp_path):
+    """Neither when annotations or videos change, nor in a folder that two conversions share."""
+    media = tmp_path / "media"
+    shutil.copytree(mvbench_media, media)
+    video, first_picture = media / "star/Charades_v1_480/XYZ.mp4", media / "tvqa/frames_fps3_hq/friends_s01/00003.png"
+
+    def brightness(name, start, end):
+        """Of the clip's first frame, and of the first picture of the folder of frames."""
+        (tmp_path / name).mkdir(exist_ok=True)
+        row = [mvbench_row("XYZ.mp4", "a dog", start=start, end=end)]
+        paths = [write_json(tmp_path / name / "action_sequence.json", row)]
+        row = [mvbench_row("friends_s01", "the bell", start=1.0, end=2.0)]
+        paths.append(write_json(tmp_path / name / "episodic_reasoning.json", row))
+        _, samples = converted("mvbench", tmp_path / name, paths, media, files=tmp_path / "shared")
+        means = [round(float(read_frames(sample.video).frames_FHWC[0].mean()), -1) for sample in samples]
+        return means, [sample.video for sample in samples]
+
+    first, again, moved = brightness("a", 1.0, 3.0), brightness("a", 1.0, 3.0), brightness("b", 3.0, 4.0)
+    assert first == again and first[0] == [40, 30] and moved[0] == [80, 30]
+    assert first[1][0] != moved[1][0] and first[1][1] == moved[1][1]
+    assert read_frames(first[1][0]).frames_FHWC[0].mean() == pytest.approx(40, abs=4)  # the other samples' clip is still theirs
+    before = video.stat()
+    write_video(video, np.full((40, 32, 32, 3), 200, np.uint8), fps=10)
+    write_picture(first_picture, np.full((33, 48, 3), 150, np.uint8))
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert brightness("a", 1.0, 3.0)[0] == [200, 150]
+    made = sorted((tmp_path / "shared").iterdir())
+    media = media.rename(tmp_path / "elsewhere")
+    assert brightness("a", 1.0, 3.0)[0] == [200, 150] and sorted((tmp_path / "shared").iterdir()) == made  # content, not place
 
 
 def test_mvbench_files_keep_their_names(tmp_path):

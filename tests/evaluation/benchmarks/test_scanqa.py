@@ -188,7 +188,8 @@ def test_a_scan_becomes_a_video_on_the_clock_of_its_side_channel(tmp_path):
     path = write_json(tmp_path / "ScanQA_v1.0_val.json", ROWS)
     done, samples = converted("scanqa", tmp_path, path, tmp_path / "media")
     assert [name for name, _ in done.missing] == ["scanqa-val-scene0011-2"]
-    assert samples[0].video == samples[1].video == str(tmp_path / "samples_files" / "scene0011_00.mp4")
+    (video,) = (tmp_path / "samples_files").iterdir()
+    assert samples[0].video == samples[1].video == str(video) and video.name.startswith("scene0011_00-")
     clip = read_frames(samples[0].video)
     scan = samples[0].side_channels["space"]
     assert list(clip.times_F) == pytest.approx([0, 20 / 30, 40 / 30], abs=1e-4)
@@ -196,6 +197,10 @@ def test_a_scan_becomes_a_video_on_the_clock_of_its_side_channel(tmp_path):
         [picture.time for picture in read_scene(scan, max_frames=None, frame_rate=30)], abs=1e-4
     )
     assert clip.size == (48, 64) and np.allclose(clip.frames_FHWC.mean(axis=(1, 2, 3)), [0, 20, 40], atol=3)
+    assert converted("scanqa", tmp_path, path, tmp_path / "media")[1][0].video == str(video)  # kept
+    Image.fromarray(np.full((48, 65, 3), 200, np.uint8)).save(f"{scan}/color/20.jpg", quality=95)
+    again = converted("scanqa", tmp_path, path, tmp_path / "media")[1][0].video
+    assert np.allclose(read_frames(again).frames_FHWC.mean(axis=(1, 2, 3)), [0, 200, 40], atol=3)
 
 
 def test_long_scans_are_thinned_and_odd_ones_refused(tmp_path):

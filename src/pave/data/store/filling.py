@@ -9,12 +9,12 @@ from typing import Any
 
 from pave.data.items import VideoVision
 from pave.data.sources import read_source
-from pave.data.store.contents import stamp_of
 from pave.data.store.plan import Wanted
 from pave.data.store.shards import FeatureStore, Parts, ShardLimits, side_parts, write_shard
 from pave.data.store.vision import vision_parts
 from pave.data.vision import Encoder
 from pave.side_channels.multiview import View
+from pave.utils.content import changed_file, stamp_or_none
 
 Report = Callable[[dict[str, Any]], None]
 """Called with ``{"event": "files" | "failed" | "shard", ...}``, plain values that go through JSON."""
@@ -141,13 +141,8 @@ def _timed(source: Any, clock: _Clock) -> Any:
 def _unchanged(want: Wanted, report: Report) -> bool:
     """Whether the files are still those that the key was made of."""
     for file, stamp in want.stamps:
-        try:
-            same = stamp_of(file) == tuple(stamp)
-        except OSError:
-            same = False
-        if not same:
-            message = f"{file}: the file was changed during the run; run again when it is complete"
-            report({"event": "failed", "key": want.key, "message": message})
+        if stamp is None or stamp_or_none(file) != stamp:
+            report({"event": "failed", "key": want.key, "message": str(changed_file(file))})
             return False
     return True
 

@@ -8,15 +8,15 @@ import importlib.metadata
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pave.data.samples import Sample
 from pave.data.sources import files_read
-from pave.data.store.contents import ContentHashes, Stamp, stamp_of
 from pave.data.vision import BaseVision, Encoder
 from pave.side_channels import FEATURES_VERSION, OwnEncoder
+from pave.utils.content import ContentHashes, Stamp, stamp_or_none
 
 KEY_DIGITS, ENCODER_DIGITS = 40, 20
 VISION = "the base's vision"
@@ -45,8 +45,8 @@ class Wanted:
     """Path of the sample's video."""
     path: str | None
     """The file or folder that the sample names for the channel."""
-    stamps: tuple[tuple[str, Stamp], ...]
-    """The files that decide the features, as they were when they were hashed."""
+    stamps: tuple[tuple[str, Stamp | None], ...]
+    """The files that decide the features, as they were before they were hashed; None for one that was not there."""
 
     @property
     def file(self) -> str:
@@ -176,7 +176,11 @@ def plan_features(
                 key = channel, sample.video, sample.side_channels.get(channel)
                 streams.setdefault(key, []).append(sample.id)
     read = {stream: files_read(encoders[stream[0]], stream[1], stream[2]) for stream in streams}
-    found = hashes.of_all(file for files in read.values() if files for file in files)
+    behind = list(dict.fromkeys(file for files in read.values() if files for file in files))
+    stamps = {
+        file: stamp_or_none(file) for file in behind
+    }  # before hashing: a file that changes meanwhile has another one later
+    found = hashes.of_all(behind)
     for stream, ids in streams.items():
         files = read[stream]
         if files is None:  # nothing to read: the channel is missing
@@ -186,36 +190,37 @@ def plan_features(
         if broken is not None:
             plan.failures.append(Failure(video if path is None else path, channel, tuple(ids), str(broken)))
             continue
-        want = _wanted(encoders[channel], names[channel].id, video, path, _checked({file: found[file] for file in files}))
+        contents = _checked({file: found[file] for file in files})
+        key = _key(encoders[channel], names[channel].id, video, path, contents)
+        want = Wanted(key, names[channel].id, video, path, tuple((file, stamps[file]) for file in contents))
         plan.wanted.setdefault(want.key, want)
         plan.channels.setdefault(want.key, channel)
         plan.users[want.key] = [*plan.users.get(want.key, []), *ids]
     return plan
 
 
-def wanted_key(encoder: Encoder, identity: str, video: str, path: str | None, hashes: ContentHashes) -> str | None:
+def wanted_key(encoder: Encoder, identity: str, video: str, path: str | None, content_of: Callable[[str], str]) -> str | None:
     """The key of one stream; None if the sample lacks the channel.
 
+    Args:
+        encoder: of the channel.
+        identity: ``EncoderIdentity.id``.
+        video: path of the sample's video.
+        path: the file or folder that the sample names for the channel.
+        content_of: what stands for the content of a file: its hash where the key is to outlive the file's place, else what tells that
+            it was not touched.
+
     Raises:
-        ValueError: if a file cannot be read.
+        ValueError: if ``content_of`` raises it.
     """
     files = files_read(encoder, video, path)
-    if files is None:
-        return None
-    return _wanted(encoder, identity, video, path, {file: hashes.of(file) for file in files}).key
+    return None if files is None else _key(encoder, identity, video, path, {file: content_of(file) for file in files})
 
 
-def _wanted(encoder: Encoder, identity: str, video: str, path: str | None, contents: Mapping[str, str]) -> Wanted:
+def _key(encoder: Encoder, identity: str, video: str, path: str | None, contents: Mapping[str, str]) -> str:
     named = sorted([_name_of(encoder, file, video, path), content] for file, content in contents.items())
     own = [os.path.abspath(p) if p is not None else None for p in (video, path)] if encoder.source == "own" else None
-    key = _digest([identity, named, own])[:KEY_DIGITS]
-    stamps = []
-    for file in contents:
-        try:
-            stamps.append((file, stamp_of(file)))
-        except OSError:  # gone since it was hashed: reading will say so
-            stamps.append((file, (-1, -1)))
-    return Wanted(key, identity, video, path, tuple(stamps))
+    return _digest([identity, named, own])[:KEY_DIGITS]
 
 
 def _name_of(encoder: Encoder, file: str, video: str, path: str | None) -> str:
@@ -223,10 +228,10 @@ def _name_of(encoder: Encoder, file: str, video: str, path: str | None) -> str:
     description, the place counts too."""
     if path is None or (file == video and file != path):
         return f"video:{os.path.splitext(file)[1].lower()}"
-    if encoder.source not in ("scene3d", "sensor", "views", "own"):
-        return os.path.splitext(file)[1].lower()
     if os.path.isdir(path):
         return os.path.relpath(file, path).replace(os.sep, "/")
+    if encoder.source not in ("scene3d", "sensor", "views", "own"):
+        return os.path.splitext(file)[1].lower()
     if file == path and encoder.source != "views":
         return os.path.splitext(file)[1].lower()
     return os.path.relpath(file, os.path.dirname(path) or ".").replace(os.sep, "/")

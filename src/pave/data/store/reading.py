@@ -25,7 +25,7 @@ class _Reader:
         self._ids = {name: identify(encoder, self._hashes).id for name, encoder in encoders.items()}
 
     def _key(self, channel: str, video: str, path: str | None) -> str | None:
-        return wanted_key(self.encoders[channel], self._ids[channel], video, path, self._hashes)
+        return wanted_key(self.encoders[channel], self._ids[channel], video, path, self._hashes.of)
 
     def _lacking(self, channel: str, file: str) -> ValueError:
         return ValueError(
@@ -104,6 +104,8 @@ class StoredVision(_Reader):
 
     def __init__(self, store: str | os.PathLike[str], base: BaseVision) -> None:
         super().__init__(store, {VISION: base})
+        self.storage = base.storage
+        """How they are kept: exact, bfloat16 or float16."""
 
     def load(self, video: str) -> VideoVision:
         """The features of a video file.

@@ -29,8 +29,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pave.data.store.contents import ContentHashes
 from pave.side_channels.base import SideFeatures
+from pave.utils.content import ContentHashes
 from pave.utils.files import atomic_path, atomic_write_json
 
 logger = logging.getLogger(__name__)

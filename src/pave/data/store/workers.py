@@ -20,6 +20,7 @@ from pave.data.store.filling import Report, fill_chunk
 from pave.data.store.plan import Wanted
 from pave.data.store.shards import FeatureStore, ShardLimits
 from pave.data.vision import build
+from pave.utils.content import Stamp
 from pave.utils.files import DiskError
 
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.data.store.workers import main; main()"
@@ -228,5 +229,5 @@ def _serve(settings: WorkerSettings, lines: Iterator[bytes], report: Report) -> 
 
 def wanted_from(row: Mapping[str, Any]) -> Wanted:
     """A ``Wanted`` that went through JSON."""
-    stamps = tuple((file, (int(stamp[0]), int(stamp[1]))) for file, stamp in row["stamps"])
+    stamps = tuple((file, None if stamp is None else Stamp(*map(int, stamp))) for file, stamp in row["stamps"])
     return Wanted(row["key"], row["encoder"], row["video"], row["path"], stamps)

@@ -67,8 +67,8 @@ def convert(
         media: folder with the videos.
         out: the file of samples.
         split: of the annotations; None reads it off the name of the first file.
-        files: folder for what has to be made beside the samples (clips of MVBench, lists of cameras of Ego-Exo4D); what is there
-            already is kept. Default: a folder beside ``out`` that is called after it.
+        files: folder for what has to be made beside the samples (clips of MVBench, lists of cameras of Ego-Exo4D); a clip that is
+            there already is kept, if it was made of the same content and times. Default: a folder beside ``out`` that is called after it.
         subset: accept fewer or more samples than the split has officially.
         drop_missing: leave samples out whose video is not there. By default they stay, so that an evaluation lists them and
             counts them as wrong.
@@ -125,7 +125,7 @@ def _prepared(benchmark: Benchmark, samples: list[Sample], folder: Path) -> tupl
             ready.append(benchmark.prepare(sample, folder))
         except ValueError as error:
             failed.append((sample.id, " ".join(str(error).split())))
-            ready.append(replace(sample, video=str(folder / f"{sample.id}.mp4")))
+            ready.append(replace(sample, video=str(folder / f"{sample.id}-not-made.mp4")))
     return ready, failed
 
 

@@ -87,7 +87,7 @@ def _prepare(sample: Sample, folder: Path) -> Sample:
     clip = sample.meta["official"]["clip"]
     if not os.path.exists(sample.video) or not (clip or sample.type == _FRAMES):
         return sample
-    return cut(sample, folder / f"{sample.id}.mp4", clip.get("start"), clip.get("end"), frame_rate=FRAME_RATE)
+    return cut(sample, folder, clip.get("start"), clip.get("end"), frame_rate=FRAME_RATE)
 
 
 def _paper(prediction: Prediction) -> bool | None:

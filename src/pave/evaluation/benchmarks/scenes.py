@@ -14,7 +14,9 @@ import numpy as np
 
 from pave.data.media import read_picture, write_video
 from pave.data.samples import Sample
+from pave.evaluation.benchmarks.clips import made_file
 from pave.evaluation.benchmarks.files import MediaFolder, is_name
+from pave.utils.content import unchanged
 
 CHANNEL = "space"
 """The side channel that a scan's folder is."""
@@ -47,7 +49,8 @@ def place_scene(media: MediaFolder, scene: str) -> tuple[str, dict[str, str | No
 
 
 def make_video(sample: Sample, folder: Path) -> Sample:
-    """The sample about a video file, made of the scan's pictures where it is about their folder. One that is there is kept.
+    """The sample about a video file, made of the scan's pictures where it is about their folder. One that is there is kept, if it was
+    made of the same pictures.
 
     Raises:
         ValueError: naming the scan, if its pictures are not numbered from 0 or a picture cannot be read.
@@ -55,18 +58,20 @@ def make_video(sample: Sample, folder: Path) -> Sample:
     scan = Path(sample.video)
     if not scan.is_dir():
         return sample
-    path = folder / f"{scan.name}.mp4"
+    files = {
+        int(file.stem): file
+        for file in (scan / "color").iterdir()
+        if file.stem.isdecimal() and file.suffix.lower() in (".jpg", ".jpeg", ".png")
+    }
+    if len(files) < 2 or 0 not in files:
+        raise ValueError(f"{scan}: color must hold at least two pictures, numbered from 0, got {sorted(files)[:3]}")
+    numbers = np.array(sorted(files))
+    numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, MAX_PICTURES).astype(int))]
+    pictures = [str(files[number]) for number in numbers]
+    path = made_file(folder, scan.name, pictures, frame_rate=FRAME_RATE)
     if not path.exists():
-        files = {
-            int(file.stem): file
-            for file in (scan / "color").iterdir()
-            if file.stem.isdecimal() and file.suffix.lower() in (".jpg", ".jpeg", ".png")
-        }
-        if len(files) < 2 or 0 not in files:
-            raise ValueError(f"{scan}: color must hold at least two pictures, numbered from 0, got {sorted(files)[:3]}")
-        numbers = np.array(sorted(files))
-        numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, MAX_PICTURES).astype(int))]
-        frames_FHWC = np.stack([read_picture(files[number]) for number in numbers])
+        with unchanged(pictures):
+            frames_FHWC = np.stack([read_picture(picture) for picture in pictures])
         height, width = (side // 2 * 2 for side in frames_FHWC.shape[1:3])
         folder.mkdir(parents=True, exist_ok=True)
         write_video(path, frames_FHWC[:, :height, :width], times=numbers / FRAME_RATE)
