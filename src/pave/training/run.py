@@ -33,7 +33,7 @@ from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_r
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
-from pave.training.trainer import PatchTrainer
+from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.optional import require
 from pave.video_llms.branches import check_base_shares
@@ -41,8 +41,6 @@ from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
-
-PATCH_FOLDER = "patch"
 
 
 @dataclass(frozen=True)
