@@ -44,7 +44,7 @@ def command(
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
-    pave train recipe.yaml training.steps=200
+    pave train recipe.yaml training.learning_rate=1e-3 training.seed=1
     pave train recipe.yaml --dry-run --processes 8
 
     Train a patch as the recipe says and save it under <output>/patch. An interrupted run goes on with --resume and ends as if

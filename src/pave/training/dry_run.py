@@ -19,8 +19,9 @@ from pave.training.dry_run_shape import Assumptions, step_shape
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
+from pave.training.trackers import check_tracker, trackers
 from pave.utils.embedded import model_path
-from pave.utils.optional import MissingExtraError, require
+from pave.utils.optional import MissingExtraError
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.known import load_config
 
@@ -273,10 +274,10 @@ def _look_for(found: _Found, what: str, model: str, revision: str | None) -> boo
 
 def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> None:
     """Extras, the feature store and the output folder."""
-    if "tensorboard" in recipe.training.report_to:
+    for tracker in trackers(recipe.training):
         try:
-            require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
-        except MissingExtraError as error:
+            check_tracker(tracker)
+        except (ValueError, MissingExtraError) as error:
             found.missing.append(str(error))
     store = recipe.data.store
     if store is not None and not (folder / store).is_dir():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pave.config import PatchConfig, Strict, read_strict
+from pave.config import NullIsEmpty, PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.patching.branches import check_patch_shares
 from pave.training.arguments import TrainingConfig
@@ -40,7 +40,7 @@ class DataConfig(Strict):
     """Samples whose loss is watched, a .jsonl file."""
     root: str | None = None
     """Folder that the paths inside the sample files start from; default each file's own folder."""
-    tasks: dict[str, Task] = field(default_factory=dict)
+    tasks: Annotated[dict[str, Task], NullIsEmpty()] = field(default_factory=dict)
     """Several tasks that are learnt at once, by name, in place of train and eval."""
     mixing: Mixing = field(default_factory=Mixing)
     """How the tasks are mixed."""
@@ -64,7 +64,7 @@ class DataConfig(Strict):
     missing, as inference does."""
     share_videos: int | None = None
     """Most questions about one video in one row: they share its tokens and do not see each other. null: a row for each question."""
-    stages: tuple[Stage, ...] = ()
+    stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
     def __post_init__(self) -> None:
@@ -130,7 +130,10 @@ class Recipe(Strict):
             if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
         if self.data.stages and self.training.steps is not None:
-            raise ValueError("training.steps and data.stages both say how long to train; give only one of them")
+            raise ValueError(
+                "training.steps and data.stages both say how long to train; set the steps of the stages (data.stages.0.steps=50), or "
+                "leave the stages out (data.stages=null)"
+            )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
         if self.init_revision is not None and self.init is None:

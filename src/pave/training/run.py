@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-import yaml
 
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset, source_of
@@ -29,13 +28,14 @@ from pave.training.measure import measure_features
 from pave.training.parts import train_only
 from pave.training.profile import StepProfile
 from pave.training.recipe import Recipe
+from pave.training.recipe_files import write_values
 from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
+from pave.training.trackers import check_tracker, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import atomic_write_text
-from pave.utils.optional import require
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
@@ -107,8 +107,8 @@ def _run(
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = checkpoint_to_resume(recipe, output, resume)
-    if "tensorboard" in recipe.training.report_to:
-        require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
+    for tracker in trackers(recipe.training):
+        check_tracker(tracker)
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
@@ -350,4 +350,4 @@ def _is_first_process() -> bool:
 
 
 def _as_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
+    return write_values(plain(recipe.to_dict()))
