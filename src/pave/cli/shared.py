@@ -109,8 +109,8 @@ def guarded(function: _Function) -> _Function:
                 raise typer.Exit(value.exit_code)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            _fail("interrupted", INTERRUPTED, as_json, None)
+        except KeyboardInterrupt as stop:
+            _fail(str(stop) or "interrupted", INTERRUPTED, as_json, None)
         except BrokenPipeError:  # the reader of our output is gone, as in `pave show | head`: nothing to tell anybody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None

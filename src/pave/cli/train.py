@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def command(
             teraflops=tflops,
         )
         return result_of(plan, recipe.parent, assumed, resume)
-    from pave.training.callbacks import NonFiniteError
-    from pave.training.checkpoints import CheckpointError
+    from pave.training.callbacks import NoGradientError, NonFiniteError
+    from pave.training.checkpoints import CheckpointError, last_checkpoint
+    from pave.training.interrupt import TrainingInterrupted
     from pave.training.profile import StepProfile
     from pave.training.run import run_recipe
     from pave.training.together import OtherProcessError
@@ -85,8 +87,13 @@ def command(
     timers = StepProfile(profile_steps) if profile else None
     try:
         result = run_recipe(plan, folder=recipe.parent, resume=resume, profile=timers)
-    except (CheckpointError, NonFiniteError, OtherProcessError) as error:
+    except (CheckpointError, NoGradientError, NonFiniteError, OtherProcessError) as error:
         raise JobFailed(" ".join(str(error).split())) from error
+    except TrainingInterrupted as stop:
+        if last_checkpoint(plan.output) is None:
+            raise
+        command_line = shlex.join(["pave", "train", str(recipe), *(overrides or []), "--resume"])
+        raise TrainingInterrupted(f"{stop}: {command_line}") from None
     data: dict[str, Any] = {
         "patch": str(result.patch),
         "steps": result.steps,

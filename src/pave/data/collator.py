@@ -19,6 +19,7 @@ from pave.data.vision_batch import features_for_pixels, processor_of_stored
 from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
+from pave.video_llms.context import over_limit
 
 
 class PatchCollator:
@@ -48,7 +49,8 @@ class PatchCollator:
         processor: the base's processor; it is handed decoded frames, so it never opens a file itself.
         base_config: the base's ``config``.
         channels: the patch's side channels by name; their width is checked.
-        max_length: most tokens in a row (text and video tokens together); longer rows are an error. None: no limit.
+        max_length: most tokens in a row (text and video tokens together); longer rows are an error, and so are rows longer than the
+            base's context, whatever this says. None: only that.
         train: True makes labels and pads on the right. False ends every conversation with the generation prompt in place of
             its last answer and pads on the left.
         with_ids: add ``sample_ids``.
@@ -191,10 +193,11 @@ class PatchCollator:
         return data
 
     def _check_length(self, item: PatchItem, length: int) -> None:
-        if self.max_length is not None and length > self.max_length:
+        over = over_limit(length, self.base_config, self.max_length)
+        if over is not None:
             raise SampleError(
-                f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
-                f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length",
+                f"sample {item.id!r}: {over}, with its {len(item.frames_FHWC)} frames; nothing is truncated, so sample fewer frames, "
+                "or raise max_length where that is the limit",
                 "prompt-long",
             )
 

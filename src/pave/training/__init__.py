@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pave.training.arguments import PatchTrainingArguments, TrainingConfig
-    from pave.training.callbacks import NonFiniteError
+    from pave.training.callbacks import NoGradientError, NonFiniteError
     from pave.training.checkpoints import CheckpointError, last_checkpoint
+    from pave.training.interrupt import TrainingInterrupted
     from pave.training.loss import answer_loss
     from pave.training.measure import measure_features
     from pave.training.parts import train_only
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "arguments": ("PatchTrainingArguments", "TrainingConfig"),
-    "callbacks": ("NonFiniteError",),
+    "callbacks": ("NoGradientError", "NonFiniteError"),
     "checkpoints": ("CheckpointError", "last_checkpoint"),
+    "interrupt": ("TrainingInterrupted",),
     "loss": ("answer_loss",),
     "measure": ("measure_features",),
     "parts": ("train_only",),
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "DataConfig",
     "Mixing",
+    "NoGradientError",
     "NonFiniteError",
     "PatchTrainer",
     "PatchTrainingArguments",
@@ -49,6 +52,7 @@ __all__ = [
     "StagedSampler",
     "Task",
     "TrainingConfig",
+    "TrainingInterrupted",
     "answer_loss",
     "last_checkpoint",
     "measure_features",

@@ -47,7 +47,7 @@ class DataConfig(Strict):
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=32))
     """Which frames of a video the base sees."""
     max_length: int | None = None
-    """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""
+    """Most tokens in a prompt, video tokens included; a longer one is an error. null: only the base's context is the limit."""
     cache: str | None = None
     """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
     store: str | None = None

@@ -32,11 +32,11 @@ from pave.training.checkpoints import (
     check_same_run,
     check_replaceable,
     checkpoint_path,
-    last_checkpoint,
     make_way,
     publish,
     read_manifest,
     reason,
+    resumable,
     rotate,
     staging_path,
 )
@@ -115,11 +115,16 @@ class PatchTrainer(transformers.Trainer):
         with _unchanged_config(model):
             super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         _check_sharding(args, self.accelerator)
-        self._guard = NonFiniteGuard(self.accelerator)
+        self._guard = NonFiniteGuard(self.accelerator, patience=self._steps_of_two_passes())
         self.add_callback(self._guard)
         self.add_callback(FrozenInputs())
         # The batch is counted over and scaled by the whole optimizer step, as for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = True
+
+    def _steps_of_two_passes(self) -> int:
+        """Optimizer steps in which every sample comes: it may be first in one shuffled pass and last in the next."""
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return -(-2 * len(self.train_dataset) // per_step) if hasattr(self.train_dataset, "__len__") else 0
 
     # --- order of the samples
 
@@ -317,8 +322,7 @@ class PatchTrainer(transformers.Trainer):
             error = caught
         problems = problems_of_all(self.accelerator, None if error is None else reason(error))
         if problems:
-            last = last_checkpoint(target.parent)
-            kept = "there is no checkpoint" if last is None else f"{last.name} is whole, and the run can be resumed from it"
+            kept = resumable(target.parent)
             raise CheckpointError(f"{target}: {complaint} ({'; '.join(problems)}); {kept}") from error
 
     def _note_best(self, target: Path) -> None:
