@@ -203,6 +203,15 @@ def test_a_written_recipe_reads_as_it_was(tmp_path):
     assert repr(read_values(tmp_path / "values.yaml")[0]) == repr(values)
 
 
+def test_published_labels_go_with_what_reads_no_label(tmp_path):
+    assert read_recipe(RECIPES[0].parent / "avsd_paper.yaml").data.labels == "published"
+    assert read_recipe(RECIPES[0].parent / "avsd_compact.yaml").data.labels == "answers"
+    with pytest.raises(ValueError, match="the gate of side channel 'audio' reads the question up to the first label"):
+        read_recipe(write(tmp_path), ["data.labels=published", "patch.side_channels.audio.fusion.gate=true"])
+    with pytest.raises(ValueError, match="labels 'published' are also of the text before the video"):
+        read_recipe(write(tmp_path), ["data.labels=published", "data.share_videos=2"])
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.yaml: cannot be read"):
         read_recipe(tmp_path / "nowhere.yaml")

@@ -14,6 +14,7 @@ from torch import Tensor
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
+from pave.data.published_labels import published_targets
 from pave.data.sharing import IGNORE, Branch, behind_video, in_rows, share_rows
 from pave.data.vision_batch import features_for_pixels, processor_of_stored
 from pave.tokens import SideTokens
@@ -36,7 +37,8 @@ class PatchCollator:
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
-                         everywhere else (prompt, placeholders, padding, text between turns)
+                         everywhere else (prompt, placeholders, padding, text between turns); more of them with
+                         ``published_labels``
     ``branches``         only where questions share a row (``share_videos``): (rows, tokens), 0 up to the last token of the video,
                          then 1, 2, ... for each conversation behind it, -1 at padding; ``position_ids`` are given then
     ``sample_ids``       ``with_ids`` only: list of str; the Trainer takes it out before the model sees the batch
@@ -58,6 +60,8 @@ class PatchCollator:
             such steps as missing. Default: "stop" where ``train``.
         share_videos: most items about one video (``PatchItem.source``) that stand in one row, behind one copy of the video's tokens;
             only where ``train``. None: a row each.
+        published_labels: learn what the authors' code learns: beside the answers, all of the assistant's turns, and in the others every
+            ``<|im_start|>``, ``<|im_end|>`` and newline. Not with ``share_videos``, whose questions share what stands before the video.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
@@ -76,7 +80,10 @@ class PatchCollator:
         with_ids: bool = False,
         broken_features: Literal["stop", "missing"] | None = None,
         share_videos: int | None = None,
+        published_labels: bool = False,
     ) -> None:
+        if published_labels and share_videos is not None:
+            raise ValueError("published_labels are also of the text before the video, which questions that share it have in common")
         if share_videos is not None and not train:
             raise ValueError(
                 "share_videos is for training: generation goes on at the end of a row, so a row holds one question"
@@ -89,6 +96,7 @@ class PatchCollator:
         self.with_ids = with_ids
         self.broken_features = broken_features or ("stop" if train else "missing")
         self.share_videos = share_videos
+        self.published_labels = published_labels
         self._interface = get_interface(base_config)
         added = processor.tokenizer.added_tokens_decoder
         self._special_ids = {i for i, token in added.items() if token.special} | set(processor.tokenizer.all_special_ids)
@@ -208,6 +216,8 @@ class PatchCollator:
             row_ids = batch["input_ids"][row, positions].tolist()
             try:
                 targets = self._targets(prompt, row_ids)
+                if self.published_labels:
+                    targets = published_targets(self.processor.tokenizer, prompt, row_ids)
             except ValueError as error:
                 raise SampleError(f"sample {item.id!r}: {error}", getattr(error, "code", None)) from None
             kept = positions[torch.tensor(targets)]

@@ -64,6 +64,9 @@ class DataConfig(Strict):
     missing, as inference does."""
     share_videos: int | None = None
     """Most questions about one video in one row: they share its tokens and do not see each other. null: a row for each question."""
+    labels: Literal["answers", "published"] = "answers"
+    """What is learnt of a conversation. answers: the answers and their end-of-turn tokens. published: as the authors' code does, all of
+    the assistant's turns with their headers and newlines, and every <|im_start|>, <|im_end|> and newline of the other turns."""
     stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
@@ -81,6 +84,11 @@ class DataConfig(Strict):
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
         if self.share_videos is not None and self.share_videos < 2:
             raise ValueError(f"share_videos must be at least 2 or null, got {self.share_videos}")
+        if self.share_videos is not None and self.labels == "published":
+            raise ValueError(
+                "labels 'published' are also of the text before the video, which questions that share it have in common; set labels to "
+                "'answers', or leave share_videos out"
+            )
 
     def _check_tasks(self) -> None:
         check_task_names(self.tasks)
@@ -147,6 +155,12 @@ class Recipe(Strict):
                 )
         check_not_shared(dropout_rates(self.training.channel_dropout, self.patch), self.data.share_videos)
         check_parts(self.training.train, self.patch)
+        gated = [name for name, channel in self.patch.side_channels.items() if channel.fusion.gate]
+        if gated and self.data.labels == "published":
+            raise ValueError(
+                f"data.labels 'published' begin at the first token, and the gate of side channel {gated[0]!r} reads the question up to the "
+                "first label; set data.labels to 'answers', or fusion.gate to false"
+            )
         self._check_best()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)

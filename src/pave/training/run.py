@@ -192,6 +192,7 @@ def _trainer(
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
+        published_labels=recipe.data.labels == "published",
     )
     if recipe.data.share_videos is not None:
         check_base_shares(model.config)
