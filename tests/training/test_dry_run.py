@@ -245,7 +245,7 @@ def test_questions_that_share_videos_are_counted_as_the_run_groups_them(started,
 
 def test_without_samples_every_row_is_taken_to_be_full(capsys):
     path = RECIPES / "avsd_paper.yaml"
-    changes = ["data.share_videos=2", "patch.newline=base", "training.batch_size=8"]
+    changes = ["data.share_videos=2", "data.labels=answers", "patch.newline=base", "training.batch_size=8"]
     _, found = dry(capsys, path, *changes)
     assert found["shape"]["shared"] == {"rows": 4, "longest": 2, "mean_rows": 4.0}
     assert any("every row is taken to be full" in note for note in found["notes"])
