@@ -77,6 +77,7 @@ def fields_table(path: str) -> str:
 
 def _kind(annotation: str) -> str:
     """An annotation in words of YAML."""
+    annotation = annotation.removeprefix("Annotated[").removesuffix(", NullIsEmpty()]")
     if annotation.endswith(" | None"):
         return f"{_kind(annotation.removesuffix(' | None'))} or null"
     if " | " in annotation:

@@ -59,14 +59,14 @@ def weights(made):
 
 def train(kind: str, folder: Path) -> None:
     """Losses and the saved patch are compared with one process's by the test."""
-    made = trainer(kind, folder / "run", eval_dataset=Items(6), save_every=2, keep_checkpoints=None)
-    made.train()
+    made = trainer(kind, folder / "run", eval_dataset=Items(6), save_every=2, keep_checkpoints=None, log_every=3)
+    mean = made.train().training_loss  # its last step comes after the last log entry
     assert all(isinstance(p, DTensor) == (kind == "fsdp2") for p in patch_parameters(made.model))
     held_out = made.evaluate()["eval_loss"]
     made.finish(folder / "patch", {})
     losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     if made.args.should_save:
-        (folder / "losses.json").write_text(json.dumps([*losses, held_out]))
+        (folder / "losses.json").write_text(json.dumps([*losses, held_out, mean]))
 
 
 def resume(kind: str, folder: Path) -> None:

@@ -11,14 +11,16 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import math
 import textwrap
 import typing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 _T = TypeVar("_T")
 
@@ -46,6 +48,16 @@ class Strict:
         return read_strict(cls, values, where or cls.__name__)
 
 
+class NullIsEmpty:
+    """Annotation of a field that is a mapping or a list: null stands for an empty one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        empty = typing.get_origin(source)
+        return core_schema.no_info_after_validator_function(
+            lambda value: empty() if value is None else value, core_schema.nullable_schema(handler(source))
+        )
+
+
 @cache
 def _reader(cls: type[Any]) -> TypeAdapter[Any]:
     """Making one takes far longer than reading a value with it."""
@@ -53,9 +65,13 @@ def _reader(cls: type[Any]) -> TypeAdapter[Any]:
 
 
 def read_strict(cls: type[_T], values: Any, where: str) -> _T:
-    """Build dataclass ``cls`` from plain values; unknown keys, wrong types and wrong values raise one ValueError."""
+    """Build dataclass ``cls`` from plain values; unknown keys, wrong types and wrong values raise one ValueError.
+
+    No value is taken for one of another type: not true for 1, not "8" for 8, not 8.5 for 8. A whole number may stand for a float.
+    """
     try:
-        return _reader(cls).validate_python(values)  # type: ignore[arg-type, no-any-return]
+        # as JSON, which is where strictness allows lists for tuples and mappings for dataclasses
+        return _reader(cls).validate_json(_as_json(values, where), strict=True)  # type: ignore[arg-type, no-any-return]
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -72,6 +88,27 @@ def read_strict(cls: type[_T], values: Any, where: str) -> _T:
             shown = "" if isinstance(got, dict) or first["type"] in ("value_error", "missing") else f", got {got!r}"
             message = f"{path + ': ' if path else ''}{text}{shown}"
         raise ValueError(f"{where}: {message}") from None
+
+
+def _as_json(values: Any, where: str) -> str:
+    def refuse(value: Any) -> Any:
+        raise TypeError(f"{value!r} is neither text, a number, true, false, null, a list nor a mapping")
+
+    try:
+        text = json.dumps(values, default=refuse)
+    except (TypeError, ValueError, RecursionError) as error:  # too deep, circular, or a number of thousands of digits
+        raise ValueError(f"{where}: {error}") from None
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            odd = [key for key in value if not isinstance(key, str)]
+            if odd:  # json makes text of it
+                raise ValueError(f"{where}: the key {odd[0]!r} is no text; put it in quotes")
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return text
 
 
 def _class_at(cls: Any, loc: tuple[Any, ...]) -> Any:
@@ -231,7 +268,7 @@ class EncoderConfig(Strict):
     """Hub id or local path of the encoder's weights, for those that have some."""
     revision: str | None = None
     """Revision on the hub."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Annotated[dict[str, Any], NullIsEmpty()] = field(default_factory=dict)
     """Settings of the encoder, by its own argument names."""
 
 
@@ -270,11 +307,11 @@ class LoraSettings(Strict):
 
     rank: int = 16
     """Rank of the update of every kind of layer that ranks does not name."""
-    ranks: dict[str, int] = field(default_factory=dict)
+    ranks: Annotated[dict[str, int], NullIsEmpty()] = field(default_factory=dict)
     """Ranks of single kinds of layers by their names in targets, such as {q_proj: 8, down_proj: 32}."""
     alpha: float = 32.0
     """The update of a layer is scaled by alpha over the layer's own rank, whichever it is: half the rank has twice the scale."""
-    alphas: dict[str, float] = field(default_factory=dict)
+    alphas: Annotated[dict[str, float], NullIsEmpty()] = field(default_factory=dict)
     """Alphas of single kinds of layers by their names in targets. alphas in proportion to ranks give every kind one scale."""
     dropout: float = 0.0
     """Dropout on the input of the update while training."""
@@ -336,7 +373,7 @@ class LoraSettings(Strict):
 class PatchConfig(Strict):
     """Everything needed to rebuild a patch on its base. The default sizes are the compact preset: at most 20 MB at 7B."""
 
-    side_channels: dict[str, SideChannelConfig]
+    side_channels: Annotated[dict[str, SideChannelConfig], NullIsEmpty()]
     """Channels by name. Residuals of several channels add; each has its own alignment, width and gate. May be empty for a
     LoRA-only patch (the video-only baseline)."""
     lora: LoraSettings | None = field(default_factory=LoraSettings)

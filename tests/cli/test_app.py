@@ -264,3 +264,35 @@ def test_a_reader_that_leaves_early_is_no_error_message():
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "pave.cli", "show", "--preset", "x"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("pave: --preset")
+
+
+def test_a_slip_is_told_before_torch_is_loaded(tmp_path):
+    """Loading it takes seconds, and the sentence about a wrong name has to wait for nothing."""
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"id": "1", "video": "clip.mp4", "question": "?", "answer": "a"}))
+    (tmp_path / "recipe.yaml").write_text("data: {train: gone.jsonl}")
+    clip, samples, recipe = "clip.mp4", "one.jsonl", "recipe.yaml"
+    slips = {
+        "gone.mp4: there is no such file": ["ask", "gone.mp4", "?"],
+        "no patch at './gone'": ["ask", clip, "?", "--patch", "./gone"],
+        "base '/gone/base' is no folder": ["ask", clip, "?", "--base", "/gone/base"],
+        "dtype must be one of": ["ask", clip, "?", "--dtype", "int4"],
+        "gone.jsonl": ["eval", "gone.jsonl"],
+        "no patch at 'a/b/c'": ["eval", samples, "--patch", "a/b/c"],
+        "a shard is written as": ["eval", samples, "--shard", "2", "--out", "run"],
+        "--vision says what --store holds": ["eval", samples, "--vision", "exact"],
+        "gone.yaml: cannot be read": ["train", "gone.yaml"],
+        "over.yaml: cannot be read": ["train", recipe, "over.yaml"],
+        "override 'steps': expected key=value": ["train", recipe, "steps"],
+        "gone.jsonl: there is no such file of samples": ["train", recipe],
+        "--video-size is width x height": ["train", recipe, "--video-size", "wide", "--dry-run"],
+    }
+    script = (
+        "import io, sys; from contextlib import redirect_stderr; from pave.cli import main\n"
+        f"for said, arguments in {slips!r}.items():\n"
+        "    with redirect_stderr(io.StringIO()) as err: code = main(arguments)\n"
+        "    assert code == 2 and said in err.getvalue(), (arguments, err.getvalue())\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -214,3 +214,22 @@ def test_eval_asks_again_under_counterfactuals_and_score_reads_them(world, tmp_p
     assert lines[-1] == data["counterfactuals"]["verdict"][0]
     assert main(["eval", str(folder / "test.jsonl"), "--base", base, "--counterfactuals", "--out", str(tmp_path / "b")]) == 2
     assert "the model has no side channel to change" in capsys.readouterr().err and not (tmp_path / "b").exists()
+
+
+def test_under_torchrun_every_rank_answers_its_part_and_rank_0_has_standard_output(world, tmp_path, capsys, monkeypatch):
+    folder, base, patch = world
+    options = ("--base", base, "--patch", patch, "--frames", 2, "--max-new-tokens", 4)
+    code, whole, _ = run(capsys, "eval", folder / "test.jsonl", *options)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert main([*map(str, ("eval", folder / "test.jsonl", *options, "--out", tmp_path / "parts")), "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert (out == "") == (rank == "1")
+        shard = json.loads((out or err).splitlines()[-1])["shard"]
+        assert (shard["index"], shard["count"]) == (int(rank) + 1, 2)
+    assert main([*map(str, ("eval", folder / "test.jsonl", *options))]) == 2
+    assert "under torchrun every rank, answers a part: name the folder" in capsys.readouterr().err
+    monkeypatch.delenv("WORLD_SIZE"), monkeypatch.delenv("RANK")
+    code, scored, _ = run(capsys, "score", tmp_path / "parts")
+    assert code == 0 and scored["overall"] == whole["overall"]

@@ -117,14 +117,23 @@ def test_gc_lists_first_and_removes(world, tmp_path, capsys):
     assert [size.entries for size in FeatureStore(store).sizes()] == [1]
 
 
-def test_ranks_come_from_the_environment(world, tmp_path, capsys, monkeypatch):
+def test_every_rank_makes_its_share_and_rank_0_has_standard_output_to_itself(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        made.append(extract_json(capsys, world / "recipe.yaml", "--store", tmp_path / "store"))
+        assert main(["extract", str(world / "recipe.yaml"), "--store", str(tmp_path / "store"), "--json"]) == 0
+        said = capsys.readouterr()
+        assert (said.out == "") == (rank == "1")
+        made.append(json.loads((said.out if rank == "0" else said.err).splitlines()[-1]))
     assert [(m["rank"], m["world_size"], m["extracted"] + m["foreign"]) for m in made] == [(0, 2, 4), (1, 2, 0)]
     assert (made[1]["present"], len(read_samples(world / "train.jsonl"))) == (4, 3)
+    assert main(["extract", str(tmp_path / "gone.yaml"), "--json"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "gone.yaml: cannot be read" in said.err
+    monkeypatch.setenv("RANK", "one")
+    assert main(["extract", str(world / "recipe.yaml"), "--store", str(tmp_path / "store")]) == 2
+    assert "the variables RANK and WORLD_SIZE must be numbers" in capsys.readouterr().err
 
 
 def test_wrong_use_is_named(world, tmp_path, capsys):

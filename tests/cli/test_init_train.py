@@ -92,3 +92,27 @@ def test_train_names_what_is_wrong(started, tmp_path, capsys):
     assert "no.yaml: cannot be read" in capsys.readouterr().err
     assert main(["train", str(started / "recipe.yaml"), "training.learning_rat=1"]) == 2
     assert "did you mean 'training.learning_rate'" in capsys.readouterr().err
+
+
+def test_every_command_that_is_shown_for_a_recipe_runs_with_that_of_init(started, capsys):
+    """The example of ``train --help``, and those in the comments of the recipe itself."""
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out + (started / "recipe.yaml").read_text()
+    commands = [line.strip(" #") for line in shown.splitlines() if line.strip(" #").startswith("pave train recipe.yaml")]
+    assert len(commands) >= 3
+    for command in commands:
+        overrides = [word for word in shlex.split(command)[3:] if "=" in word]
+        read_recipe(started / "recipe.yaml", overrides)
+
+
+def test_trackers_that_are_not_there_are_told_before_a_run(started, capsys):
+    recipe = str(started / "recipe.yaml")
+    for option in ("training.report_to=[flyte, mine]", "training.trainer={report_to: [flyte, mine]}"):
+        assert main(["train", recipe, option, "--dry-run", "--json"]) == 1
+        missing = json.loads(capsys.readouterr().out)["missing"]
+        assert [text.split(";")[0] for text in missing] == [
+            "training.report_to: flyte needs a package that is not installed",
+            "training.report_to: there is no tracker 'mine'",
+        ]
+        assert main(["train", recipe, option, "base.model=not/there"]) == 2
+        assert "flyte needs a package that is not installed" in capsys.readouterr().err

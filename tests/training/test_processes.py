@@ -39,11 +39,11 @@ def test_two_processes_train_the_patch_of_one(tmp_path, kind):
     scenes(kind, tmp_path, "train", "resume", *(["half"] if kind == "fsdp2" else []))
     one = build(
         tmp_path / "one", dataset=Items(16, missing=(2, 3)), eval_dataset=Items(6), batch_size=4, steps=4,
-        trainer={"train_sampling_strategy": "sequential"},
+        trainer={"train_sampling_strategy": "sequential"}, log_every=3,
     )  # fmt: skip
-    one.train()
+    mean = one.train().training_loss
     losses = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
-    expected = [*losses, one.evaluate()["eval_loss"]]
+    expected = [*losses, one.evaluate()["eval_loss"], mean]
     np.testing.assert_allclose(json.loads((tmp_path / "losses.json").read_text()), expected, rtol=1e-4)
     model, _ = base()
     load_patch(model, tmp_path / "run" / "checkpoint-4")  # an ordinary patch folder, whatever the model was wrapped in

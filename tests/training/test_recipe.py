@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from pave.config import field_docs
 from pave.training.arguments import PatchTrainingArguments, TrainingConfig
 from pave.training.recipe import BaseConfig, DataConfig, Recipe, read_recipe
+from pave.training.recipe_files import read_values, write_values
 from pave.training.sampler import Stage
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -94,7 +96,7 @@ def test_overrides(tmp_path):
         ("output: runs/x", "output: [", r"recipe.yaml: not valid YAML"),
         ("output: runs/x", "output: runs/x\n? [a]\n: 1", r"recipe.yaml: not valid YAML: unhashable"),
         ("batch_size: 2", "steps: !!int two", r"recipe.yaml: not valid YAML: invalid literal"),
-        ("batch_size: 2", "seed: 2024-99-99", r"recipe.yaml: not valid YAML: month"),
+        ("batch_size: 2", "seed: 2024-99-99", r"recipe.yaml: training.seed: Input should be a valid integer, got '2024-99-99'"),
         ("batch_size: 2", "seed: " + "9" * 5000, r"recipe.yaml: not valid YAML: the number 9+... of 5,000 digits"),
         (
             "batch_size: 2",
@@ -147,8 +149,82 @@ def test_bad_overrides_are_named(tmp_path, override, message):
 
 
 def test_steps_and_stages_together_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="only one of them"):
+    with pytest.raises(
+        ValueError,
+        match=r"both say how long to train; set the steps of the stages .*, or leave the stages out \(data.stages=null\)",
+    ):
         read_recipe(write(tmp_path), ["training.steps=5", "data.stages=[{steps: 1}]"])
+
+
+def test_null_stands_for_an_empty_list_or_mapping(tmp_path):
+    recipe = read_recipe(
+        write(tmp_path),
+        ["data.stages=null", "data.tasks=null", "training.steps=5", "training.report_to=null", "training.trainer=null"],
+    )
+    assert (recipe.data.stages, recipe.data.tasks, recipe.training.steps) == ((), {}, 5)
+    assert (recipe.training.report_to, recipe.training.trainer) == ((), {})
+    recipe = read_recipe(write(tmp_path), ["patch.side_channels=null", "patch.lora.ranks=null"])
+    assert recipe.patch.side_channels == {} and recipe.patch.lora.ranks == {}
+    stage = read_recipe(write(tmp_path), ["data.stages=[{steps: 3, weights: null, tasks: null}]"]).data.stages[0]
+    assert stage == Stage(steps=3)
+
+
+@pytest.mark.parametrize(
+    ("override", "got"),
+    [
+        ("training.seed=yes", "integer, got 'yes'"),
+        ("training.seed=true", "integer, got True"),
+        ("training.seed='5'", "integer, got '5'"),
+        ("training.seed=5.0", "integer, got 5.0"),
+        ("training.seed=010", "integer, got '010'"),
+        ("training.seed=1_000", "integer, got '1_000'"),
+        ("training.seed=0x1F", "integer, got '0x1F'"),
+        ("training.steps=1:30", "integer, got '1:30'"),
+        ("training.learning_rate=on", "number, got 'on'"),
+        ("training.learning_rate=true", "number, got True"),
+        ("training.activation_checkpointing=yes", "boolean, got 'yes'"),
+        ("training.activation_checkpointing=1", "boolean, got 1"),
+        ("training.report_to=tensorboard", "array, got 'tensorboard'"),
+        ("patch.lora.targets=q_proj", "array, got 'q_proj'"),
+        ("output=3", "string, got 3"),
+        ("output=false", "string, got False"),
+        ("training.trainer={1: 2}", "the key 1 is no text"),
+        ("training.channel_dropout=true", "number, got True"),
+    ],
+)
+def test_no_value_is_taken_for_one_of_another_type(tmp_path, override, got):
+    with pytest.raises(ValueError, match=re.escape(got)):
+        read_recipe(write(tmp_path), [override])
+
+
+def test_text_stays_text_and_whole_numbers_may_be_written_with_an_exponent(tmp_path):
+    """By the rules of YAML 1.1 these would be a boolean, a number of base 60, a date and an octal number."""
+    for text in ("no", "1:30", "2024-05-01", "010", "0x1F", "1_000"):
+        assert read_recipe(write(tmp_path), [f"output={text}", f"base.revision={text}"]).output == text
+    recipe = read_recipe(write(tmp_path), ["training.steps=2e3", "training.learning_rate=1", "training.warmup=.1"])
+    assert (recipe.training.steps, type(recipe.training.steps), recipe.training.learning_rate) == (2000, int, 1.0)
+    assert recipe.training.warmup == 0.1
+
+
+def test_a_written_recipe_reads_as_it_was(tmp_path):
+    odd = ["no", "1e5", "12e45", "010", "1:30", "~", "", "true", ".inf", "2024-05-01", "- x", "a: b", "#", "0o7", "+.5", "<<"]
+    values = {
+        "text": odd,
+        "numbers": [1, -2, 1e-5, 1e300, 0.1, 2.0, float("inf")],
+        "others": [True, None],
+        **{k: 1 for k in odd},
+    }
+    (tmp_path / "values.yaml").write_text(write_values(values))
+    assert repr(read_values(tmp_path / "values.yaml")[0]) == repr(values)
+
+
+def test_published_labels_go_with_what_reads_no_label(tmp_path):
+    assert read_recipe(RECIPES[0].parent / "avsd_paper.yaml").data.labels == "published"
+    assert read_recipe(RECIPES[0].parent / "avsd_compact.yaml").data.labels == "answers"
+    with pytest.raises(ValueError, match="the gate of side channel 'audio' reads the question up to the first label"):
+        read_recipe(write(tmp_path), ["data.labels=published", "patch.side_channels.audio.fusion.gate=true"])
+    with pytest.raises(ValueError, match="labels 'published' are also of the text before the video"):
+        read_recipe(write(tmp_path), ["data.labels=published", "data.share_videos=2"])
 
 
 def test_missing_file(tmp_path):

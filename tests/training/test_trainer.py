@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,3 +258,73 @@ def test_model_without_a_patch_is_refused(tmp_path):
     model, _ = tiny_llava_onevision()
     with pytest.raises(ValueError, match="carries no patch"):
         PatchTrainer(model, TrainingConfig().arguments(str(tmp_path), 1), data_collator=None)
+
+
+def test_save_model_writes_a_patch_beside_the_checkpoints_and_never_over_them(tmp_path):
+    trainer = build(tmp_path / "run", steps=2, save_every=1, keep_checkpoints=None)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-1", "checkpoint-2", "patch"}
+    for folder in (tmp_path / "run" / "patch", tmp_path / "elsewhere"):
+        model, _ = base()
+        load_patch(model, folder)
+        assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(trainer.model), strict=True))
+    with pytest.raises(ValueError, match=r"run: saving a patch replaces the folder, which holds checkpoint-1 and 2 more; name"):
+        trainer.save_model(str(tmp_path / "run"))
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+class Hub:
+    """Keeps what is uploaded in folders: the hub cannot be reached from a test."""
+
+    root: Path
+
+    def create_repo(self, repo_id, **_):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, path_in_repo="", commit_message, **_):
+        shutil.copytree(folder_path, self.root / repo_id / path_in_repo, dirs_exist_ok=True)
+        with (self.root / "messages.txt").open("a") as file:
+            file.write(f"{commit_message}\n")
+        return SimpleNamespace(done=lambda: True, is_done=lambda: True, result=lambda: None)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
+def test_what_is_pushed_is_a_repository_that_load_patch_reads(tmp_path, monkeypatch, strategy):
+    import huggingface_hub
+
+    monkeypatch.setattr(Hub, "root", tmp_path / "hub", raising=False)
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    further = {"push_to_hub": True, "hub_model_id": "me/my-patch", "hub_strategy": strategy, "hub_always_push": True}
+    trainer = build(tmp_path / "run", steps=2, save_every=1, trainer=further)
+    trainer.train()
+    repository = tmp_path / "hub" / "me" / "my-patch"
+    assert repository.exists() == (strategy != "end")
+    trainer.push_to_hub()
+    names = {path.name for path in repository.iterdir()}
+    checkpoint = {"last-checkpoint"} if strategy == "checkpoint" else set()
+    assert names == {"README.md", "lora", "patch.safetensors", "patch_config.json"} | checkpoint
+    model, _ = base()
+    load_patch(model, repository)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(trainer.model), strict=True))
+    messages = (tmp_path / "hub" / "messages.txt").read_text().splitlines()
+    steps = [f"Training in progress, step {step}" for step in (1, 2)]
+    pushed = {"end": [], "every_save": steps, "checkpoint": [text + end for text in steps for end in ("", ", checkpoint")]}
+    assert messages == [*pushed[strategy], "End of training"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint-1", "checkpoint-2", "patch"}
+    with pytest.raises(ValueError, match="a patch is uploaded with its own card; tags would not be in it"):
+        trainer.push_to_hub(tags=["x"])
+
+
+def test_the_newest_checkpoint_outlives_a_run_that_keeps_one_and_the_best(tmp_path):
+    """transformers would delete it at the end of training."""
+    further = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = build(
+        tmp_path, steps=4, save_every=1, eval_every=1, keep_checkpoints=1, eval_dataset=Items(6, swapped=True), trainer=further
+    )
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint).name
+    assert best != "checkpoint-4" and {path.name for path in tmp_path.iterdir()} == {best, "checkpoint-4"}

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, JsonOption, MismatchOption, PatchOption, Result
+from pave.cli.shared import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MismatchOption,
+    PatchOption,
+    Result,
+    check_model_options,
+)
 
 if TYPE_CHECKING:
     from pave.evaluation.inference import Answer
@@ -56,6 +65,7 @@ def command(
     sides = _sides(side or [])
     if sides and patch is None:
         raise ValueError("--side gives a patch its side channel; name the patch with --patch")
+    check_model_options(base, patch, dtype)
     from pave.cli.models import load
     from pave.data.media import FrameSampling
 

@@ -17,6 +17,8 @@ from pave.cli.shared import (
     PatchOption,
     Result,
     VisionOption,
+    check_model_options,
+    rank_of_process,
     storage_dtype,
 )
 
@@ -47,7 +49,9 @@ def command(
         help="Frames to look at. Default: as the patch was trained, else what the base's processor says.",
     ),
     shard: str | None = typer.Option(
-        None, "--shard", help="Answer a part only, such as 2/4, into --out; pave score OUT puts the parts together."
+        None,
+        "--shard",
+        help="Answer a part only, such as 2/4, into --out; pave score OUT puts the parts together. Under torchrun every rank takes one.",
     ),
     counterfactuals: bool = typer.Option(
         False,
@@ -75,30 +79,39 @@ def command(
     read count as wrong and are listed. Samples of a benchmark (pave data convert) get the benchmark's own tables. Without --base, the
     small Video LLM inside pave answers.
     """
+    from pave.data.samples import read_samples
+    from pave.evaluation.shards import PREDICTIONS, parse_shard, take_shard
+
+    expected = read_samples(samples, data_root=root)  # this and what follows before torch is loaded, which takes seconds
+    if not expected:
+        raise ValueError(f"{samples}: the file holds no sample")
+    check_model_options(base, patch, dtype)
+    storage = storage_dtype(vision)
+    if store is None and storage is not None:
+        raise ValueError("--vision says what --store holds; give --store as well")
+    everything, part = expected, None
+    rank, world_size = rank_of_process()
+    if shard is None and world_size > 1:
+        shard = f"{rank + 1}/{world_size}"
+    if shard is not None:
+        if out is None:
+            raise ValueError(
+                "--shard, and under torchrun every rank, answers a part: name the folder that the parts are written to with --out"
+            )
+        part, expected = take_shard(expected, *parse_shard(shard))
+
     from pave.cli.models import load
     from pave.cli.tables import exposure_text, print_failures, result_text
     from pave.data.media import FrameSampling
-    from pave.data.samples import read_samples
     from pave.evaluation.exposure import check_changes, compare_changes, evaluate_changes
     from pave.evaluation.runner import evaluate
-    from pave.evaluation.shards import PREDICTIONS, parse_shard, take_shard
     from pave.utils.files import atomic_write_json
 
-    expected = read_samples(samples, data_root=root)
-    if not expected:
-        raise ValueError(f"{samples}: the file holds no sample")
     changes = _changes(counterfactuals, counterfactual or [])
-    everything, part = expected, None
-    if shard is not None:
-        if out is None:
-            raise ValueError("--shard: name the folder that the parts are written to with --out")
-        part, expected = take_shard(expected, *parse_shard(shard))
     file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
     qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
     if store is not None:
-        qa.use_store(store, everything if changes else expected, vision=storage_dtype(vision))
-    elif vision is not None:
-        raise ValueError("--vision says what --store holds; give --store as well")
+        qa.use_store(store, everything if changes else expected, vision=storage)
     check_changes(qa, changes, everything)
     options: dict[str, Any] = {
         "settings": {"base": qa.name, "patch": patch},

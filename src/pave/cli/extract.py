@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import FAILED, MOST_PROCESSES, BaseOption, DtypeOption, JsonOption, PatchOption, Result, storage_dtype
+from pave.cli.shared import (
+    FAILED,
+    MOST_PROCESSES,
+    BaseOption,
+    DtypeOption,
+    JsonOption,
+    PatchOption,
+    Result,
+    rank_of_process,
+    storage_dtype,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +70,8 @@ def command(
 
     Run the frozen side encoders, and where asked for the base's vision tower, once over all samples and keep what they give, by content: nothing is made twice, and a changed
     file, setting or set of weights is made anew. An interrupted run goes on when it is started again. Files that cannot be read
-    are listed, and the exit code is 1. Under torchrun every rank takes its share.
+    are listed, and the exit code is 1. Under torchrun every rank takes its share: rank 0 prints what it made on standard output, the
+    others on standard error.
     """
     from pave.cli.models import hide_loading_bars
     from pave.data.store import FeatureStore, Plan, collect, extract, plan_features
@@ -88,7 +99,7 @@ def command(
         _list(collect(opened, plan, remove=False), dry_run)
         found = collect(opened, plan, remove=not dry_run)
         return Result(_collected(found, dry_run), {"store": str(opened.folder), **found.to_dict()})
-    rank, world_size = _rank()
+    rank, world_size = rank_of_process()
     report = extract(
         plan,
         opened,
@@ -168,15 +179,6 @@ def _samples_job(
     if not encoders:
         raise ValueError(f"{source}: there is no side channel and no --vision, so there is nothing to extract")
     return read_samples(source, data_root=root), encoders, store
-
-
-def _rank() -> tuple[int, int]:
-    """This process among those that torchrun or accelerate started."""
-    try:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        raise ValueError("the variables RANK and WORLD_SIZE must be numbers, as torchrun sets them") from None
-    return rank, world_size
 
 
 def _devices(device: str) -> list[str]:

@@ -48,7 +48,7 @@ def command(
 _RECIPE = """\
 # A training run. Paths count from this file, except output, which counts from where the command runs.
 # Any value can be changed on the command line:
-#   pave train recipe.yaml training.learning_rate=1e-3 training.steps=50
+#   pave train recipe.yaml training.learning_rate=1e-3 data.stages.0.steps=50
 
 base:
   model: playground        # the small base inside pave; or a folder, or a hub id such as

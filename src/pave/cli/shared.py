@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -31,7 +32,9 @@ MOST_PROCESSES = 1024
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-JsonOption = typer.Option(False, "--json", help="Print one JSON object on standard output and nothing else there.")
+JsonOption = typer.Option(
+    False, "--json", help="Print one JSON object on standard output and nothing else there; under torchrun, that of rank 0."
+)
 BaseOption = typer.Option(
     None, "--base", help="The frozen Video LLM: a folder or a hub id. Default: playground, the small one inside pave."
 )
@@ -91,6 +94,34 @@ def _longest_name(param: Any) -> str:
     return str(max(param.opts, key=len))
 
 
+def rank_of_process() -> tuple[int, int]:
+    """This process's number, and how many there are, as torchrun says in the environment; 0 of 1 without it."""
+    try:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise ValueError("the variables RANK and WORLD_SIZE must be numbers, as torchrun sets them") from None
+
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def check_model_options(base: str | None, patch: str | None, dtype: str) -> None:
+    """Refuse, before torch is loaded, which takes seconds, what neither is a folder nor can be an id on the hub, and unknown dtypes.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    for name, complaint in (
+        (base, "base {!r} is no folder with a model"),
+        (patch, "no patch at {!r}: there is no such folder"),
+    ):
+        if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
+            raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
+
+
 class JobFailed(Exception):
     """The job ran but did not succeed. The message is one sentence for the user."""
 
@@ -115,8 +146,8 @@ def guarded(function: _Function) -> _Function:
                 raise typer.Exit(value.exit_code)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            _fail("interrupted", INTERRUPTED, as_json, None)
+        except KeyboardInterrupt as stop:
+            _fail(str(stop) or "interrupted", INTERRUPTED, as_json, None)
         except BrokenPipeError:  # the reader of our output is gone, as in `pave show | head`: nothing to tell anybody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
@@ -141,10 +172,11 @@ class Result:
 
 
 def _emit(value: Any, as_json: bool) -> None:
+    """Of several processes, rank 0 has standard output to itself; what another one found goes where messages go."""
     if isinstance(value, Result):
         text = json.dumps(value.data, ensure_ascii=False, allow_nan=False) if as_json else value.text
         if text:
-            print(text, flush=True)
+            print(text, flush=True, file=sys.stdout if rank_of_process()[0] == 0 else sys.stderr)
 
 
 @contextlib.contextmanager
@@ -157,7 +189,7 @@ def _stdout_kept_for_json(as_json: bool) -> Iterator[None]:
 def _fail(message: str, code: int, as_json: bool, error: BaseException | None) -> NoReturn:
     if error is not None:
         logging.getLogger("pave").error("", exc_info=error)
-    if as_json:
+    if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
     print(f"pave: {message}", file=sys.stderr, flush=True)
     raise typer.Exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,23 @@ def command(
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
-    pave train recipe.yaml training.steps=200
+    pave train recipe.yaml training.learning_rate=1e-3 training.seed=1
     pave train recipe.yaml --dry-run --processes 8
 
     Train a patch as the recipe says and save it under <output>/patch. An interrupted run goes on with --resume and ends as if
     it had not been interrupted.
     """
-    from pave.training.recipe import read_recipe
+    from pave.config import read_strict
+    from pave.training.recipe_files import read_values
 
-    plan = read_recipe(recipe, overrides or [])
+    values, where = read_values(recipe, overrides or [])  # this and what follows before torch is loaded, which takes seconds
+    size = _size(video_size)
+    if not dry_run:
+        _check_files_of_samples(values, recipe.parent)
     from pave.cli.models import hide_loading_bars
+    from pave.training.recipe import Recipe
+
+    plan = read_strict(Recipe, values, where)
 
     hide_loading_bars()
     if dry_run:
@@ -63,13 +72,14 @@ def command(
             samples=samples,
             processes=processes,
             side_steps=side_steps,
-            video_size=_size(video_size),
+            video_size=size,
             seconds=seconds,
             teraflops=tflops,
         )
         return result_of(plan, recipe.parent, assumed, resume)
-    from pave.training.callbacks import NonFiniteError
-    from pave.training.checkpoints import CheckpointError
+    from pave.training.callbacks import NoGradientError, NonFiniteError
+    from pave.training.checkpoints import CheckpointError, last_checkpoint
+    from pave.training.interrupt import TrainingInterrupted
     from pave.training.profile import StepProfile
     from pave.training.run import run_recipe
     from pave.training.together import OtherProcessError
@@ -77,8 +87,13 @@ def command(
     timers = StepProfile(profile_steps) if profile else None
     try:
         result = run_recipe(plan, folder=recipe.parent, resume=resume, profile=timers)
-    except (CheckpointError, NonFiniteError, OtherProcessError) as error:
+    except (CheckpointError, NoGradientError, NonFiniteError, OtherProcessError) as error:
         raise JobFailed(" ".join(str(error).split())) from error
+    except TrainingInterrupted as stop:
+        if last_checkpoint(plan.output) is None:
+            raise
+        command_line = shlex.join(["pave", "train", str(recipe), *(overrides or []), "--resume"])
+        raise TrainingInterrupted(f"{stop}: {command_line}") from None
     data: dict[str, Any] = {
         "patch": str(result.patch),
         "steps": result.steps,
@@ -95,6 +110,17 @@ def command(
     if timers is not None and timers.taken:
         data["profile"] = timers.report()
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
+
+
+def _check_files_of_samples(values: Mapping[str, Any], folder: Path) -> None:
+    """Whatever else is wrong with a recipe is said later, in the order of its keys."""
+    data = values.get("data")
+    data = data if isinstance(data, dict) else {}
+    tasks = data.get("tasks")
+    for place in (data, *(tasks.values() if isinstance(tasks, dict) else ())):
+        for name in (place.get(key) for key in ("train", "eval") if isinstance(place, dict)):
+            if isinstance(name, str) and name.strip() and not (folder / name).is_file():
+                raise ValueError(f"{folder / name}: there is no such file of samples")
 
 
 def _size(text: str) -> tuple[int, int]:

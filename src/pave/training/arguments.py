@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import transformers
 from accelerate.utils import parse_flag_from_env
 
-from pave.config import Strict
+from pave.config import NullIsEmpty, Strict
 
 MOST_STEPS = 10**9
 """Of a run; more are a slip of the pen."""
@@ -132,9 +132,9 @@ class TrainingConfig(Strict):
     """Older checkpoints are deleted; null keeps all."""
     eval_every: int | None = None
     """Steps between two evaluations of the loss on data.eval."""
-    report_to: tuple[str, ...] = ()
+    report_to: Annotated[tuple[str, ...], NullIsEmpty()] = ()
     """Trackers by the Trainer's names: tensorboard, wandb, ..."""
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: Annotated[dict[str, Any], NullIsEmpty()] = field(default_factory=dict)
     """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed
     and output are not among them."""
 

@@ -25,14 +25,19 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pave.config import Strict, read_strict
+from pave.patching.checkpoint import CONFIG_FILE, FUSION_FILE, LORA_FOLDER
 from pave.utils.files import flush_folder
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
 LOCK = ".lock"
+PATCH_ENTRIES = (CONFIG_FILE, FUSION_FILE, LORA_FOLDER, "README.md")
+"""What a patch has in its folder."""
 PATIENCE = 10.0
 """Seconds to wait for a folder: the decoding processes of a killed run hold it until they notice, up to 5 s later."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""What the operating system says of a disk that is full, read-only or broken."""
 _HIDDEN = f".{PREFIX_CHECKPOINT_DIR}-"
 _PARTS = ("optimizer", "scheduler", "rng_state", "trainer_state")
 
@@ -107,6 +112,21 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> None:
     abandon(staging)
     if older is not None:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write a patch where it would replace anything but a patch: a folder is replaced as a whole.
+
+    Raises:
+        ValueError: naming what would be lost.
+    """
+    others = sorted(path.name for path in folder.iterdir() if path.name not in PATCH_ENTRIES) if folder.is_dir() else []
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"{folder}: saving a patch replaces the folder, which holds {others[0]}{more}; name a folder of its own "
+            "(save_model() without one writes OUTPUT/patch)"
+        )
 
 
 def discard(path: Path) -> None:
@@ -199,6 +219,12 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
             continue
         return path
     return None
+
+
+def resumable(output_dir: str | Path) -> str:
+    """What a run in a folder can be resumed from, in words."""
+    last = last_checkpoint(output_dir)
+    return "there is no checkpoint" if last is None else f"{last} is whole, and the run can be resumed from it"
 
 
 def rotate(output_dir: str | Path, keep: int | None, protected: Iterable[str | Path | None] = ()) -> None:

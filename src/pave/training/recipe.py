@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pave.config import PatchConfig, Strict, read_strict
+from pave.config import NullIsEmpty, PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.patching.branches import check_patch_shares
 from pave.training.arguments import TrainingConfig
@@ -40,14 +40,14 @@ class DataConfig(Strict):
     """Samples whose loss is watched, a .jsonl file."""
     root: str | None = None
     """Folder that the paths inside the sample files start from; default each file's own folder."""
-    tasks: dict[str, Task] = field(default_factory=dict)
+    tasks: Annotated[dict[str, Task], NullIsEmpty()] = field(default_factory=dict)
     """Several tasks that are learnt at once, by name, in place of train and eval."""
     mixing: Mixing = field(default_factory=Mixing)
     """How the tasks are mixed."""
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=32))
     """Which frames of a video the base sees."""
     max_length: int | None = None
-    """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""
+    """Most tokens in a prompt, video tokens included; a longer one is an error. null: only the base's context is the limit."""
     cache: str | None = None
     """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
     store: str | None = None
@@ -64,7 +64,10 @@ class DataConfig(Strict):
     missing, as inference does."""
     share_videos: int | None = None
     """Most questions about one video in one row: they share its tokens and do not see each other. null: a row for each question."""
-    stages: tuple[Stage, ...] = ()
+    labels: Literal["answers", "published"] = "answers"
+    """What is learnt of a conversation. answers: the answers and their end-of-turn tokens. published: as the authors' code does, all of
+    the assistant's turns with their headers and newlines, and every <|im_start|>, <|im_end|> and newline of the other turns."""
+    stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
     def __post_init__(self) -> None:
@@ -81,6 +84,11 @@ class DataConfig(Strict):
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
         if self.share_videos is not None and self.share_videos < 2:
             raise ValueError(f"share_videos must be at least 2 or null, got {self.share_videos}")
+        if self.share_videos is not None and self.labels == "published":
+            raise ValueError(
+                "labels 'published' are also of the text before the video, which questions that share it have in common; set labels to "
+                "'answers', or leave share_videos out"
+            )
 
     def _check_tasks(self) -> None:
         check_task_names(self.tasks)
@@ -130,7 +138,10 @@ class Recipe(Strict):
             if value is not None and not value.strip():
                 raise ValueError(f"{name} is empty")
         if self.data.stages and self.training.steps is not None:
-            raise ValueError("training.steps and data.stages both say how long to train; give only one of them")
+            raise ValueError(
+                "training.steps and data.stages both say how long to train; set the steps of the stages (data.stages.0.steps=50), or "
+                "leave the stages out (data.stages=null)"
+            )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
         if self.init_revision is not None and self.init is None:
@@ -144,6 +155,12 @@ class Recipe(Strict):
                 )
         check_not_shared(dropout_rates(self.training.channel_dropout, self.patch), self.data.share_videos)
         check_parts(self.training.train, self.patch)
+        gated = [name for name, channel in self.patch.side_channels.items() if channel.fusion.gate]
+        if gated and self.data.labels == "published":
+            raise ValueError(
+                f"data.labels 'published' begin at the first token, and the gate of side channel {gated[0]!r} reads the question up to the "
+                "first label; set data.labels to 'answers', or fusion.gate to false"
+            )
         self._check_best()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)

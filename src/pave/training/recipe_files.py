@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -237,7 +237,13 @@ def _set(values: Any, keys: list[str], value: Any, override: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, but ``1e-4`` is a number (YAML 1.1 wants ``1.0e-4``) and a key given twice is an error."""
+    """YAML by the scalars of version 1.2 (its core schema, decimal only), in which a key given twice is an error.
+
+    By those of 1.1, ``yes`` is true, ``1:30`` is 90, ``010`` is 8 and ``2024-05-01`` a date; here all of them are text. ``1e-4`` is a
+    number (1.1 wants ``1.0e-4``), and ``1e3`` a whole one.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -263,7 +269,35 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_float(self, node: Any) -> Any:
+        whole = re.fullmatch(r"([-+]?[0-9]{1,15})[eE]\+?([0-9]{1,2})", node.value)
+        return int(whole[1]) * 10 ** int(whole[2]) if whole else super().construct_yaml_float(node)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that either version of YAML would take for something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("merge", r"^<<$", "<"),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def write_values(values: Any) -> str:
+    """Plain mappings, lists and scalars as the text of a recipe, which ``read_values`` reads as the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-import yaml
 
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset, source_of
@@ -21,28 +20,30 @@ from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
 from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
-from pave.training.arguments import PatchTrainingArguments
+from pave.training.arguments import PatchTrainingArguments, uses_accelerator
 from pave.training.callbacks import RunProgress
-from pave.training.checkpoints import check_room, held, sweep
+from pave.training.checkpoints import DISK_ERRORS, CheckpointError, check_room, held, resumable, sweep
+from pave.training.interrupt import TrainingInterrupted, interruptible
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.parts import train_only
+from pave.training.presence import check_channels_there
 from pave.training.profile import StepProfile
 from pave.training.recipe import Recipe
+from pave.training.recipe_files import write_values
 from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
-from pave.training.trainer import PatchTrainer
+from pave.training.trackers import check_tracker, trackers
+from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import atomic_write_text
-from pave.utils.optional import require
+from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
-
-PATCH_FOLDER = "patch"
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,26 @@ def run_recipe(
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
-            resume from.
+            resume from; if a trained channel is in no sample.
+        CheckpointError: if the disk is full or cannot be written to.
+        NonFiniteError: if a loss or a gradient is NaN or infinite.
+        NoGradientError: if nothing has a gradient, step after step.
+        TrainingInterrupted: on Ctrl-C, naming the checkpoint to resume from; of one process, the step is finished and saved first.
     """
     start = time.monotonic()
-    with held(recipe.output) if _is_first_process() else contextlib.nullcontext():
-        shown = [*callbacks, *([RunProgress()] if progress else [])]
-        return _run(recipe, Path(folder), base, resume, shown, start, profile)
+    shown = [*callbacks, *([RunProgress()] if progress else [])]
+    try:
+        with contextlib.ExitStack() as surroundings:
+            if _is_first_process():
+                surroundings.enter_context(held(recipe.output))
+            return _run(recipe, Path(folder), base, resume, shown, start, surroundings, profile)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"interrupted; {resumable(recipe.output)}") from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or recipe.output
+        raise CheckpointError(f"{where}: could not be written ({error.strerror}); {resumable(recipe.output)}") from error
 
 
 def _run(
@@ -105,12 +120,13 @@ def _run(
     resume: bool,
     callbacks: Sequence[transformers.TrainerCallback],
     start: float,
+    surroundings: contextlib.ExitStack,
     profile: StepProfile | None = None,
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = checkpoint_to_resume(recipe, output, resume)
-    if "tensorboard" in recipe.training.report_to:
-        require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
+    for tracker in trackers(recipe.training):
+        check_tracker(tracker)
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
@@ -130,10 +146,14 @@ def _run(
     train_data = _dataset(recipe, train, encoders, folder, stored, vision)
     held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
+    if not uses_accelerator():  # sums depend on their number in the last bits, so a resumed run takes that of its beginning
+        recorded = None if checkpoint is None else read_record(checkpoint).provenance.get("threads")
+        provenance["threads"] = surroundings.enter_context(fitting_threads(model.num_parameters(), recorded))
     parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
     if parent is not None:
         provenance["parent"] = parent
     train_only(model, recipe.training.train)
+    check_channels_there(model, train_data)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
     trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
     if profile is not None:
@@ -172,6 +192,7 @@ def _trainer(
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
+        published_labels=recipe.data.labels == "published",
     )
     if recipe.data.share_videos is not None:
         check_base_shares(model.config)
@@ -202,7 +223,8 @@ def _train(
 ) -> tuple[float | None, dict[str, float]]:
     """The mean loss (None where the checkpoint was the end), and the losses on the held-out samples by their names in the logs."""
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+    with interruptible(trainer):
+        mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     losses = trainer.evaluate() if evaluate else {}
     trainer.release_model()
     if report.items:
@@ -352,4 +374,4 @@ def _is_first_process() -> bool:
 
 
 def _as_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(plain(recipe.to_dict()), sort_keys=False, allow_unicode=True)
+    return write_values(plain(recipe.to_dict()))

@@ -6,11 +6,12 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch.utils.data import Sampler
 
-from pave.config import Strict
+from pave.config import NullIsEmpty, Strict
 from pave.training.sharing import VideoGrouping
 
 
@@ -20,10 +21,10 @@ class Stage(Strict):
 
     steps: int
     """Optimizer steps."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: Annotated[dict[str, float], NullIsEmpty()] = field(default_factory=dict)
     """Share of each sample type, in any unit; a type that is not named is left out. Empty: every sample equally often. With tasks
     that have shares of their own: inside each task."""
-    tasks: dict[str, float] = field(default_factory=dict)
+    tasks: Annotated[dict[str, float], NullIsEmpty()] = field(default_factory=dict)
     """Share of each task, in any unit; a task that is not named is left out. Empty: as data.tasks and data.mixing say."""
 
     def __post_init__(self) -> None:

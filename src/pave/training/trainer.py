@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import nested_gather
 
 from pave.data.collator import PatchCollator
 from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
@@ -30,27 +31,33 @@ from pave.training.checkpoints import (
     Manifest,
     abandon,
     check_same_run,
+    check_replaceable,
     checkpoint_path,
-    last_checkpoint,
     make_way,
     publish,
     read_manifest,
     reason,
+    resumable,
     rotate,
     staging_path,
 )
 from pave.training.held_out import HeldOut
+from pave.training.hub import push_from_checkpoint, upload
 from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.together import problems_of_all, raise_together
 from pave.utils.files import naming_disk
 
 logger = logging.getLogger(__name__)
 
+PATCH_FOLDER = "patch"
+"""Folder inside the output folder in which a trained patch stands."""
+
 
 class PatchTrainer(transformers.Trainer):
     """``transformers.Trainer`` for a patched model. It adds seven things and nothing else:
 
     - saving: a checkpoint is the patch (in float32) with the Trainer's own optimizer, scheduler and random states, never the base;
+      ``save_model()`` writes the patch to ``OUTPUT/patch``, and ``push_to_hub()`` makes a repository that ``load_patch`` reads;
     - parameter groups: each role of parameter at its own rate, weight decay on matrices only;
     - the loss on answers only (``pave.training.loss``);
     - the evaluation loss is the mean over all answer tokens, whatever the batches they come in, and that of each task beside it;
@@ -111,13 +118,18 @@ class PatchTrainer(transformers.Trainer):
         with _unchanged_config(model):
             super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         _check_sharding(args, self.accelerator)
-        self._guard = NonFiniteGuard(self.accelerator)
+        self._guard = NonFiniteGuard(self.accelerator, patience=self._steps_of_two_passes())
         self.add_callback(self._guard)
         self.add_callback(FrozenInputs())
         self._acting = ActingReport(self._slot.config, self.train_dataset, self.accelerator.is_main_process)
         self.add_callback(self._acting)
         # The batch is counted over and scaled by the whole optimizer step, as for models that take num_items_in_batch.
         self.model_accepts_loss_kwargs = True
+
+    def _steps_of_two_passes(self) -> int:
+        """Optimizer steps in which every sample comes: it may be first in one shuffled pass and last in the next."""
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return -(-2 * len(self.train_dataset) // per_step) if hasattr(self.train_dataset, "__len__") else 0
 
     # --- order of the samples
 
@@ -196,17 +208,71 @@ class PatchTrainer(transformers.Trainer):
         raise_together(self.accelerator, error)  # a process that stopped alone would leave the others waiting
         return super().get_batch_samples(iter(batches), num_batches, device)
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The mean loss of the run is that of all processes: the Trainer adds what came after its last log entry from its own alone."""
+        self._tr_loss = nested_gather(self._tr_loss, self.args.parallel_mode).mean()
+        limit, self.args.save_total_limit = (
+            self.args.save_total_limit,
+            None,
+        )  # of 1, it would delete all but the best checkpoint
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     # --- saving and resuming
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the patch. Every process must call it where the model is sharded."""
-        self._save(output_dir)
+        """Save the patch, by default to ``OUTPUT/patch``. Every process must call it where the model is sharded.
+
+        Raises:
+            ValueError: if the folder holds anything but an earlier patch, which would be replaced with it.
+        """
+        folder = self._patch_folder if output_dir is None else Path(output_dir)
+        check_replaceable(folder)
+        self._save(str(folder))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         progress = {"step": self.state.global_step, "seed": self.args.seed}
-        self.write_patch(output_dir or str(self.args.output_dir), progress, storage_dtype="float32")
+        self.write_patch(output_dir or self._patch_folder, progress, storage_dtype="float32")
+
+    @property
+    def _patch_folder(self) -> Path:
+        return Path(str(self.args.output_dir)) / PATCH_FOLDER
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the patch to ``OUTPUT/patch`` and upload what is in there, so that ``load_patch`` takes the repository's id.
+
+        The arguments are the Trainer's. It makes a card of a whole model from ``kwargs``; a patch has its own card.
+
+        Raises:
+            ValueError: if ``kwargs`` says anything for that card.
+        """
+        if kwargs:
+            raise ValueError(f"a patch is uploaded with its own card; {', '.join(kwargs)} would not be in it")
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        revision = revision or self.args.hub_revision
+        return upload(self, self._patch_folder, commit_message, token=token, revision=revision, run_as_future=not blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As the Trainer's, which would leave the files of whole models in the output folder and upload that."""
+        if self.is_world_process_zero():
+            push_from_checkpoint(self, Path(checkpoint_folder), self._patch_folder)
 
     def write_patch(self, folder: str | Path, facts: Mapping[str, Any], storage_dtype: str | None = None) -> None:
         """Save the patch with its provenance and further facts; every process must call it where the model is sharded.
@@ -267,8 +333,7 @@ class PatchTrainer(transformers.Trainer):
             error = caught
         problems = problems_of_all(self.accelerator, None if error is None else reason(error))
         if problems:
-            last = last_checkpoint(target.parent)
-            kept = "there is no checkpoint" if last is None else f"{last.name} is whole, and the run can be resumed from it"
+            kept = resumable(target.parent)
             raise CheckpointError(f"{target}: {complaint} ({'; '.join(problems)}); {kept}") from error
 
     def _note_best(self, target: Path) -> None:
