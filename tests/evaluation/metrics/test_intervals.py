@@ -14,7 +14,6 @@ from pave.evaluation.metrics import (
     wilson_interval,
 )
 
-
 # Two-sided 95 % quantiles of Student's t, as in printed tables, by degrees of freedom
 STUDENT = {1: 12.7062, 2: 4.3027, 3: 3.1824, 7: 2.3646, 9: 2.2622, 10: 2.2281, 19: 2.0930, 49: 2.0096, 99: 1.9842, 399: 1.9659}
 
@@ -157,7 +156,7 @@ def test_a_difference_is_that_of_agresti_and_min():
     n = worth(rows, share, share - gain**2)
     only_first, only_second = n * 1 / 20 + 0.5, n * 4 / 20 + 0.5
     centre = (only_second - only_first) / (n + 2)
-    half = STUDENT[19] * math.sqrt((only_first + only_second - (only_second - only_first) ** 2 / (n + 2))) / (n + 2)
+    half = STUDENT[19] * math.sqrt(only_first + only_second - (only_second - only_first) ** 2 / (n + 2)) / (n + 2)
     interval = difference_interval(first, second, list(range(20)))
     assert (interval.low, interval.high) == (pytest.approx(centre - half, abs=2e-5), pytest.approx(centre + half, abs=2e-5))
     assert interval.method == "agresti-min"
