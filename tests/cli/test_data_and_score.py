@@ -60,7 +60,7 @@ def test_from_the_official_file_to_the_table_of_the_benchmark(world, capsys):
     code, data, err = run(capsys, "eval", folder / "test.jsonl", *options)
     assert code == 0 and "no answer to music_avqa-test-2" in err
     (paper, strict) = data["benchmark"]["tables"]
-    assert (paper["version"], strict["version"]) == ("music_avqa-paper-1", "music_avqa-strict-1")
+    assert (paper["version"], strict["version"]) == ("music_avqa-paper-2", "music_avqa-strict-1")
     assert [(row["name"], row["n_scored"], row["n_expected"]) for row in strict["rows"]] == [
         ("overall", 2, 3),
         ("Audio", 1, 1),
@@ -101,7 +101,7 @@ def test_without_json_the_table_is_for_people(world, capsys):
     assert lines[1] == "note: 3 samples, but the split test has 9,185 or 9,129: not comparable with published numbers"
     assert lines[3].split() == ["accuracy", "(paper)", "accuracy", "(strict)", "answered"]
     assert lines[4].startswith("overall") and "66.7 [" in lines[4] and "33.3 [" in lines[4] and lines[4].endswith("2 of 3")
-    assert lines[-1] == "scorers: music_avqa-paper-1, music_avqa-strict-1"
+    assert lines[-1] == "scorers: music_avqa-paper-2, music_avqa-strict-1"
     assert err == "no answer to music_avqa-test-2: no answer\n"
     assert main(["score", str(folder / "one.jsonl"), str(folder / "two.jsonl")]) == 0
     out, _ = capsys.readouterr()

@@ -69,6 +69,8 @@ def convert(
         print(f"... and {len(done.missing) - _SHOWN} more samples without video; --json lists all", file=sys.stderr)
     for sample, why in done.failed:
         print(f"no clip for {sample}: {why}", file=sys.stderr)
+    for sample, what in done.odd:
+        print(f"odd: {sample}: {what}", file=sys.stderr)
     return Result(_text(done), done.to_dict())
 
 
@@ -85,6 +87,8 @@ def _text(done: Conversion) -> str:
         )
     if done.failed:
         lines.append(f"{len(done.failed):,} clips could not be made; an evaluation counts their samples as wrong")
+    if done.odd:
+        lines.append(f"{len(done.odd):,} samples are odd, and read as the official script reads them")
     if done.n_secret:
         lines.append(
             f"{done.n_secret:,} samples have no public answer: answer them with pave eval, then pave score --submission"

@@ -66,7 +66,7 @@ def command(
     ),
     batch_size: int = typer.Option(8, "--batch-size", min=1, help="Samples answered at a time."),
     max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap behind intervals of scores such as CIDEr."),
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,

@@ -33,7 +33,7 @@ def command(
     base: str | None = BaseOption,
     examples: int = typer.Option(6, "--examples", min=0, help="Samples to show on which the first run and the last differ."),
     title: str | None = typer.Option(None, "--title", help="Heading of the page."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap behind intervals of scores such as CIDEr."),
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,

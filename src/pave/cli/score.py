@@ -29,7 +29,7 @@ def command(
     ),
     meteor: bool = typer.Option(False, "--meteor", help="METEOR too, for captions. Needs Java and pave-video[captions]."),
     submission: Path | None = typer.Option(None, "--submission", help="Write the benchmark's own format of results here."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap that makes the intervals."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap behind intervals of scores such as CIDEr."),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b

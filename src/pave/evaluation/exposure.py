@@ -180,7 +180,7 @@ def compare_changes(plain: EvalResult, changed: Mapping[str, EvalResult], *, see
     Args:
         plain: the run as it is.
         changed: by name of the counterfactual.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
 
     Raises:
         ValueError: if they do not have the same samples.
@@ -219,7 +219,7 @@ def read_changes(
         samples: the file of samples, for runs that did not end.
         data_root: folder that paths in ``samples`` start from.
         protocols: which scorers of a benchmark.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
 
     Raises:
         ValueError: if one is not of this run, did not end, or cannot be read; the message names the file.

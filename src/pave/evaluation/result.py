@@ -67,7 +67,7 @@ def score_predictions(
         predictions: one for every expected sample, failed ones included.
         settings: carried along.
         protocols: which scorers of a benchmark.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
         meteor: METEOR too, which needs Java.
 
     Raises:
@@ -78,8 +78,8 @@ def score_predictions(
     groups: dict[str, list[int]] = {}
     for number, prediction in enumerate(predictions):
         groups.setdefault(prediction.type, []).append(number)
-    scores = {kind: _score(predictions, right, members, seed) for kind, members in groups.items()}
-    overall = _score(predictions, right, range(len(predictions)), seed)
+    scores = {kind: _score(predictions, right, members) for kind, members in groups.items()}
+    overall = _score(predictions, right, range(len(predictions)))
     if benchmark is None and meteor:
         raise ValueError("METEOR is a measure of benchmarks only, and the samples are of none")
     tables = (
@@ -136,7 +136,7 @@ def rescore(
         samples: the file of samples that was answered, if the run did not end: those without a line count as wrong.
         data_root: folder that paths in ``samples`` start from; default the file's own.
         protocols: which scorers of a benchmark.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
         meteor: METEOR too, which needs Java.
 
     Raises:
@@ -198,10 +198,9 @@ def compare_pairs(pairs: Sequence[tuple[Prediction, Prediction]], *, seed: int =
     }
 
 
-def _score(predictions: Sequence[Prediction], right: Sequence[bool], members: Sequence[int], seed: int) -> Score:
+def _score(predictions: Sequence[Prediction], right: Sequence[bool], members: Sequence[int]) -> Score:
     return score_samples(
         [right[i] for i in members],
         [predictions[i].prediction is not None for i in members],
         [predictions[i].cluster for i in members],
-        seed=seed,
     )

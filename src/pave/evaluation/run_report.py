@@ -64,7 +64,7 @@ def read_runs(
         texts: ``FOLDER`` or ``NAME=FOLDER``; without a name it is the folder's.
         samples: the file of samples, for runs that did not end.
         data_root: folder that paths in ``samples`` start from.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
 
     Raises:
         ValueError: if a folder holds no run, a name comes twice, or the runs do not have the same samples.
@@ -106,7 +106,7 @@ def write_run_report(
         qa: a patched model, to show where it looks; without it frames and what is heard are shown alone.
         examples: most samples to show.
         title: of the page.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
 
     Returns:
         What is on the page, for JSON.

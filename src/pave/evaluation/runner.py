@@ -60,7 +60,7 @@ def evaluate(
             must all be given the samples of the whole.
         batch_size: samples answered at a time.
         max_new_tokens: most tokens of an answer.
-        seed: of the bootstrap that makes the intervals.
+        seed: of the bootstrap behind intervals of scores such as CIDEr.
         settings: further facts to record with the predictions.
         shard: recorded too, where ``samples`` are a part of those of an evaluation (``take_shard``).
         progress: show it.

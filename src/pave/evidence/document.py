@@ -109,12 +109,11 @@ def _page(names: Sequence[str], plan: Plan, root: Path, size: str) -> str:
         "on its silent part. "
         "It shows how the method behaves, not how good it is on the benchmarks of the paper.",
         _scale(plan, size),
-        "Intervals say how sure a number is over other clips: clips are drawn again and again, each with all its questions and the answers of "
-        "all seeds. The seeds are taken as they are; how much training itself varies is seen in the accuracy of each seed, in small print where "
+        "Intervals say how sure a number is over other clips: all questions about a clip, and the answers of all seeds, count as the one piece "
+        "of evidence that they are. The seeds are taken as they are; how much training itself varies is seen in the accuracy of each seed, in small print where "
         "there are several, bold where they lie further apart than the interval is wide: there the interval looks surer than the training is. "
-        "Differences are taken question by question. A difference without width, such as +0.0 [+0.0, +0.0], means that all "
-        "clips that were asked agree, not that all would; where all answers of a cell are right or all wrong, its interval is Wilson's. Nothing is corrected for "
-        "the number of comparisons.",
+        "Differences are taken question by question. Where all answers are right or all wrong, or two runs agree on all, the interval still has "
+        "a width: clips that were not asked may differ. Nothing is corrected for the number of comparisons.",
     ]
     lines = [f"- {line}" for name in names for line in SECTIONS[name].in_short(plan, root)]
     parts += ["## In short", "\n".join(lines)] if lines else []

@@ -335,6 +335,39 @@ def test_mlvu_test_set_and_the_copy_of_lmms_eval(tmp_path):
     assert samples[0].answer == "B" and samples[0].type == "ego"
 
 
+def test_mlvu_items_that_are_odd_count_as_the_official_script_reads_them(tmp_path):
+    """The last option that equals the answer is right; where none does, none is."""
+    rows = [
+        mlvu_row("plotQA", "Three", candidates=["Six", "Three", "Three", "Eight"]),
+        mlvu_row("plotQA", "Catching a flying drone", candidates=["Fishing", "Catching the drone"]),
+        mlvu_row("plotQA", "", question="", candidates=["", "", "", ""]),
+        mlvu_row(
+            "plotQA", "White", candidates=["Blue", "White ", "Red ", "Blue"]
+        ),  # blanks and other options twice are not odd
+    ]
+    path = write_json(tmp_path / "1_plotQA.json", rows)
+    done, samples = converted("mlvu", tmp_path, path, touch(tmp_path / "media", "m_1.mp4"), split="dev")
+    assert [s.answer for s in samples] == ["C", "@", "D", "B"] and done.n_secret == 0
+    assert [name for name, _ in done.odd] == [f"mlvu-dev-1_plotQA-{i}" for i in range(3)]
+    assert done.odd[0][1] == "the answer 'Three' is that of B, C; the last counts as right"
+    assert "no letter counts as right" in done.odd[1][1] and done.odd[2][1].startswith("nothing is asked; ")
+    assert samples[2].question == "Question: \nOptions:\n(A) \n(B) \n(C) \n(D)\nOnly give the best option."
+    assert "\n(B) White \n(C) Red \n(D) Blue\n" in samples[3].question
+    assert verdicts(samples, ["C", "B", "D", "B"], "paper") == [True, False, True, True]
+    assert verdicts(samples, ["B", "A", "A", "A"], "paper") == [False] * 4
+    # strictly an option with the same text is as right, and so is the text itself; of nothing asked only the official letter
+    assert verdicts(samples, ["B", "@", "A", "white"], "strict") == [True, False, False, True]
+    assert verdicts(samples, ["three", "Catching the drone", "D", "A"], "strict") == [True, False, True, False]
+    assert verdicts(samples, ["D", "", "", "Blue"], "strict") == [False] * 4
+    assert get_benchmark("mlvu").totals["dev"] == {"": 2175}
+
+
+def test_ids_that_come_twice_are_refused_by_name(tmp_path):
+    path = write_json(tmp_path / "val_qa.json", [avqa_row(7, 0, ["a", "b", "c", "d"], "x")] * 2)
+    with pytest.raises(ValueError, match=r"val_qa\.json: 1 ids come more than once, such as 'avqa-val-7'"):
+        converted("avqa", tmp_path, path, touch(tmp_path / "media", "x.mp4"))
+
+
 # --- Options that are letters, clips of one video
 
 

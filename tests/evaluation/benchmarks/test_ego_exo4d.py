@@ -64,10 +64,19 @@ def test_classes_by_name(world):
 
 def test_results_have_the_keys_of_the_readme_and_of_the_script(world):
     _, samples = world
-    result = get_benchmark("ego_exo4d").submission(answered(samples, ["Late Expert", "who knows", None]))
+    result = get_benchmark("ego_exo4d").submission(answered(samples, ["Late Expert", "the novice.", "Early Expert"]))
     assert result["videos"] == ["u1", "u2", "u3"]
-    assert result["predictions"] == result["ego_model_predictions"] == [[0, 0, 0, 1], [0.25] * 4, [0.25] * 4]
-    assert [len(views) for views in result["exo_model_predictions"]] == [4, 4, 4]
+    assert result["predictions"] == ["Late Expert", "Novice", "Early Expert"]
+    assert result["ego_model_predictions"] == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+    assert result["exo_model_predictions"] == [[row] * 4 for row in result["ego_model_predictions"]]
+
+
+def test_an_answer_that_names_no_class_does_not_become_novice(world):
+    _, samples = world
+    with pytest.raises(
+        ValueError, match=r"2 of 3 answers name none of Novice.*ego_exo4d-val-u2: 'who knows'; ego_exo4d-val-u3: no answer"
+    ):
+        get_benchmark("ego_exo4d").submission(answered(samples, ["Late Expert", "who knows", None]))
 
 
 def test_an_unknown_class_is_refused(tmp_path):

@@ -75,15 +75,35 @@ def test_paper_finds_the_truth_inside_of_other_words_and_strict_does_not(files, 
     assert verdicts(samples, answers, "strict") == [False, False, True]
     assert verdicts(samples, ["One.", "No", "two"], "strict") == [True, True, True]
     assert verdicts(samples, ["one", "no", "two instruments"], "paper") == [True, True, True]
+    assert verdicts(samples, ["One.", "No", "TWO"], "paper") == [True, True, True]
     for protocol in ("paper", "strict"):
         assert verdicts(samples, ["", None, " "], protocol) == [False, False, False]
+
+
+def test_a_question_id_that_comes_twice_is_two_samples_and_is_listed(files, tmp_path):
+    """As in data/json: one question of one video with two answers, of which every row counts."""
+    rows = [row(7, "How many?", "two"), row(8, "Is it?", "no"), row(7, "How many?", "four"), row(7, "How many?", "two")]
+    done, samples = converted("music_avqa", tmp_path, write_json(files[0], rows), files[1])
+    assert [(s.id, s.answer) for s in samples] == [
+        ("music_avqa-test-7", "two"),
+        ("music_avqa-test-8", "no"),
+        ("music_avqa-test-7-2", "four"),
+        ("music_avqa-test-7-3", "two"),
+    ]
+    assert [name for name, _ in done.odd] == ["music_avqa-test-7-2", "music_avqa-test-7-3"]
+    assert "question id 7" in done.odd[0][1] and "item 3 is also that of" in done.odd[0][1] and "item 1;" in done.odd[0][1]
+    assert done.to_dict()["odd"][0] == {"id": done.odd[0][0], "what": done.odd[0][1]}
+    assert verdicts(samples, ["two"] * 4, "paper") == [True, False, False, True]
+    assert [s.meta["official"]["question_id"] for s in samples] == ["7", "8", "7", "7"]
+    with pytest.raises(ValueError, match=r"avqa-test\.json: the file of annotations is given twice"):
+        converted("music_avqa", tmp_path, [files[0], files[0]], files[1])
 
 
 def test_tables_have_modalities_and_types(files, tmp_path):
     _, samples = converted("music_avqa", tmp_path, *files)
     result = result_of(samples, ["saxophone", None, "2"])
     paper, strict = result.table("paper"), result.table("strict")
-    assert (paper.version, strict.version) == ("music_avqa-paper-1", "music_avqa-strict-1")
+    assert (paper.version, strict.version) == ("music_avqa-paper-2", "music_avqa-strict-1")
     assert paper.row("overall").value == strict.row("overall").value == pytest.approx(1 / 3)
     assert paper.row("Audio", "modality").value == 1 and strict.row("Audio", "modality").value == 0
     assert strict.row("Visual Counting", "type").value == 1

@@ -11,7 +11,7 @@ from pave.data.scenes3d import read_scene
 from pave.evaluation.benchmarks import get_benchmark
 from pave.evaluation.benchmarks.scanqa import question_type
 from pave.evaluation.benchmarks.scenes import MAX_PICTURES
-from pave.evaluation.benchmarks.spatial_answers import clean_answer, exact, refined
+from pave.evaluation.benchmarks.spatial_answers import clean_answer, exact, refined, strictly_refined
 from pave.evaluation.metrics.captions import bleu, caption_tokens, cider, rouge_l
 from tiny_runs import save_base_and_patch
 
@@ -243,3 +243,130 @@ def test_pave_eval_answers_what_was_converted(tmp_path, capsys):
     assert main(["eval", str(out), *options]) == 0
     text = capsys.readouterr().out
     assert "ScanQA, split val: 2 samples" in text and "CIDEr (paper)" in text and "refined EM (strict)" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "reference", "right"),
+    [
+        ("chair", "the brown chair", True),
+        ("brown chair", "chair", True),
+        ("It is brown.", "brown", True),
+        ("on the desk", "desk", True),
+        ("in the desk", "on desk", False),  # other words are no white space
+        ("bedroom", "left of the bed room", True),
+        ("sofa chair", "sofachair", True),
+        ("TV", "tv on the wall", True),
+        ("hair", "chair", False),
+        ("e", "left of the desk", False),
+        ("of", "left of the desk", False),
+        ("to the", "to the left", False),
+        ("desk", "left of the desk near the wall", False),  # one of four words that tell something
+        ("the chair by the desk near the wall", "chair", False),
+        ("yes no", "yes", False),
+        ("yes no", "no", False),
+        ("brown two", "brown", False),
+        ("2 or 3", "2", False),
+        ("black and white", "black and white", True),
+        ("black, white", "black", False),
+    ],
+)
+def test_strict_refined_em_wants_whole_words(said, reference, right):
+    assert strictly_refined(said, [reference]) is right
+    assert refined(said, [reference]) or not right  # never more than the published one
+
+
+# The kinds of answers of the two benchmarks in about the shares they have there; several references as in ScanQA.
+ANSWERS = [
+    *[
+        ["brown"],
+        ["white"],
+        ["black", "dark"],
+        ["gray", "grey"],
+        ["brown wooden"],
+        ["light brown", "brown"],
+        ["blue and white"],
+    ],
+    *[["2"], ["two", "2"], ["3"], ["4 chairs", "4"], ["1"], ["5"], ["6 chairs"]],
+    *[
+        ["on left", "left"],
+        ["right"],
+        ["left side of desk"],
+        ["in corner", "corner of room"],
+        ["to right of window", "right of window"],
+    ],
+    *[
+        ["in front of window"],
+        ["under desk", "below desk"],
+        ["next to door"],
+        ["between 2 desks"],
+        ["on top of cabinet"],
+        ["against wall"],
+    ],
+    *[
+        ["to left of bed"],
+        ["in middle of room"],
+        ["on wall above bed"],
+        ["next to sink", "by sink"],
+        ["at end of table"],
+        ["in kitchen"],
+    ],
+    *[
+        ["chair"],
+        ["brown chair"],
+        ["office chair", "chair"],
+        ["table"],
+        ["coffee table"],
+        ["desk"],
+        ["window"],
+        ["door"],
+        ["white board"],
+    ],
+    *[
+        ["trash can"],
+        ["bed"],
+        ["couch", "sofa"],
+        ["pillow"],
+        ["tv"],
+        ["monitor", "computer monitor"],
+        ["sink"],
+        ["toilet"],
+        ["shower"],
+    ],
+    *[
+        ["rectangular", "rectangle"],
+        ["round"],
+        ["l shaped", "l-shaped"],
+        ["square"],
+        ["wooden"],
+        ["double door"],
+        ["kitchen cabinets"],
+    ],
+    *[
+        ["yes"],
+        ["no"],
+        ["yes"],
+        ["refrigerator"],
+        ["backpack"],
+        ["towel"],
+        ["lamp"],
+        ["book shelf"],
+        ["curtain"],
+        ["microwave"],
+    ],
+]
+
+
+def refined_share(rule, constant):
+    return sum(rule(constant, references) for references in ANSWERS) / len(ANSWERS)
+
+
+def test_no_constant_of_one_or_two_letters_wins_in_strict():
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    constants = [*letters, *(one + two for one in letters for two in letters), *"0123456789", "", " ", ".", "'", "-", "a e"]
+    assert refined_share(refined, "e") > 0.6  # what the published rule gives
+    shares = {constant: refined_share(strictly_refined, constant) for constant in constants}
+    assert max(shares.values()) <= 0.05, max(shares, key=shares.get)
+    words = sorted({word for references in ANSWERS for text in references for word in text.split()})
+    assert max(refined_share(strictly_refined, word) for word in words) <= 0.1
+    everything = " ".join(words)
+    assert refined_share(refined, everything) > 0.5 and refined_share(strictly_refined, everything) == 0

@@ -37,7 +37,7 @@ def test_compare_paired_counts_who_is_right_alone():
 def test_equal_runs_do_not_differ():
     comparison = compare_paired([True, False] * 5, [True, False] * 5, list(range(10)))
     assert (comparison.difference, comparison.p_value) == (0.0, 1.0)
-    assert (comparison.interval.low, comparison.interval.high) == (0.0, 0.0)
+    assert comparison.interval.low == -comparison.interval.high < -0.1  # on ten videos; others may differ
     with pytest.raises(ValueError):
         compare_paired([True], [True, False], [1])
 

@@ -57,7 +57,7 @@ BENCHMARK = Benchmark(
     official={"id": (int, str), "options": list},
     scorers=(
         Scorer(protocol="paper", version="avqa-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="avqa-strict-2", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="avqa-strict-3", measures=strictly(names_the_right_option)),
     ),
     # not found in the official repository; together the published 57,335
     totals={"train": {"": 40_425}, "val": {"": 16_910}},

@@ -6,7 +6,8 @@ A benchmark is data plus a few functions, put together in one ``Benchmark`` in a
 
 - ``question`` or ``messages`` hold the published prompt, word for word;
 - ``answer`` and ``answers`` what counts as right (for multiple choice the letter, which is also what a patch learns to say);
-- ``meta`` the facts of the benchmark, made by ``facts``; and ``source``, the video that a clip is a part of, where samples are about clips.
+- ``meta`` the facts of the benchmark, made by ``facts``; ``source``, the video that a clip is a part of, where samples are about clips; and
+  ``odd``, what is strange about an official item that is read as the official script reads it.
 """
 
 from __future__ import annotations

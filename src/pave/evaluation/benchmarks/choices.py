@@ -27,7 +27,8 @@ _PHRASES = (
 
 
 def options_of(item: Item, key: str) -> list[str]:
-    """The options of an official item, without the letters in front of them. Null is the word None, as published prompts show it.
+    """The options of an official item, without the letters in front of them and else as they are, blanks at their ends included. Null is
+    the word None, as published prompts show it.
 
     Raises:
         ValueError: if there are fewer than 2 or more than 26, or one is neither text nor a number.
@@ -38,7 +39,7 @@ def options_of(item: Item, key: str) -> list[str]:
     for value in values:
         if not (value is None or isinstance(value, (str, int, float))):
             raise item.error(f"the field {key!r} must hold texts, got {value!r:.60}")
-    texts = [str(value).strip() for value in values]
+    texts = [str(value) for value in values]
     found = [_LETTERED.match(text) for text in texts]
     if all(match and match[1] == choice_letter(i) for i, match in enumerate(found)):
         return [match[2] for match in found if match]
@@ -51,17 +52,25 @@ def letter_of(item: Item, options: Sequence[str], *, letters_first: bool = False
     answer = str(item.get("answer", (str, int, float))).strip()
     letter = answer.strip("().").upper()
     is_letter = len(letter) == 1 and letter in map(choice_letter, range(len(options)))
-    if options.count(answer) == 1 and not (is_letter and letters_first):
-        return choice_letter(options.index(answer))
+    texts = [option.strip() for option in options]
+    if texts.count(answer) == 1 and not (is_letter and letters_first):
+        return choice_letter(texts.index(answer))
     if is_letter:
         return letter
     raise item.error(f"the answer {answer!r} is none of the options {list(options)!r}, or several of them")
 
 
 def names_the_right_option(prediction: Prediction, text: str) -> bool:
-    """The strict rule: the whole answer is the right letter, the right text, or both (``parse_choice``)."""
-    found = parse_choice(text, prediction.meta["official"]["options"], letters_first=True)
-    return found is not None and choice_letter(found) in prediction.references
+    """The strict rule: the whole answer is the right letter, the right text, or both (``parse_choice``). Of options with the same text each
+    is right if one is."""
+    options: list[str] = prediction.meta["official"]["options"]
+    found = parse_choice(text, options, letters_first=True)
+    if found is None:
+        return False
+    same = [
+        i for i, option in enumerate(options) if i == found or (option.strip() and option.strip() == options[found].strip())
+    ]
+    return any(choice_letter(i) in prediction.references for i in same)
 
 
 def first_letter(text: str, letters: str = "ABCD") -> str:
@@ -90,6 +99,7 @@ def video_mme_prompt(question: str, options: Sequence[str]) -> str:
 
 
 def mvbench_prompt(question: str, options: Sequence[str]) -> str:
-    """The prompt of MVBench's and MLVU's own tools."""
+    """The prompt of MVBench's and MLVU's own tools, without the system sentence that their runners put before it."""
     lines = [f"({choice_letter(i)}) {option}" for i, option in enumerate(options)]
-    return "\n".join([f"Question: {question}", "Options:", *lines, "Only give the best option."])
+    asked = "\n".join([f"Question: {question}", "Options:", *lines]).rstrip()
+    return f"{asked}\nOnly give the best option."

@@ -36,6 +36,8 @@ class Conversion:
     """(sample id, video) of the samples whose video is not there."""
     failed: tuple[tuple[str, str], ...]
     """(sample id, why) of the samples whose clip could not be made; they are written, without a video."""
+    odd: tuple[tuple[str, str], ...]
+    """(sample id, what) of the samples whose official item is odd: they are written, and count, as the official script reads them."""
     dropped: bool
     """True if those were left out of the file."""
     n_secret: int
@@ -43,8 +45,10 @@ class Conversion:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        missing = [{"id": sample, "video": video} for sample, video in self.missing]
-        return {**asdict(self), "missing": missing, "failed": [{"id": sample, "error": why} for sample, why in self.failed]}
+        lists = {"missing": ("video", self.missing), "failed": ("error", self.failed), "odd": ("what", self.odd)}
+        return asdict(self) | {
+            key: [{"id": sample, name: text} for sample, text in entries] for key, (name, entries) in lists.items()
+        }
 
 
 def convert(
@@ -81,6 +85,7 @@ def convert(
     split = split or _split_of(benchmark, paths)
     media = os.path.abspath(media)  # paths in the file count from its folder, not from where the command runs
     samples = list(benchmark.convert(paths, MediaFolder(media), split))
+    _refuse_repeated(samples, paths)
     official = dict(benchmark.totals.get(split, {}))
     if official and len(samples) not in official.values() and not subset:
         expected = " or ".join(f"{n:,}{f' ({release})' if release else ''}" for release, n in official.items())
@@ -110,6 +115,7 @@ def convert(
         subtypes={kind: dict(counts) for kind, counts in subtypes.items()},
         missing=tuple(missing),
         failed=tuple(failed),
+        odd=tuple((sample.id, sample.meta["odd"]) for sample in kept if "odd" in sample.meta),
         dropped=drop_missing,
         n_secret=sum(not sample.references for sample in kept),
     )
@@ -138,8 +144,21 @@ def _files(benchmark: Benchmark, annotations: Sequence[str | os.PathLike[str]]) 
         found = sorted(path.glob(benchmark.files)) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{path}: the folder holds no annotations of {benchmark.title} ({benchmark.files})")
+        for file in found:
+            if any(file.samefile(other) for other in paths):
+                raise ValueError(f"{file}: the file of annotations is given twice; give each once")
         paths += found
     return paths
+
+
+def _refuse_repeated(samples: Sequence[Sample], paths: Sequence[Path]) -> None:
+    """No two samples may have one id; a benchmark whose official files repeat ids tells them apart itself."""
+    counts = Counter(sample.id for sample in samples)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: {len(repeated):,} ids come more than once, such as {repeated[0]!r}; keep one item of each id"
+        )
 
 
 def _split_of(benchmark: Benchmark, paths: Sequence[Path]) -> str:

@@ -1,7 +1,7 @@
 """Ego-Exo4D demonstrator proficiency (Grauman et al., CVPR 2024): how well a person does something, in four classes.
 
 Official models give probabilities for the view of the person and for four further cameras. A language model names the class
-instead; its submission gives the named class all the probability.
+instead; its submission holds that name, and gives the class all the probability.
 """
 
 from __future__ import annotations
@@ -87,14 +87,27 @@ def _strict(prediction: Prediction, text: str) -> bool:
 
 
 def _submission(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Both the keys of the official README and those that its script reads. An answer that names no class gives each a quarter."""
-    videos, ego = [], []
-    for p in predictions:
-        found = next((i for i, name in enumerate(CLASSES) if exact_match(p.prediction or "", name)), None)
-        videos.append(p.meta["official"]["take_uid"])
-        ego.append([0.25] * 4 if found is None else [float(i == found) for i in range(4)])
-    exo = [[row] * 4 for row in ego]
-    return {"videos": videos, "predictions": ego, "ego_model_predictions": ego, "exo_model_predictions": exo}
+    """The class named for each take, and the probabilities that the official script reads: all of it on that class, in every view.
+
+    Raises:
+        ValueError: if an answer names no class: the script has no row for that, and reads equal probabilities as the first class, Novice.
+    """
+    named = [next((i for i, name in enumerate(CLASSES) if exact_match(p.prediction or "", name)), None) for p in predictions]
+    lost = [p for p, found in zip(predictions, named, strict=True) if found is None]
+    if lost:
+        shown = "; ".join(f"{p.id}: {'no answer' if p.prediction is None else repr(p.prediction[:60])}" for p in lost[:20])
+        raise ValueError(
+            f"{len(lost):,} of {len(predictions):,} answers name none of {', '.join(CLASSES)}, and the format has no place for that (its "
+            f"script would read Novice): {shown}{'; ...' if len(lost) > 20 else ''}; answer those takes again, or write a class into the "
+            "predictions file"
+        )
+    ego = [[float(i == found) for i in range(len(CLASSES))] for found in named]
+    return {
+        "videos": [p.meta["official"]["take_uid"] for p in predictions],
+        "predictions": [CLASSES[found] for found in named if found is not None],
+        "ego_model_predictions": ego,
+        "exo_model_predictions": [[row] * len(VIEWS) for row in ego],
+    }
 
 
 BENCHMARK = Benchmark(

@@ -109,7 +109,7 @@ BENCHMARK = Benchmark(
     official={"options": list},
     scorers=(
         Scorer(protocol="paper", version="mvbench-paper-2", measures=judged(_paper)),
-        Scorer(protocol="strict", version="mvbench-strict-2", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="mvbench-strict-3", measures=strictly(names_the_right_option)),
     ),
     # 20 tasks as in the official README, 200 each not found there
     totals={"test": {"": 4000}},

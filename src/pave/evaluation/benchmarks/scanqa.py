@@ -81,7 +81,7 @@ BENCHMARK = Benchmark(
         ),
         Scorer(
             protocol="strict",
-            version="scanqa-strict-2",
+            version="scanqa-strict-3",
             measures=lambda predictions: _measures(predictions, True),
             meteor=_meteor,
         ),

@@ -148,7 +148,7 @@ def score_benchmark(
         benchmark: theirs.
         predictions: one for every expected sample, failed ones included.
         protocols: which scorers.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
         meteor: METEOR too, which needs Java (``pave.evaluation.metrics.captions.check_meteor``).
 
     Raises:
@@ -193,7 +193,7 @@ def compare_benchmark(
         benchmark: of both.
         pairs: the predictions of both runs, sample by sample.
         protocols: which scorers.
-        seed: of the bootstrap.
+        seed: of the bootstrap of scores that are not right or wrong.
     """
     pairs = [pair for pair in pairs if pair[0].references]
     predictions = [first for first, _ in pairs]
@@ -261,12 +261,8 @@ def _rows(benchmark: Benchmark, predictions: Sequence[Prediction], measure: Meas
 def _mean_of_rows(kind: str, rows: Sequence[Row], predictions: Sequence[Prediction], measure: Measure, seed: int) -> Row:
     """The unweighted mean over the rows of a kind of subtype: a mean over samples that weighs every subtype the same."""
     counted = [(value, p) for value, p in zip(measure.values, predictions, strict=True) if value is not None]
-    interval = (accuracy_interval if measure.yes_or_no else mean_interval)(
-        [value for value, _ in counted],
-        [p.cluster for _, p in counted],
-        weights=_weights(kind, [p for _, p in counted]),
-        seed=seed,
-    )
+    weights = _weights(kind, [p for _, p in counted])
+    interval = _interval([value for value, _ in counted], [p.cluster for _, p in counted], measure.yes_or_no, seed, weights)
     parts = [row.value for row in rows if row.kind == kind and row.n_counted]
     return replace(rows[0], name=mean_name(kind), value=sum(parts) / len(parts) if parts else 0.0, interval=interval)
 
@@ -288,7 +284,6 @@ def _row(
 ) -> Row:
     counted = [(value, p.cluster) for value, p in zip(values, predictions, strict=True) if value is not None]
     numbers, clusters = [value for value, _ in counted], [video for _, video in counted]
-    interval = accuracy_interval if yes_or_no else mean_interval
     return Row(
         kind=kind,
         name=name,
@@ -296,5 +291,13 @@ def _row(
         n_scored=sum(p.prediction is not None for p in predictions),
         n_counted=len(numbers),
         n_expected=len(predictions),
-        interval=interval(numbers, clusters, seed=seed),
+        interval=_interval(numbers, clusters, yes_or_no, seed),
     )
+
+
+def _interval(
+    values: Sequence[float], clusters: Sequence[str], yes_or_no: bool, seed: int, weights: Sequence[float] | None = None
+) -> Interval:
+    if yes_or_no:
+        return accuracy_interval(values, clusters, weights=weights)
+    return mean_interval(values, clusters, weights=weights, seed=seed)

@@ -14,12 +14,13 @@ from pave.evaluation.benchmarks.spatial_answers import match_measures
 
 NAME = "sqa3d"
 TYPES = ("What", "Is", "How", "Can", "Which")
-"""Official types: how the question begins, with a capital letter; everything else is Others."""
+"""Official types: the first word, with a capital letter; everything else ("What's", "which") is Others."""
 
 
 def question_type(question: str) -> str:
     """The official type of a question."""
-    return next((kind for kind in TYPES if question.lstrip().startswith(kind)), "Others")
+    first = question.split(" ")[0]
+    return first if first in TYPES else "Others"
 
 
 def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Iterator[Sample]:
@@ -83,7 +84,7 @@ BENCHMARK = Benchmark(
             protocol="paper", version="sqa3d-paper-1", measures=lambda predictions: match_measures(predictions, strict=False)
         ),
         Scorer(
-            protocol="strict", version="sqa3d-strict-2", measures=lambda predictions: match_measures(predictions, strict=True)
+            protocol="strict", version="sqa3d-strict-3", measures=lambda predictions: match_measures(predictions, strict=True)
         ),
     ),
     # all together as in the official README (33.4k); the splits not found there

@@ -100,7 +100,7 @@ BENCHMARK = Benchmark(
     official={**dict.fromkeys((*_OF_VIDEO, "question_id", "task_type", "question"), str), "options": list},
     scorers=(
         Scorer(protocol="paper", version="video_mme-paper-1", measures=judged(_paper)),
-        Scorer(protocol="strict", version="video_mme-strict-2", measures=strictly(names_the_right_option)),
+        Scorer(protocol="strict", version="video_mme-strict-3", measures=strictly(names_the_right_option)),
     ),
     # as in the official README
     totals={"test": {"": 2700}},

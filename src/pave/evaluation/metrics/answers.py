@@ -76,7 +76,8 @@ def parse_choice(prediction: str, choices: Sequence[str], *, letters_first: bool
 
     After an optional lead-in ("The best answer is:", "Option:", ...) the whole rest must be one of
 
-    - the text of a choice (compared by ``normalize_answer``; where two choices read the same, only a letter tells them apart),
+    - the text of a choice (compared by ``normalize_answer``; where two different ones read the same, only a letter tells them apart; of
+      equal ones it names the first),
     - its letter: ``B``, ``b``, ``(B)``, ``[B]``, ``B.``, ``B)``, ``B:``,
     - letter and text: ``B. red circle``, ``(B) red circle``, where both must mean the same choice.
 
@@ -95,17 +96,21 @@ def parse_choice(prediction: str, choices: Sequence[str], *, letters_first: bool
     if not 2 <= len(choices) <= 26:
         raise ValueError(f"multiple choice needs 2 to 26 choices, got {len(choices)}: {list(choices)!r}")
     normal = [normalize_answer(choice) for choice in choices]
+    texts = [choice.strip() for choice in choices]
+    alone = {
+        name for name in normal if name and len({text for text, one in zip(texts, normal, strict=True) if one == name}) == 1
+    }
     # single blanks: over a long run of them the pattern of the lead-in takes quadratic time
     text = " ".join(unicodedata.normalize("NFKC", prediction).split())
     for candidate in dict.fromkeys((text, _LEAD_IN.sub("", text, count=1).strip())):
-        found = _named_choice(candidate, normal, letters_first)
+        found = _named_choice(candidate, normal, alone, letters_first)
         if found is not None:
             return found
     return None
 
 
-def _named_choice(text: str, normal: list[str], letters_first: bool) -> int | None:
-    """The choice that the whole of ``text`` names."""
+def _named_choice(text: str, normal: list[str], alone: set[str], letters_first: bool) -> int | None:
+    """The choice that the whole of ``text`` names; ``alone`` are the normalised texts that mean one choice."""
     bare, stem = normalize_answer(text), text.rstrip(" .")
     letter = _index(match, len(normal)) if (match := _LETTER_ALONE.match(stem)) else None
     if letters_first and letter is not None and not (stem.isalpha() and stem.islower()):
@@ -115,7 +120,7 @@ def _named_choice(text: str, normal: list[str], letters_first: bool) -> int | No
         index, rest = _index(both, len(normal)), normalize_answer(both[both.lastindex or 0])
         if index is not None and rest in normal and rest != normal[index]:
             return None  # letter and text mean two choices
-    if bare and normal.count(bare) == 1:
+    if bare in alone:
         return normal.index(bare)
     return letter if match else index if index is not None and rest == normal[index] else None
 

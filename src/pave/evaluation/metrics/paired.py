@@ -16,7 +16,7 @@ class PairedComparison:
     difference: float
     """Accuracy (or mean score) of the second run minus that of the first."""
     interval: Interval
-    """95 % interval of the difference, bootstrap clustered by video."""
+    """95 % interval of the difference, clustered by video."""
     only_first: int
     """Samples that only the first run has right."""
     only_second: int
@@ -53,8 +53,8 @@ def compare_paired(
         second: the same for the second run, in the same order.
         clusters: per sample the id of its video.
         weights: per sample, of the means; the counts and the test do not know them.
-        seed: of the bootstrap.
-        resamples: bootstrap draws.
+        seed: of the bootstrap of scores; right and wrong need none.
+        resamples: its draws.
 
     Raises:
         ValueError: if the lengths differ.

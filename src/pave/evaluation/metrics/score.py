@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pave.evaluation.metrics.intervals import RESAMPLES, Interval, accuracy_interval
+from pave.evaluation.metrics.intervals import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,15 @@ class Score:
         return {"accuracy": self.accuracy, **asdict(self)}
 
 
-def score_samples(
-    correct: Sequence[bool], scored: Sequence[bool], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Score:
+def score_samples(correct: Sequence[bool], scored: Sequence[bool], clusters: Sequence[Hashable]) -> Score:
     """Sum up one group of samples.
 
     Args:
         correct: per sample; a sample that failed is not correct.
         scored: per sample, False where no answer was produced.
         clusters: per sample the id of its video.
-        seed: of the bootstrap.
-        resamples: bootstrap draws.
     """
     if any(right and not done for right, done in zip(correct, scored, strict=True)):
         raise ValueError("score_samples: a sample without an answer cannot be correct")
-    interval = accuracy_interval(correct, clusters, seed=seed, resamples=resamples)
+    interval = accuracy_interval(correct, clusters)
     return Score(sum(map(bool, correct)), sum(map(bool, scored)), len(correct), interval)
