@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -96,10 +95,6 @@ def _global_options(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; see ``pave.cli.main``."""
-    if (
-        os.getcwd() not in sys.path
-    ):  # modules with side channels of one's own; at the end, so that they never stand in for others
-        sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
     if "--debug" in options:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, JsonOption, MismatchOption, PatchOption, Result
+from pave.cli.shared import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    EncodersOption,
+    JsonOption,
+    MismatchOption,
+    PatchOption,
+    Result,
+)
 
 if TYPE_CHECKING:
     from pave.evaluation.inference import Answer
@@ -41,6 +50,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -59,7 +69,7 @@ def command(
     from pave.cli.models import load
     from pave.data.media import FrameSampling
 
-    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
+    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch, encoders)
     options: dict[str, Any] = {"choices": choice or None, "side_channels": sides, "max_new_tokens": max_new_tokens}
     answers = {"patch" if patch else "base": qa.ask(video, question, **options)}
     if compare:

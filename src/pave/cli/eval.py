@@ -11,6 +11,7 @@ from pave.cli.shared import (
     BaseOption,
     DeviceOption,
     DtypeOption,
+    EncodersOption,
     JobFailed,
     JsonOption,
     MismatchOption,
@@ -66,6 +67,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -94,7 +96,7 @@ def command(
             raise ValueError("--shard: name the folder that the parts are written to with --out")
         part, expected = take_shard(expected, *parse_shard(shard))
     file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
-    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
+    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch, encoders)
     if store is not None:
         qa.use_store(store, everything if changes else expected, vision=storage_dtype(vision))
     elif vision is not None:

@@ -19,6 +19,7 @@ from pave.config import Strict, read_strict
 from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text
+from pave.utils.json_files import parse_json
 
 FORMAT_VERSION = 1
 
@@ -255,9 +256,9 @@ def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]
     values: list[Any] = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last line end is incomplete
         try:
-            values.append(json.loads(line.decode()))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{os.fspath(path)}, line {number}: not valid JSON") from None
+            values.append(parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     header = values[0] if values and isinstance(values[0], dict) else {}
     if header.get("pave_predictions") != FORMAT_VERSION or not isinstance(header.get("settings"), dict):
         raise ValueError(f"{os.fspath(path)}: not a predictions file of this library (its first line does not say so)")

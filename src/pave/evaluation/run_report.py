@@ -24,6 +24,7 @@ from pave.evaluation.report_sections import costs_section, exposures_section, pu
 from pave.evaluation.result import EvalResult, compare_results, paired_predictions, rescore, verdicts
 from pave.evaluation.shards import PREDICTIONS, merge_shards
 from pave.patching import read_record
+from pave.utils.json_files import read_json
 
 SCORES = "scores.json"
 """What ``pave eval`` writes beside the predictions."""
@@ -235,9 +236,9 @@ def _samples_of(runs: Sequence[ReportRun], given: Sequence[Sample] | None) -> di
         return {sample.id: sample for sample in given}
     for run in reversed(runs):
         try:
-            named = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))["samples"]
+            named = read_json(run.folder / SCORES)["samples"]
             return {sample.id: sample for sample in read_samples(named)}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return {}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pave.utils.files import atomic_write_text
+from pave.utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class ContentHashes:
 
     def _read(self) -> None:
         try:
-            lines = json.loads(self._memory.read_text(encoding="utf-8")) if self._memory.is_file() else {}
+            lines = read_json(self._memory, limit=2**30) if self._memory.is_file() else {}
             self._known |= {name: ((int(size), int(time_ns)), str(h)) for name, (size, time_ns, h) in lines.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             logger.warning("%s is damaged; the files are hashed again", self._memory)
