@@ -82,7 +82,10 @@ def test_it_trains_and_answers_through_a_recipe(at, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 2
     recorded = read_record(at / "run" / "patch").patch.side_channels["thermometer"].encoder
     assert build_encoder(recorded, "thermometer").spec().settings == {"step_seconds": 0.5}
-    assert main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--encoders", *printed["encoders"], "--json"]) == 0
+    assert (
+        main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--encoders", *printed["encoders"], "--json"])
+        == 0
+    )
     assert read_recipe("recipe.yaml").patch.side_channels["thermometer"].width == 2
     Path("0.csv").write_text("time,value\n0,warm\n")
     assert main(["train", "recipe.yaml", f"output={at / 'again'}"]) == 2

@@ -76,7 +76,10 @@ def test_an_encoder_by_its_import_path(gauges):
     [
         ("gauges:Gage", "the module 'gauges' has no class 'Gage'"),
         ("gauges:number", "has no class 'number'"),
-        ("gauge_of_nobody:Gauge", r"there is no installed module 'gauge_of_nobody'; name its file instead, such as FOLDER/gauge_of_nobody\.py"),
+        (
+            "gauge_of_nobody:Gauge",
+            r"there is no installed module 'gauge_of_nobody'; name its file instead, such as FOLDER/gauge_of_nobody\.py",
+        ),
         ("broken_gauge:Gauge", "cannot be imported: No module named 'a_package_nobody_has'"),
         ("raising_gauge:Gauge", "cannot be imported: ZeroDivisionError"),
         ("gauges:Plain", "'gauges:Plain' is no encoder: it lacks source, width"),
@@ -138,7 +141,9 @@ def away(tmp_path, monkeypatch):
     """A module in a folder that Python does not look into."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "beside.py").write_text("GAIN = 7.0\n")
-    (tmp_path / "lib" / "gauge_file.py").write_text(MODULE.replace("import torch\n", "import torch\nfrom beside import GAIN\n", 1))
+    (tmp_path / "lib" / "gauge_file.py").write_text(
+        MODULE.replace("import torch\n", "import torch\nfrom beside import GAIN\n", 1)
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path / "lib" / "gauge_file.py"
     for name in ("gauge_file", "beside"):

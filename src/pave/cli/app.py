@@ -26,6 +26,7 @@ from pave.cli import (
     reproduce,
     score,
     show,
+    sign,
     train,
 )
 from pave.cli import eval as evaluate
@@ -63,6 +64,7 @@ VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "report": (report.command, "One page about several evaluations."),
     "reproduce": (reproduce.command, "Make the evidence for the method again, on miniature worlds."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
+    "sign": (sign.command, "Bind the files of a patch together after they were changed on purpose."),
     "compress": (compress.command, "Make a trained patch smaller, and measure what that costs."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),

@@ -106,7 +106,7 @@ def command(
     return Result(_text(report, opened, rank, world_size), data, exit_code=FAILED if report.failures else 0)
 
 
-def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, own: Sequence[str]) -> Job:
+def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, own: Sequence[str] = ()) -> Job:
     """What a recipe reads from its store."""
     from pave.data.store import VISION
     from pave.side_channels import build_encoder

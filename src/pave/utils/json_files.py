@@ -27,7 +27,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> byt
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f"{name}: an ordinary file is needed, not a {_kind(found.st_mode)}")
         with open(name, "rb") as file:
-            content = file.read(limit + 1) if found.st_size <= limit else b""
+            content = file.read() if found.st_size <= limit else b""
     except FileNotFoundError:
         raise ValueError(f"{name}: there is no such file") from None
     except OSError as error:
@@ -50,9 +50,7 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """
     try:
         numbers = {} if any_number else {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
-        return json.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_unique_keys, **numbers
-        )
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_unique_keys, **numbers)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise ValueError(f"not JSON: {error.msg} at {place}") from None

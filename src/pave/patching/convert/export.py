@@ -11,7 +11,8 @@ import safetensors.torch
 
 import pave
 from pave.patching import lora
-from pave.patching.checkpoint import LORA_FILE, LORA_FOLDER, PatchRecord, read_files, read_record, resolve_patch
+from pave.patching.checkpoint import read_files, resolve_patch
+from pave.patching.record import LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 from pave.utils.files import atomic_folder
 from pave.utils.json_files import read_json_object
 
