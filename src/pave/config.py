@@ -263,7 +263,8 @@ class EncoderConfig(Strict):
 
     name: str = "log_mel"
     """One of the encoders in docs/side_channels.md (log_mel needs no weights; features reads stored ones; clap, ast and others are
-    families of transformers), or the import path module:Class of an encoder of your own."""
+    families of transformers), or the import path module:Class of an encoder of your own, whose module is imported only where whoever
+    runs the patch or recipe names it as well (encoders)."""
     model: str | None = None
     """Hub id or local path of the encoder's weights, for those that have some."""
     revision: str | None = None

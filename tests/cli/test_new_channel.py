@@ -34,7 +34,7 @@ def at(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def write_experiment(folder, channel):
+def write_experiment(folder, channel, encoders):
     """A base, four clips with a log each (the last without), and a recipe with the channel."""
     model, processor = tiny_llava_onevision()
     model.save_pretrained(folder / "base")
@@ -53,6 +53,7 @@ def write_experiment(folder, channel):
         "data": {"train": "samples.jsonl", "frames": {"num_frames": 4}, "cache": "memory"},
         "training": {"steps": 2, "batch_size": 2},
         "output": str(folder / "run"),
+        "encoders": encoders,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
@@ -73,15 +74,18 @@ def test_it_trains_and_answers_through_a_recipe(at, capsys):
     """The lines that the command prints are the recipe's, and the finished patch finds the class again."""
     assert main(["new-channel", "thermometer"]) == 0
     out = capsys.readouterr().out
-    printed = yaml.safe_load(re.search(r"  side_channels:\n.*", out)[0])
-    channel = printed["side_channels"]
+    printed = yaml.safe_load(re.search(r"  encoders: .*\n  patch:\n.*\n.*", out)[0])
+    channel = printed["patch"]["side_channels"]
     channel["thermometer"]["fusion"] = {"width": 16, "embed_width": 16, "num_heads": 2}
-    write_experiment(at, channel)
+    write_experiment(at, channel, printed["encoders"])
     assert main(["train", "recipe.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
     recorded = read_record(at / "run" / "patch").patch.side_channels["thermometer"].encoder
-    assert build_encoder(recorded).spec().settings == {"step_seconds": 0.5}
-    assert main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--json"]) == 0
+    assert build_encoder(recorded, "thermometer").spec().settings == {"step_seconds": 0.5}
+    assert (
+        main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--encoders", *printed["encoders"], "--json"])
+        == 0
+    )
     assert read_recipe("recipe.yaml").patch.side_channels["thermometer"].width == 2
     Path("0.csv").write_text("time,value\n0,warm\n")
     assert main(["train", "recipe.yaml", f"output={at / 'again'}"]) == 2

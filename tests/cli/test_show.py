@@ -10,6 +10,7 @@ from cases import CASES, small_config
 from pave import PatchConfig, attach_patch, save_patch
 from pave.cli import main
 from pave.patching import patch_parameter_groups
+from signing import resign
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,9 @@ def test_configs_as_json(tmp_path, capsys):
     data = show(capsys, "--config", tmp_path / "patch.json", "--base", "llava-onevision-qwen2-0.5b")
     assert PatchConfig.from_dict(data["patch"]) == config
     for text, message in (
-        ("{", "not valid JSON"),
+        ("{", "not JSON"),
         ('{"side_channels": {}, "channel": 1}', "unknown key 'channel'"),
-        ("[1]", "a patch config"),
+        ("[1]", "a JSON object in braces is needed"),
     ):
         (tmp_path / "patch.json").write_text(text)
         assert main(["show", "--config", str(tmp_path / "patch.json")]) == 2
@@ -99,6 +100,7 @@ def test_a_patch_whose_base_is_not_on_this_machine_asks_for_it(saved, tmp_path, 
     record = json.loads((tmp_path / "patch" / "patch_config.json").read_text())
     record["base"]["model_id"] = str(tmp_path / "elsewhere")
     (tmp_path / "patch" / "patch_config.json").write_text(json.dumps(record))
+    resign(tmp_path / "patch")
     assert main(["show", str(tmp_path / "patch")]) == 2
     err = capsys.readouterr().err
     assert f"names the base '{tmp_path / 'elsewhere'}', give another with --base" in err

@@ -329,7 +329,9 @@ def test_a_file_that_hangs_or_crashes_its_reader_costs_only_itself(tmp_path, mon
     (tmp_path / "trap_encoder.py").write_text("\n".join(source))
     monkeypatch.syspath_prepend(str(tmp_path))
     channel = {"kind": "own", "width": 1, "encoder": {"name": "trap_encoder:Trap"}}
-    setup = Setup.from_dict({"channels": {"trap": channel}, "timeout": 4})
+    with pytest.raises(ValueError, match="'trap_encoder:Trap' is code"):
+        examine([tmp_path / "train.jsonl"], Setup.from_dict({"channels": {"trap": channel}}), workers=1, progress=False)
+    setup = Setup.from_dict({"channels": {"trap": channel}, "encoders": ["trap_encoder"], "timeout": 4})
     report = examine([tmp_path / "train.jsonl"], setup, workers=1, progress=False)
     found = {one.code: (one.samples, one.file, one.message) for one in report.findings}
     assert found == {

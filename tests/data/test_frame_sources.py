@@ -189,7 +189,7 @@ def test_other_paths_are_refused(cameras, tmp_path):
     (cameras / "bad.json").write_text('{"views": [NaN]}')
     for path, words in (
         (tmp_path / "empty", "the folder holds no video"),
-        (cameras / "bad.json", "not JSON .NaN is no number of JSON"),
+        (cameras / "bad.json", "bad.json: NaN is no number of JSON"),
         (tmp_path / "gone.json", "there is no such file"),
         (tmp_path / "gone.mp4", "'gone', but the encoder's views are left, right"),
     ):

@@ -147,7 +147,7 @@ def test_own_encoders_are_named_by_their_code(tmp_path, monkeypatch):
     ids = []
     for number in (1, 2):
         (tmp_path / f"own_code_{number}.py").write_text(code.format(value=number))
-        own = build_encoder(EncoderConfig(name=f"own_code_{number}:Own"))
+        own = build_encoder(EncoderConfig(name=f"own_code_{number}:Own"), f"own_code_{number}")
         samples = [Sample(id=n, video=str(tmp_path / n), question="?") for n in ("v.wav", "v2.wav")]
         store, plan, _ = fill(tmp_path / "store", samples, {"own": own})
         assert len(plan.wanted) == 2  # it may look beside the video, so the place counts

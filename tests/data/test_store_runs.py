@@ -164,7 +164,7 @@ def fragile(folder, texts):
         (folder / f"{i}.txt").write_text(text)
         channels = {"own": str(folder / f"{i}.txt")}
         samples.append(Sample(id=f"s{i}", video=str(folder / "0.txt"), question="?", side_channels=channels))
-    return samples, {"own": build_encoder(EncoderConfig(name="store_encoders:Fragile"))}
+    return samples, {"own": build_encoder(EncoderConfig(name="store_encoders:Fragile"), "store_encoders")}
 
 
 def test_a_file_that_hangs_or_crashes_fails_alone(tmp_path):

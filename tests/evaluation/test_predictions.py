@@ -60,10 +60,12 @@ def test_other_settings_and_other_files_are_refused(tmp_path):
         PredictionFile(tmp_path / "q.jsonl", SETTINGS)
     for header in ('{"pave_predictions": 1}', '{"pave_predictions": 1, "settings": []}', "[]", "[" * 100_000, "9" * 5000):
         (tmp_path / "q.jsonl").write_text(header + "\n")
-        with pytest.raises(ValueError, match=r"q\.jsonl(: not a predictions file|, line 1: not valid JSON)"):
+        with pytest.raises(
+            ValueError, match=r"q\.jsonl(: not a predictions file|, line 1: (not JSON|a number of 5000 digits))"
+        ):
             PredictionFile(tmp_path / "q.jsonl", SETTINGS)
     path.write_text(path.read_text() + "{broken\n" + json.dumps(make(0).to_dict()) + "\n")
-    with pytest.raises(ValueError, match="line 2: not valid JSON"):
+    with pytest.raises(ValueError, match="line 2: not JSON"):
         read_predictions(path)
     path.write_text(path.read_text().replace("{broken\n", '{"id": "x", "kind": "sound"}\n'))
     with pytest.raises(ValueError, match="line 2"):

@@ -12,6 +12,7 @@ from pave.config import PatchConfig
 from pave.evidence.added import add_patches
 from pave.patching import patch_slot, read_record
 from pave.patching.checkpoint import read_files
+from signing import resign
 
 CASE = CASES["llava_onevision"]
 
@@ -122,6 +123,7 @@ def test_what_cannot_be_added_is_refused(parts, tmp_path):
     values = json.loads(record.read_text())
     values["base"]["architecture"]["model_type"] = "another"
     record.write_text(json.dumps(values))
+    resign(tmp_path / "channel")
     with pytest.raises(ValueError, match="trained on another base"):
         add_patches([one, tmp_path / "channel"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

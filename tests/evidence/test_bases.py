@@ -12,7 +12,7 @@ from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan
 from pave.evidence.sections import bases as section
 from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, video_only
 from pave.evidence.worlds import WORLDS
-from pave.patching.checkpoint import read_record
+from pave.patching.record import read_record
 from pave.utils.embedded import PLAYGROUND
 
 

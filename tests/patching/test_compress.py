@@ -20,6 +20,7 @@ from pave.patching.convert import export_patch
 from pave.patching.cost import patch_cost
 from pave.patching.storage import pack, parameter_count, stored_bytes, tensor_bytes, unpack
 from pave.video_llms.known import load_config
+from signing import resign
 
 CASE = CASES["llava_onevision"]
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -234,7 +235,7 @@ def test_a_packed_patch_is_an_ordinary_patch(name, storage, tmp_path):
     assert cost.lora_bytes == made.bytes_after["lora"] and cost.patch_bytes < tensor_bytes(plain) + cost.lora_bytes
     save_patch(loaded, tmp_path / "plain")
     again = load_patch(case.build()[0], tmp_path / "plain")
-    assert read_record(tmp_path / "plain").format_version == 1
+    assert read_record(tmp_path / "plain").fusion_storage == "plain"
     assert all(torch.equal(value, state[key].bfloat16().float() if ".standardize." not in key else state[key])
                for key, value in patch_slot(again).fusions.state_dict().items())  # fmt: skip
     export_patch(small, tmp_path / "out")
@@ -296,6 +297,7 @@ def test_damage_is_refused_by_name(storage, tmp_path):
     for name, (parts, message) in BROKEN.items():
         small = write_compressed(compress_patch(folder, fusion=storage), tmp_path / "small")
         edit(small / "patch.safetensors", **parts)
+        resign(small)
         with pytest.raises(ValueError, match=message) as caught:
             load_patch(base, small)
             pytest.fail(name)
@@ -306,9 +308,7 @@ def test_damage_is_refused_by_name(storage, tmp_path):
     ("change", "message"),
     [
         ({"fusion_storage": "4bit"}, r"codes is int8 of shape .* in 4bit needs uint8"),
-        ({"fusion_storage": "plain"}, "format_version 2 does not go with fusion_storage 'plain'"),
-        ({"fusion_storage": "plain", "format_version": 1}, r"is stored as int\d+; a patch holds float32"),
-        ({"format_version": 1}, "format_version 1 does not go with fusion_storage '8bit'"),
+        ({"fusion_storage": "plain"}, r"is stored as int\d+; a patch holds float32"),
         ({"fusion_storage": "2bit"}, "fusion_storage: Input should be 'plain', '8bit' or '4bit', got '2bit'"),
     ],
 )
@@ -317,6 +317,7 @@ def test_a_record_of_another_storage_is_refused(change, message, tmp_path):
     small = write_compressed(compress_patch(folder, fusion="8bit"), tmp_path / "small")
     values = json.loads((small / "patch_config.json").read_text())
     (small / "patch_config.json").write_text(json.dumps({**values, **change}))
+    resign(small)
     with pytest.raises(ValueError, match=message):
         load_patch(CASE.build()[0], small)
 
@@ -330,7 +331,7 @@ def test_the_record_and_the_card_say_what_was_done(tmp_path):
     small = write_compressed(made, tmp_path / "small", measured={"sentence": "accuracy on 3 samples: no matter"})
     record = read_record(small)
     done = record.provenance["compressed"]
-    assert record.provenance["seed"] == 3 and record.format_version == 2
+    assert record.provenance["seed"] == 3 and record.fusion_storage == "4bit"
     assert done["lora_ranks"] == {"q_proj": [3, 2], "v_proj": [6, 2], "down_proj": [6, 2]}
     assert done["bytes_before"] == sum(map(tensor_bytes, map(load_file, folder.rglob("*.safetensors"))))
     assert done["bytes_after"] == sum(map(tensor_bytes, map(load_file, small.rglob("*.safetensors"))))
@@ -375,6 +376,7 @@ def test_what_cannot_be_compressed_is_said(tmp_path):
     tensors = load_file(file)
     key = next(key for key in tensors if key.endswith("lora_B.weight"))
     safetensors.torch.save_file({k: v for k, v in tensors.items() if k != key}, file)
+    resign(folder)
     with pytest.raises(ValueError, match=rf"the adapter is incomplete: {key} is missing"):
         compress_patch(folder, lora_rank=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from cases import CASES, WIDTH, patched, side_tokens, small_config
 from pave import FusionConfig, LoraSettings, SideChannelConfig, save_patch
 from pave.patching import continue_patch, is_patched, patch_digest, patch_parameters, patch_slot
+from signing import resign
 
 CASE = CASES["llava_onevision"]
 
@@ -96,10 +98,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence_and_the_model_is_as_it_was(p
         assert not is_patched(model)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for file in ("patch_config.json", "lora"):
-        (damaged / file).symlink_to(folder / file)
+    (damaged / "lora").symlink_to(folder / "lora")
+    shutil.copy(folder / "patch_config.json", damaged)
     tensors = safetensors.torch.load_file(folder / "patch.safetensors")
     safetensors.torch.save_file({k: v for k, v in tensors.items() if "mean_C" not in k}, damaged / "patch.safetensors")
+    resign(damaged)
     model = CASE.build()[0]
     with pytest.raises(ValueError, match=r"1 tensor\(s\) missing, the first is audio\.standardize\.mean_C"):
         continue_patch(model, same, damaged)

@@ -18,6 +18,7 @@ from pave import LoraSettings, PatchConfig, attach_patch, detach_patch, load_pat
 from pave.patching import lora, patch_parameters
 from pave.patching.convert import export_patch
 from pave.patching.cost import patch_cost
+from signing import resign
 
 CONFIG = PatchConfig(side_channels={}, lora=LoraSettings(rank=2, dropout=0.9), storage_dtype="float32")
 TARGETS = ("q_proj", "v_proj", "down_proj")
@@ -233,6 +234,7 @@ def test_dora_with_one_tensor_less_is_refused(tmp_path):
     tensors = load_file(file)
     tensors.pop(next(key for key in tensors if key.endswith("magnitude_vector")))
     safetensors.torch.save_file(tensors, file)
+    resign(tmp_path)
     with pytest.raises(ValueError, match=r"1 tensor.s. missing, the first is .*lora_magnitude_vector"):
         load_patch(case.build()[0], tmp_path)
 
@@ -248,6 +250,7 @@ def test_a_rank_of_one_kind_that_does_not_go_with_the_tensors_is_refused(tmp_pat
         values = json.loads((folder / name).read_text())
         change(values)
         (folder / name).write_text(json.dumps(values))
+    resign(folder)
     with pytest.raises(ValueError, match=r"down_proj\.lora_A\.weight has shape \(6, 64\), patch_config\.json says rank 5"):
         load_patch(case.build()[0], folder)
 
@@ -266,6 +269,7 @@ def test_a_kind_that_is_named_but_not_there_is_refused_before_memory_is_taken_fo
         values = json.loads((folder / name).read_text())
         change(values)
         (folder / name).write_text(json.dumps(values))
+    resign(folder)
     with pytest.raises(
         ValueError, match=r"adapter_model\.safetensors: no tensor is for k_proj, which patch_config\.json names"
     ):

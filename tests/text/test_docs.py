@@ -249,8 +249,9 @@ def test_overrides_of_documented_commands_fit_their_recipes(started, monkeypatch
 def test_yaml_blocks_are_parts_of_a_recipe(path):
     for block in blocks(path, "yaml"):
         values = yaml.safe_load(block)
-        (key,) = values
-        if key == "side_channels":
+        (key,) = set(values) - {"encoders"}
+        if key in ("patch", "side_channels"):
+            values = values.get("patch", values)
             patch = PatchConfig.from_dict(values, where=name_of(path))
             for channel in patch.side_channels.values():
                 if channel.encoder.model is None and ":" not in channel.encoder.name:  # a class of the reader's own

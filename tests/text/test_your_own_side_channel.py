@@ -43,7 +43,7 @@ def test_all_that_is_written_is_under_60_lines():
 def test_what_the_class_says_of_a_log(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     (folder / "ride.log").write_text("0;-20\n500;-10\n2250;20\n2500;-20\n2750;20\n")
-    encoder = build_encoder(EncoderConfig(name="tilt:TiltEncoder"))
+    encoder = build_encoder(EncoderConfig(name="tilt:TiltEncoder"), "tilt")
     features = encoder.encode(encoder.read("ride.mp4", "ride.log"))
     assert features.times_K.tolist() == [0.5, 2.5]
     torch.testing.assert_close(features.features_KMC[:, 0], torch.tensor([[-0.75, 0.0], [1 / 3, 2.0]]))
@@ -57,10 +57,12 @@ def test_the_recipe_and_the_sample_of_the_page_train(folder, capsys):
     (folder / "samples.jsonl").write_text(block("json"))
     write_video(folder / sample["video"], np.zeros((16, SIDE, SIDE, 3), np.uint8), fps=8)
     (folder / sample["side_channels"]["tilt"]).write_text("0;-20\n500;-10\n1250;20\n")
-    patch = {**yaml.safe_load(block("yaml")), "lora": {"rank": 2}}
+    printed = yaml.safe_load(block("yaml"))
+    patch = {**printed["patch"], "lora": {"rank": 2}}
     recipe = {
         "base": {"model": "base"},
         "patch": patch,
+        "encoders": printed["encoders"],
         "data": {"train": "samples.jsonl", "frames": {"num_frames": 2}},
         "training": {"steps": 2, "batch_size": 1},
         "output": "run",
@@ -68,4 +70,7 @@ def test_the_recipe_and_the_sample_of_the_page_train(folder, capsys):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", "recipe.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
-    assert main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--json"]) == 0
+    assert main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch", "--encoders", "tilt.py", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "samples.jsonl", "--base", "base", "--patch", "run/patch"]) == 2
+    assert "'tilt:TiltEncoder' is code" in capsys.readouterr().err

@@ -45,6 +45,34 @@ def test_a_checkpoint_that_was_copied_in_part_is_passed_over(run):
     assert last_checkpoint(run) == run / "checkpoint-1"
 
 
+def test_a_damaged_checkpoint_is_not_resumed_from(run, tmp_path):
+    """Every file of it, the manifest included; a file of another checkpoint of the same length too."""
+    folder = run / "checkpoint-3"
+    read_manifest(folder, content=True)
+    rng = random.Random(0)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert {"optimizer.pt", "patch.safetensors", MANIFEST} <= set(names)
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for bit in rng.sample(range(8 * len(whole)), 40):
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(changed)
+            with pytest.raises(ValueError, match=r"cannot be resumed from: .* is not as it was written|no readable checkpoint"):
+                read_manifest(folder, content=True)
+        (folder / name).write_bytes(whole)
+    for name in ("optimizer.pt", "patch.safetensors", "lora/adapter_model.safetensors"):
+        other = (run / "checkpoint-2" / name).read_bytes()
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(other)
+        assert len(other) == len(whole) and last_checkpoint(run) == folder  # the length alone tells nothing
+        with pytest.raises(ValueError, match=f"cannot be resumed from: {name} is not as it was written"):
+            build(run, steps=4).train(resume_from_checkpoint=str(folder))
+        assert last_checkpoint(run, content=True) == run / "checkpoint-2"
+        (folder / name).write_bytes(whole)
+    assert last_checkpoint(run, content=True) == folder
+
+
 def test_a_file_that_torch_cut_short_is_not_published(run):
     """The file system took only a part and torch did not notice."""
     staging = run / ".checkpoint-4.writing" / "checkpoint-4"

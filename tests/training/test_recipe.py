@@ -212,7 +212,7 @@ def test_a_written_recipe_reads_as_it_was(tmp_path):
         "text": odd,
         "numbers": [1, -2, 1e-5, 1e300, 0.1, 2.0, float("inf")],
         "others": [True, None],
-        **{k: 1 for k in odd},
+        **dict.fromkeys(odd, 1),
     }
     (tmp_path / "values.yaml").write_text(write_values(values))
     assert repr(read_values(tmp_path / "values.yaml")[0]) == repr(values)

@@ -18,6 +18,7 @@ from pave.data.media import read_audio
 from pave.patching import detach_patch, load_patch, patch_parameters, read_record
 from pave.side_channels import build_encoder
 from pave.training import run_recipe
+from signing import resign_checkpoint
 from tiny_models import tiny_llava_onevision
 from tiny_training import RATE, make_world, plan, tensors
 
@@ -79,8 +80,8 @@ def test_a_run_goes_on_though_its_recipe_was_written_before_a_field_was_added(wo
     record = json.loads(file.read_text())
     recipe = record["provenance"]["recipe"]
     del recipe["init"], recipe["data"]["tasks"], recipe["data"]["mixing"], recipe["training"]["channel_dropout"]
-    text, length = json.dumps(record, indent=2, ensure_ascii=False), file.stat().st_size
-    file.write_text(text.ljust(length))
+    file.write_text(json.dumps(record))
+    resign_checkpoint(file.parent)
     assert run_recipe(plan(world, tmp_path), folder=world, resume=True).eval_loss == result.eval_loss
 
 
@@ -98,6 +99,7 @@ def test_a_run_goes_on_with_its_own_samples_only(world, finished, tmp_path):
         (world / "train.jsonl").write_text("".join(lines))
     file = tmp_path / "again" / "checkpoint-5" / "patch_config.json"
     file.write_text(file.read_text().replace('"samples_per_step": 4', '"samples_per_step": 8'))
+    resign_checkpoint(file.parent)
     with pytest.raises(ValueError, match=r"another number of processes \(samples_per_step was 8, now it is 4\)"):
         run_recipe(plan(world, tmp_path / "again"), folder=world, resume=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from pave.cli import (
     reproduce,
     score,
     show,
+    sign,
     train,
 )
 from pave.cli import eval as evaluate
@@ -64,6 +64,7 @@ VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "report": (report.command, "One page about several evaluations."),
     "reproduce": (reproduce.command, "Make the evidence for the method again, on miniature worlds."),
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
+    "sign": (sign.command, "Bind the files of a patch together after they were changed on purpose."),
     "compress": (compress.command, "Make a trained patch smaller, and measure what that costs."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
@@ -103,10 +104,6 @@ def _global_options(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; see ``pave.cli.main``."""
-    if (
-        os.getcwd() not in sys.path
-    ):  # modules with side channels of one's own; at the end, so that they never stand in for others
-        sys.path.append(os.getcwd())
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
     for flag in ("--quiet", "--verbose", "--debug"):  # anywhere on the line, yet options of the command as a whole

@@ -12,6 +12,7 @@ from pave.cli.shared import (
     BaseOption,
     DeviceOption,
     DtypeOption,
+    EncodersOption,
     JsonOption,
     MismatchOption,
     PatchOption,
@@ -50,6 +51,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -69,7 +71,7 @@ def command(
     from pave.cli.models import load
     from pave.data.media import FrameSampling
 
-    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
+    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch, encoders)
     options: dict[str, Any] = {"choices": choice or None, "side_channels": sides, "max_new_tokens": max_new_tokens}
     answers = {"patch" if patch else "base": qa.ask(video, question, **options)}
     if compare:

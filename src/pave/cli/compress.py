@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, JobFailed, JsonOption, MismatchOption, Result, check_choice
+from pave.cli.shared import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    EncodersOption,
+    JobFailed,
+    JsonOption,
+    MismatchOption,
+    Result,
+    check_choice,
+)
 
 if TYPE_CHECKING:
     from pave.data.samples import Sample
@@ -47,6 +57,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -76,7 +87,7 @@ def command(
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
 
         def answer(folder: Path) -> EvalResult:
-            return _evaluate(folder, expected, (base, device, dtype, allow_base_mismatch), options)
+            return _evaluate(folder, expected, (base, device, dtype, allow_base_mismatch, encoders), options)
 
         with tempfile.TemporaryDirectory() as work:
             results = answer(source), answer(write_compressed(made, Path(work) / "patch"))
@@ -120,14 +131,14 @@ def _read_samples(path: Path, root: Path | None) -> list[Sample]:
 
 
 def _evaluate(
-    folder: Path, samples: list[Sample], loading: tuple[str | None, str, str, bool], options: dict[str, int]
+    folder: Path, samples: list[Sample], loading: tuple[str | None, str, str, bool, list[str] | None], options: dict[str, int]
 ) -> EvalResult:
     from pave.cli.models import load
     from pave.cli.tables import print_failures
     from pave.evaluation.runner import evaluate
 
-    base, device, dtype, allow_base_mismatch = loading
-    qa = load(base, str(folder), device, dtype, None, allow_base_mismatch)
+    base, device, dtype, allow_base_mismatch, encoders = loading
+    qa = load(base, str(folder), device, dtype, None, allow_base_mismatch, encoders)
     result = evaluate(qa, samples, **options)  # type: ignore[arg-type]
     print_failures(result)
     if result.overall.n_scored == 0:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import FAILED, MOST_PROCESSES, JsonOption, Result
+from pave.cli.shared import FAILED, MOST_PROCESSES, EncodersOption, JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.data.doctor import Cleaned, Report
@@ -25,6 +25,7 @@ _SHOWN = 5
 def command(
     data: list[Path] = typer.Argument(..., help="A recipe, or .jsonl files of samples; several are compared with each other."),
     patch: str | None = typer.Option(None, "--patch", help="A patch, for its channels and frames. A recipe has its own."),
+    encoders: list[str] | None = EncodersOption,
     base: str | None = typer.Option(
         None, "--base", help="Count tokens with this base's processor. Default: a recipe's base if it is on this computer."
     ),
@@ -66,6 +67,8 @@ def command(
         plan.values["frames"] = {"num_frames": frames}
     if max_length is not None:
         plan.values["max_length"] = max_length
+    if encoders:
+        plan.values["encoders"] = [*plan.values.get("encoders", []), *encoders]
     if fix is not None and os.path.realpath(fix) in {os.path.realpath(file) for file in plan.files}:
         raise ValueError(f"--fix: {fix} is one of the files that are examined, and they are not changed; choose another name")
     report = examine(
@@ -126,6 +129,7 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
     folder = path.parent
     values: dict[str, Any] = {
         "channels": recipe.patch.to_dict()["side_channels"],
+        "encoders": list(recipe.own_encoders(folder)),
         "frames": recipe.data.frames.to_dict(),
         "max_length": recipe.data.max_length,
     }

@@ -11,6 +11,7 @@ from pave.cli.shared import (
     BaseOption,
     DeviceOption,
     DtypeOption,
+    EncodersOption,
     JobFailed,
     JsonOption,
     MismatchOption,
@@ -70,6 +71,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -109,7 +111,7 @@ def command(
 
     changes = _changes(counterfactuals, counterfactual or [])
     file = None if out is None else out / (PREDICTIONS if part is None else part.file_name)
-    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch)
+    qa = load(base, patch, device, dtype, FrameSampling(num_frames=frames) if frames else None, allow_base_mismatch, encoders)
     if store is not None:
         qa.use_store(store, everything if changes else expected, vision=storage)
     check_changes(qa, changes, everything)

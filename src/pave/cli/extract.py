@@ -14,6 +14,7 @@ from pave.cli.shared import (
     MOST_PROCESSES,
     BaseOption,
     DtypeOption,
+    EncodersOption,
     JsonOption,
     PatchOption,
     Result,
@@ -36,6 +37,7 @@ def command(
     sources: list[Path] = typer.Argument(..., help="Recipes (.yaml), or files of samples (.jsonl) together with --patch."),
     store: Path | None = typer.Option(None, "--store", help="The feature store, a folder. Default: data.store of the recipe."),
     patch: str | None = PatchOption,
+    own: list[str] | None = EncodersOption,
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in .jsonl files start from. Default: each file's own."
     ),
@@ -79,13 +81,13 @@ def command(
     if dry_run and not gc:
         raise ValueError("--dry-run goes with --gc")
     hide_loading_bars()
-    storage = storage_dtype(vision)
+    storage, own = storage_dtype(vision), own or []
     if (base is not None or frames is not None) and any(source.suffix in (".yaml", ".yml") for source in sources):
         raise ValueError("--base and --frames are for .jsonl files with --vision; a recipe names its own base and frames")
     jobs = [
-        _recipe_job(source, store, storage)
+        _recipe_job(source, store, storage, own)
         if source.suffix in (".yaml", ".yml")
-        else _samples_job(source, store, patch, root, base, frames, dtype, storage)
+        else _samples_job(source, store, patch, root, base, frames, dtype, storage, own)
         for source in sources
     ]
     folders = {str(folder) for _, _, folder in jobs}
@@ -116,7 +118,7 @@ def command(
     return Result(_text(report, opened, rank, world_size), data, exit_code=FAILED if report.failures else 0)
 
 
-def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) -> Job:
+def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, own: Sequence[str] = ()) -> Job:
     """What a recipe reads from its store."""
     from pave.data.store import VISION
     from pave.side_channels import build_encoder
@@ -133,7 +135,8 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None) 
         (name, file, task) for name, task in data.all_tasks().items() for file in (task.train, task.eval) if file is not None
     ]
     samples = [sample for name, file, task in files for sample in read_task(name, file, task, folder, channels)]
-    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder) for name, c in recipe.patch.side_channels.items()}
+    own = [*recipe.own_encoders(folder), *own]
+    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder, own) for name, c in recipe.patch.side_channels.items()}
     if storage is not None or data.vision == "store":
         encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)
     if not encoders:
@@ -150,6 +153,7 @@ def _samples_job(
     frames: int | None,
     dtype: str,
     storage: StorageDtype | None,
+    own: Sequence[str],
 ) -> Job:
     """What ``pave eval`` reads from a store for a file of samples."""
     from pave.data.media import FrameSampling
@@ -168,7 +172,7 @@ def _samples_job(
         )
     record = None if patch is None else read_record(resolve_patch(patch))
     channels = {} if record is None else record.patch.side_channels
-    encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder) for name, channel in channels.items()}
+    encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder, own) for name, channel in channels.items()}
     if storage is not None:
         where = PLAYGROUND if base is None else base
         sampling = FrameSampling(num_frames=frames) if frames else None

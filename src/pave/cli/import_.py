@@ -43,7 +43,7 @@ def command(
     if newline not in (None, *NEWLINES):
         raise ValueError(f"--newline must be {' or '.join(NEWLINES)}, got {newline!r}")
     from pave.patching.convert import import_patch
-    from pave.patching.convert.files import read_json
+    from pave.utils.json_files import read_json_object
 
     imported = import_patch(
         folder,
@@ -56,7 +56,7 @@ def command(
         channel=channel,
         tokens_per_step=tokens_per_step,
         rate=rate,
-        arguments=None if arguments is None else read_json(arguments),
+        arguments=None if arguments is None else read_json_object(arguments),
     )
     data = {
         "folder": str(imported.folder),

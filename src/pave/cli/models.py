@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pave.data.media import FrameSampling
     from pave.evaluation.inference import VideoQA
 
@@ -28,6 +30,7 @@ def load(
     dtype: str,
     sampling: FrameSampling | None,
     allow_base_mismatch: bool,
+    encoders: Sequence[str] | None = None,
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
     from pave.evaluation.inference import VideoQA
@@ -39,7 +42,14 @@ def load(
     if base == PLAYGROUND:
         logger.info("using the small base inside pave, which knows the demo's miniature world only")
     qa = VideoQA.from_pretrained(
-        base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=base
+        base,
+        patch,
+        device=device,
+        dtype=dtype,
+        sampling=sampling,
+        allow_base_mismatch=allow_base_mismatch,
+        name=base,
+        encoders=encoders or (),
     )
     if qa.model.device.type == "cpu":
         settle_threads(qa.model.num_parameters())

@@ -36,10 +36,10 @@ def command(
     words = {"CLASS": "".join(part.capitalize() for part in name.split("_")) + "Encoder", "CHANNEL": name}
     for path, template in ((module, _MODULE), (test, _TEST)):
         atomic_write_text(path, re.sub("|".join(words), lambda match: words[match[0]], template))
-    channel = f"    {name}: {{kind: {name}, width: 2, encoder: {{name: '{name}:{words['CLASS']}'}}}}"
+    channel = f"      {name}: {{kind: {name}, width: 2, encoder: {{name: '{name}:{words['CLASS']}'}}}}"
     text = (
-        f"wrote {module} and {test}\nnext: run the tests there (python -m pytest test_{name}.py), then name the channel in a recipe,\n"
-        f'  side_channels:\n{channel}\nand in each sample its file: "side_channels": {{"{name}": "log.csv"}}'
+        f"wrote {module} and {test}\nnext: run the tests there (python -m pytest test_{name}.py), then name the channel and the file in a recipe,\n"
+        f'  encoders: [{module}]\n  patch:\n    side_channels:\n{channel}\nand in each sample its file: "side_channels": {{"{name}": "log.csv"}}'
     )
     return Result(text, {"files": [str(module), str(test)], "encoder": f"{name}:{words['CLASS']}"})
 
@@ -47,10 +47,14 @@ def command(
 _MODULE = '''\
 """The side channel CHANNEL: what lies in its files, and what the model is told of it.
 
-In a recipe, run from this folder (or with this folder on PYTHONPATH):
+In a recipe, which names this file besides, as no code is imported otherwise:
 
-    side_channels:
-      CHANNEL: {kind: CHANNEL, width: 2, encoder: {name: "CHANNEL:CLASS", settings: {step_seconds: 0.5}}}
+    encoders: [CHANNEL.py]      # relative to the recipe
+    patch:
+      side_channels:
+        CHANNEL: {kind: CHANNEL, width: 2, encoder: {name: "CHANNEL:CLASS", settings: {step_seconds: 0.5}}}
+
+With a finished patch: pave ask ... --encoders CHANNEL.py
 
 In a sample: "side_channels": {"CHANNEL": "log.csv"}
 """
@@ -126,7 +130,7 @@ def log(tmp_path):
 
 
 def test_steps_say_what_was_read_at_their_time(log):
-    encoder = build_encoder(CONFIG)
+    encoder = build_encoder(CONFIG, "CHANNEL")
     features = encoder.encode(encoder.read("video.mp4", log))
     assert features.times_K.tolist() == [0.25, 1.25]  # nothing was read between 0.5 s and 1 s
     torch.testing.assert_close(features.features_KMC[:, 0], torch.tensor([[2.0, 1.0], [5.0, 0.0]]))
@@ -134,9 +138,9 @@ def test_steps_say_what_was_read_at_their_time(log):
 
 
 def test_the_recorded_settings_make_the_same_encoder(log):
-    encoder = build_encoder(CONFIG)
+    encoder = build_encoder(CONFIG, "CHANNEL")
     assert encoder.spec() == CONFIG
-    again = build_encoder(encoder.spec())
+    again = build_encoder(encoder.spec(), "CHANNEL")
     one, two = (e.encode(e.read("video.mp4", log)) for e in (encoder, again))
     assert torch.equal(one.features_KMC, two.features_KMC)
 
@@ -156,7 +160,7 @@ def test_samples_bring_the_channel_or_lack_it(tmp_path, log):
         Sample(id="with", video=video, question="q", answer="a", side_channels={"CHANNEL": log}),
         Sample(id="without", video=video, question="q", answer="a"),
     ]
-    items = PatchDataset(samples, FrameSampling(num_frames=4), {"CHANNEL": build_encoder(CONFIG)}, channels)
+    items = PatchDataset(samples, FrameSampling(num_frames=4), {"CHANNEL": build_encoder(CONFIG, "CHANNEL")}, channels)
     assert len(items[0].side["CHANNEL"]) == 2
     assert items[1].side["CHANNEL"] is None
 '''

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, JsonOption, MismatchOption, Result
+from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, EncodersOption, JsonOption, MismatchOption, Result
 
 if TYPE_CHECKING:
     from pave.evaluation.inference import VideoQA
@@ -37,6 +37,7 @@ def command(
     device: str = DeviceOption,
     dtype: str = DtypeOption,
     allow_base_mismatch: bool = MismatchOption,
+    encoders: list[str] | None = EncodersOption,
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
@@ -53,7 +54,7 @@ def command(
         raise ValueError("--base: the model is loaded to see where a patch looks; name the patch with --patch")
     read = read_runs(runs, samples=samples, data_root=root, seed=seed)
     given = None if samples is None else read_samples(samples, data_root=root)
-    qa = None if patch is None else _load(read[-1], base, patch, device, dtype, allow_base_mismatch)
+    qa = None if patch is None else _load(read[-1], base, patch, device, dtype, allow_base_mismatch, encoders)
     data = write_run_report(out, read, samples=given, qa=qa, examples=examples, title=title, seed=seed)
     lines = [f"{run.name}: {sentence}" for run in read if run.exposure is not None for sentence in run.exposure.sentences]
     lines += [
@@ -64,11 +65,13 @@ def command(
     return Result("\n".join([*lines, f"report: {out}"]), data)
 
 
-def _load(run: ReportRun, base: str | None, patch: str, device: str, dtype: str, allow_base_mismatch: bool) -> VideoQA:
+def _load(
+    run: ReportRun, base: str | None, patch: str, device: str, dtype: str, allow_base_mismatch: bool, encoders: list[str] | None
+) -> VideoQA:
     """The patch on its base, by default that of the run, with the run's frames."""
     from pave.cli.models import load
     from pave.data.media import FrameSampling
 
     settings = run.result.settings
     frames = FrameSampling.from_dict(settings.get("frames") or {}, where=f"{run.folder}: the setting 'frames'")
-    return load(base or settings.get("base"), patch, device, dtype, frames, allow_base_mismatch)
+    return load(base or settings.get("base"), patch, device, dtype, frames, allow_base_mismatch, encoders)

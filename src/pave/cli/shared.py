@@ -44,6 +44,12 @@ DtypeOption = typer.Option(
     "auto", "--dtype", help="How the base's weights are held: auto (as stored), float32, bfloat16, float16."
 )
 MismatchOption = typer.Option(False, "--allow-base-mismatch", help="Load the patch although it was trained on another base.")
+EncodersOption = typer.Option(
+    None,
+    "--encoders",
+    metavar="MODULE",
+    help="A module, or a .py file, with side encoders of your own that the patch may name. No other code is imported. May be repeated.",
+)
 VisionOption = typer.Option(
     None,
     "--vision",

@@ -136,17 +136,11 @@ def preset_patch(preset: str) -> PatchConfig:
 
 def _from_file(path: Path) -> _Subject:
     """A recipe, or a patch config as JSON."""
-    import json
-
     from pave.config import PatchConfig
+    from pave.utils.json_files import read_json_object
 
     if path.suffix == ".json":
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: a patch config is an object with side_channels and lora, not a {type(values).__name__}")
+        values = read_json_object(path)
         return _Subject(str(path), PatchConfig.from_dict(values.get("patch", values), where=str(path)))
     from pave.training.recipe import read_recipe
 

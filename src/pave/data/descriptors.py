@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
-MAX_DESCRIPTOR_BYTES = 64 * 2**20
-"""Largest descriptor that is read."""
+from pave.utils.json_files import read_json
 
 
 def read_descriptor(path: str, known: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Any]:
@@ -18,22 +16,10 @@ def read_descriptor(path: str, known: tuple[str, ...], required: tuple[str, ...]
     Raises:
         ValueError: naming the file, if it is missing, no JSON object, or has other keys.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: there is no such file")
-    if os.path.getsize(path) > MAX_DESCRIPTOR_BYTES:
-        raise ValueError(f"{path}: the file is larger than {MAX_DESCRIPTOR_BYTES / 2**20:g} MiB, too large for a description")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({' '.join(str(error).split())[:120]})") from None
+    content = read_json(path)
     check_keys(path, content, known, required)
     found: dict[str, Any] = content
     return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON; write null for what is not known")
 
 
 def check_keys(where: str, content: Any, known: tuple[str, ...], required: tuple[str, ...]) -> None:
@@ -83,12 +69,11 @@ def files_named(path: str) -> list[str]:
     and the files that it names. A missing or damaged file is reported by the reader, not here."""
     if os.path.isdir(path):
         return sorted(_files_below(path))
-    if not path.lower().endswith(".json") or not os.path.isfile(path) or os.path.getsize(path) > MAX_DESCRIPTOR_BYTES:
+    if not path.lower().endswith(".json"):
         return [path]
     try:
-        with open(path, encoding="utf-8") as file:
-            named = {os.path.join(os.path.dirname(path), text) for text in _texts(json.load(file))}
-    except (ValueError, RecursionError, OSError):
+        named = {os.path.join(os.path.dirname(path), text) for text in _texts(read_json(path))}
+    except ValueError:
         return [path]
     return [path, *sorted(name for name in named if "\0" not in name and os.path.isfile(name))]
 

@@ -41,6 +41,7 @@ from typing import Any, NoReturn
 
 from pave.utils.errors import CodedError
 from pave.utils.files import atomic_path
+from pave.utils.json_files import parse_json
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line of a sample file."""
@@ -250,10 +251,7 @@ def manifest_hash(samples: Iterable[Sample]) -> str:
 
 
 def _parse(text: str, root: str) -> Sample:
-    try:
-        record = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    record = parse_json(text.strip())
     if not isinstance(record, dict):
         raise ValueError(f"a sample is an object in braces, one a line, got {_kind(record)}")
     for name in record:
@@ -299,19 +297,6 @@ def _to_json(record: dict[str, Any], name: str, sort_keys: bool = False) -> str:
     except (TypeError, ValueError) as error:
         raise ValueError(f"sample {name!r}, field 'meta': {error}") from None
     return text
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice in one object")
-        found[key] = value
-    return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"not JSON: {text} is no number of JSON; leave the value out or write null")
 
 
 def _kind(value: Any) -> str:

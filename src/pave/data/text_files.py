@@ -7,7 +7,6 @@ is missing or stands at a wrong time would be learnt from without anybody notici
 from __future__ import annotations
 
 import html
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from pave.side_channels.text import TextSegment, TimedText
+from pave.utils.json_files import parse_json
 
 MAX_BYTES = 32 * 2**20
 """Largest file that is read."""
@@ -202,9 +202,9 @@ def _vtt(text: str) -> Iterator[TextSegment]:
 
 def _json(text: str) -> Iterator[TextSegment]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"it cannot be read: {error}") from None
     chunks = isinstance(values, dict) and "segments" not in values
     entries = values.get("chunks" if chunks else "segments") if isinstance(values, dict) else values
     if not isinstance(entries, list):

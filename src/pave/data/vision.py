@@ -18,7 +18,7 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem, VideoVision
 from pave.data.media import FrameSampling, VideoClip, read_frames
 from pave.data.vision_batch import PIXELS
-from pave.side_channels import SideEncoder, build_encoder
+from pave.side_channels import SideEncoder, build_encoder, own_modules
 from pave.utils.content import Stamp, stamp_or_none, unchanged
 from pave.utils.embedded import model_path
 from pave.video_llms.loading import load_base, load_processor
@@ -131,10 +131,12 @@ Encoder = SideEncoder[Any] | BaseVision
 def build(spec: EncoderConfig) -> Encoder:
     """What ``spec`` describes: the vision tower of a base, or a side encoder.
 
+    For processes that do what another one planned, which has built the same encoder: its module was named there.
+
     Raises:
         ValueError: if there is no such encoder or base.
     """
-    return BaseVision.from_spec(spec) if spec.name == BASE_VISION else build_encoder(spec)
+    return BaseVision.from_spec(spec) if spec.name == BASE_VISION else build_encoder(spec, own_modules(spec))
 
 
 class VisionEncoder:

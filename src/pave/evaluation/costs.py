@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pave.config import Strict, read_strict
 from pave.patching import is_patched, patch_parameters
 from pave.utils.files import atomic_write_json
+from pave.utils.json_files import read_json
 
 _SUFFIX = ".cost.json"
 
@@ -72,11 +72,7 @@ def read_cost(path: str | os.PathLike[str]) -> RunCost:
     Raises:
         ValueError: if the file is no such file; the message names it.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError(f"{os.fspath(path)}: not valid JSON; remove it") from None
-    return read_strict(RunCost, value, os.fspath(path))
+    return read_strict(RunCost, read_json(path, remedy="remove it"), os.fspath(path))
 
 
 def costs_in(folder: str | os.PathLike[str], name: str) -> RunCost | None:

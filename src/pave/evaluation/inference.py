@@ -26,7 +26,7 @@ from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
-from pave.side_channels import SideFeatures, build_encoder
+from pave.side_channels import SideFeatures, build_encoder, modules_named
 from pave.utils.content import ContentHashes
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
@@ -87,13 +87,22 @@ class VideoQA:
         processor: the base's processor.
         sampling: which frames to look at; default what the processor says, else 32.
         name: what to call the base in messages and records.
+        encoders: modules with side encoders of your own that the patch may name; nothing else is imported (``build_encoder``).
 
     Example:
         >>> qa = VideoQA.from_pretrained("llava-hf/llava-onevision-qwen2-7b-ov-hf", patch="my-patch")
         >>> qa.ask("video.mp4", "What sound is heard?").text
     """
 
-    def __init__(self, model: Any, processor: Any, *, sampling: FrameSampling | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        sampling: FrameSampling | None = None,
+        name: str | None = None,
+        encoders: str | Iterable[str] = (),
+    ) -> None:
         self.model = model
         self.processor = processor
         self.sampling = sampling or default_sampling(processor)
@@ -108,7 +117,9 @@ class VideoQA:
         self._kept_bytes = 0
         self._kept: dict[bool, PatchDataset] = {}
         self._kept_vision: MemoryVision | None = None
-        self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+        with modules_named(encoders):
+            built = {channel: build_encoder(config.encoder) for channel, config in self.channels.items()}
+        self.encoders = {channel: encoder.to(model.device) for channel, encoder in built.items()}
         self.acting_watch = ActingWatch(self.channels, self.encoders, self.sampling)
         """What was seen of the side streams of ``answer_samples``; ``evaluate`` says it at the end."""
 
@@ -214,6 +225,7 @@ class VideoQA:
         sampling: FrameSampling | None = None,
         allow_base_mismatch: bool = False,
         name: str | None = None,
+        encoders: str | Iterable[str] = (),
     ) -> VideoQA:
         """Load a base and, if given, a patch.
 
@@ -227,6 +239,8 @@ class VideoQA:
             sampling: which frames to look at; default the one the patch was trained with, where it recorded that.
             allow_base_mismatch: load the patch on another base than its own.
             name: what to call the base in messages and records.
+            encoders: modules, or .py files, with side encoders of your own that the patch may name. A patch never brings code, and
+                none is imported because a patch names it.
 
         Raises:
             ValueError: if there is no such base or patch, they do not fit, or the device or dtype does not exist.
@@ -240,7 +254,7 @@ class VideoQA:
         model, processor = load_base(base, revision=revision, dtype=dtype)
         if folder is not None:
             load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
-        qa = cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base))
+        qa = cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base), encoders=encoders)
         qa._loaded_from = base, revision, dtype
         return qa
 

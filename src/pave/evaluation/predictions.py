@@ -19,6 +19,7 @@ from pave.config import Strict, read_strict
 from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text, naming_disk
+from pave.utils.json_files import parse_json
 from pave.utils.reading import read_lines
 
 FORMAT_VERSION = 1
@@ -264,9 +265,9 @@ def _read_lines(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any]
     values: list[Any] = []
     for number, line in read_lines(path):
         try:
-            values.append(json.loads(line.decode()))
-        except (ValueError, RecursionError):
-            raise ValueError(f"{os.fspath(path)}, line {number}: not valid JSON") from None
+            values.append(parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     header = values[0] if values and isinstance(values[0], dict) else {}
     if header.get("pave_predictions") != FORMAT_VERSION or not isinstance(header.get("settings"), dict):
         raise ValueError(f"{os.fspath(path)}: not a predictions file of this library (its first line does not say so)")

@@ -29,6 +29,7 @@ from pave.evaluation.shards import PREDICTIONS, merge_shards
 from pave.patching import read_record
 from pave.side_channels import build_encoder
 from pave.utils.content import ContentHashes
+from pave.utils.json_files import read_json
 
 SCORES = "scores.json"
 """What ``pave eval`` writes beside the predictions."""
@@ -257,9 +258,9 @@ def _samples_of(runs: Sequence[ReportRun], given: Sequence[Sample] | None) -> di
         return {sample.id: sample for sample in given}
     for run in reversed(runs):
         try:
-            named = json.loads((run.folder / SCORES).read_text(encoding="utf-8"))["samples"]
+            named = read_json(run.folder / SCORES)["samples"]
             return {sample.id: sample for sample in read_samples(named)}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return {}
 

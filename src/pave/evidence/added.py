@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pave.config import LoraSettings, PatchConfig
 from pave.patching import PatchRecord, lora, read_record
-from pave.patching.checkpoint import FORMAT_VERSION, LORA_FOLDER, PatchTensors, read_files, write_files
-from pave.patching.compress import ADAPTER_CONFIG
+from pave.patching.checkpoint import PatchTensors, read_files, write_files
 from pave.patching.fingerprint import differences
+from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER
+from pave.utils.json_files import read_json_object
 
 
 def add_patches(parts: Sequence[Path], out: Path) -> Path:
@@ -50,14 +51,13 @@ def add_patches(parts: Sequence[Path], out: Path) -> Path:
     first = records[0]
     made = replace(
         first,
-        format_version=FORMAT_VERSION,
         fusion_storage="plain",
         patch=replace(first.patch, side_channels=channels, lora=settings, storage_dtype="float32"),
         provenance={"added": [record.provenance for record in records]},
     )
 
     def save_adapter_config(folder: Path) -> None:
-        values = json.loads((parts[0] / LORA_FOLDER / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        values = read_json_object(parts[0] / LORA_FOLDER / ADAPTER_CONFIG)
         values |= lora.adapter_settings(settings)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 

@@ -76,13 +76,14 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
         revision: str | None = None,
         patch_revision: str | None = None,
         allow_base_mismatch: bool = False,
+        encoders: str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
         if unknown:
             raise ValueError(
                 f"--model_args: the model pave has no argument {min(unknown)!r}; it has base, patch, num_frames, side_channels, key, "
-                "on_error, dtype, revision, patch_revision, allow_base_mismatch"
+                "on_error, dtype, revision, patch_revision, allow_base_mismatch, encoders"
             )
         if on_error not in ("stop", "empty"):
             raise ValueError(f"--model_args: on_error must be stop or empty, got {on_error!r}")
@@ -102,6 +103,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             sampling=None if num_frames is None else FrameSampling(num_frames=num_frames),
             allow_base_mismatch=allow_base_mismatch,
             name=base,
+            encoders=() if encoders is None else encoders.split(";"),
         )
         self.device = self.qa.model.device
 

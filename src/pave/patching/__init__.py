@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pave.patching.checkpoint import (
-    PatchRecord,
     load_patch,
     load_tensors,
     push_patch_to_hub,
-    read_record,
     resolve_patch,
     save_patch,
 )
@@ -22,6 +20,8 @@ from pave.patching.model import (
     patch_parameters,
     patch_slot,
 )
+from pave.patching.record import PatchRecord, read_record
+from pave.patching.signing import sign_patch
 
 __all__ = [
     "BaseFingerprint",
@@ -43,4 +43,5 @@ __all__ = [
     "read_record",
     "resolve_patch",
     "save_patch",
+    "sign_patch",
 ]

@@ -12,7 +12,7 @@ from pave.patching.storage import parameter_count, tensor_bytes
 
 if TYPE_CHECKING:
     from pave.config import PatchConfig
-    from pave.patching.checkpoint import PatchRecord
+    from pave.patching.record import PatchRecord
 
 
 def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> str:

@@ -1,21 +1,22 @@
 """A patch on disk: save, load, share. docs/patch_format.md describes the files.
 
 ```
-patch_config.json                what the patch is, on which base, and where it came from
+patch_config.json                what the patch is, on which base, where it came from, and hashes of the other files
 patch.safetensors                the fusion modules
 lora/adapter_config.json         the LoRA part in PEFT's own format
 lora/adapter_model.safetensors
-README.md                        a generated card
+README.md                        a generated card, free to be edited
 ```
+
+The hashes bind the files together: what was damaged, or belongs to another patch, is refused. ``sign_patch`` makes them anew.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,48 +26,28 @@ import torch
 from torch import Tensor, nn
 
 import pave
-from pave.config import PatchConfig, Strict, read_strict
+from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
-from pave.patching.model import attach_patch, build_slot, check_name, detach_patch, patch_name, patch_slot
-from pave.patching.storage import FusionStorage, to_storage, unpack
+from pave.patching.model import attach_patch, build_slot, detach_patch, patch_name, patch_slot
+from pave.patching.record import (
+    ADAPTER_CONFIG,
+    CONFIG_FILE,
+    FUSION_FILE,
+    LORA_FILE,
+    LORA_FOLDER,
+    PatchRecord,
+    checked_bytes,
+    read_record,
+    write_record,
+)
+from pave.patching.storage import to_storage, unpack
 from pave.utils.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-PACKED_VERSION = 2
-CONFIG_FILE = "patch_config.json"
-FUSION_FILE = "patch.safetensors"
-LORA_FOLDER = "lora"
-LORA_FILE = "adapter_model.safetensors"
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchRecord(Strict):
-    """The contents of ``patch_config.json``."""
-
-    format_version: int = FORMAT_VERSION
-    """Version of this format: 2 if the fusion's matrices are stored in blocks of integers, else 1."""
-    pave_version: str = ""
-    """Version of the library that wrote the patch."""
-    name: str = "default"
-    """Name of the patch."""
-    patch: PatchConfig
-    """What is needed to rebuild the modules."""
-    base: BaseFingerprint
-    """The base the patch was trained on."""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    """Where the patch came from: recipe, seed, data manifest hash, steps, metrics."""
-    fusion_storage: FusionStorage = "plain"
-    """How the fusion's matrices are stored: in the patch's storage_dtype, or in blocks of 8-bit or 4-bit integers."""
-
-    def __post_init__(self) -> None:
-        check_name("name", self.name)
-        if self.format_version != (FORMAT_VERSION if self.fusion_storage == "plain" else PACKED_VERSION):
-            raise ValueError(f"format_version {self.format_version} does not go with fusion_storage {self.fusion_storage!r}")
 
 
 def save_patch(
@@ -136,36 +117,14 @@ def write_files(
     """Write the files of a patch, atomically, from tensors as they are stored; PEFT's config is written into the folder given."""
     target = Path(folder)
     with atomic_folder(target) as work:
-        (work / CONFIG_FILE).write_text(json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         safetensors.torch.save_file(dict(fusion), work / FUSION_FILE, metadata={"format": "pt"})
         if adapter is not None:
             (work / LORA_FOLDER).mkdir()
             safetensors.torch.save_file(dict(adapter), work / LORA_FOLDER / LORA_FILE, metadata={"format": "pt"})
             save_adapter_config(work / LORA_FOLDER)
+        write_record(work, work / CONFIG_FILE, record)
         (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
     return target
-
-
-def read_record(folder: str | Path) -> PatchRecord:
-    """Read and check ``patch_config.json`` without touching tensors.
-
-    Raises:
-        ValueError: if the file is missing, is not JSON, has unknown keys, or was written by a newer format.
-    """
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder} is no patch: it has no {CONFIG_FILE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if type(version) is not int or version not in (FORMAT_VERSION, PACKED_VERSION):
-        raise ValueError(
-            f"{path}: format_version {version!r} is not {FORMAT_VERSION} or {PACKED_VERSION}, those this library reads; "
-            "update pave-video"
-        )
-    return read_strict(PatchRecord, values, str(path))
 
 
 def load_patch(
@@ -256,12 +215,13 @@ def read_files(folder: Path, record: PatchRecord) -> PatchTensors:
     adapter_file = folder / LORA_FOLDER / LORA_FILE
     if patch.lora is None and adapter_file.exists():
         raise ValueError(f"{adapter_file} exists, but {CONFIG_FILE} says the patch has no LoRA")
-    stored = _read_file(folder / FUSION_FILE)
+    stored = _read_file(folder, FUSION_FILE, record)
     fusion = unpack(stored, record.fusion_storage, str(folder / FUSION_FILE))
     if patch.lora is None:
         return PatchTensors(fusion, None, stored)
+    checked_bytes(folder, f"{LORA_FOLDER}/{ADAPTER_CONFIG}", record)
     lora.check_config(folder / LORA_FOLDER, patch.lora)
-    adapter = unpack(_read_file(adapter_file), "plain", str(adapter_file))
+    adapter = unpack(_read_file(folder, f"{LORA_FOLDER}/{LORA_FILE}", record), "plain", str(adapter_file))
     lora.check_ranks(adapter, patch.lora, str(adapter_file))
     return PatchTensors(fusion, adapter, stored)
 
@@ -299,13 +259,12 @@ def copy_into(model: nn.Module, folder: Path, tensors: PatchTensors, channels: I
             value.copy_(lora.like(value, tensors.fusion[key]))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the patch is incomplete")
+def _read_file(folder: Path, name: str, record: PatchRecord) -> dict[str, Tensor]:
+    content = checked_bytes(folder, name, record)
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or download it again") from None
+        raise ValueError(f"{folder / name} is not a complete safetensors file ({error}); copy or download it again") from None
 
 
 def first_difference(was: PatchConfig, is_: PatchConfig) -> str:

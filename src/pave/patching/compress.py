@@ -21,20 +21,10 @@ from torch import Tensor
 import pave
 from pave.config import LoraSettings
 from pave.patching import lora
-from pave.patching.checkpoint import (
-    FORMAT_VERSION,
-    LORA_FOLDER,
-    PACKED_VERSION,
-    PatchRecord,
-    PatchTensors,
-    read_files,
-    read_record,
-    resolve_patch,
-    write_files,
-)
+from pave.patching.checkpoint import PatchTensors, read_files, resolve_patch, write_files
+from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER, PatchRecord, read_record
 from pave.patching.storage import FusionStorage, pack, tensor_bytes, to_storage, unpack
-
-ADAPTER_CONFIG = "adapter_config.json"
+from pave.utils.json_files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,6 @@ def compress_patch(
     after = {"fusion": tensor_bytes(stored), "lora": tensor_bytes(adapter or {})}
     made = dataclasses.replace(
         record,
-        format_version=FORMAT_VERSION if storage == "plain" else PACKED_VERSION,
         fusion_storage=storage,
         pave_version=pave.__version__,
         patch=dataclasses.replace(record.patch, lora=settings),
@@ -138,7 +127,7 @@ def write_compressed(compressed: CompressedPatch, out: str | Path, *, measured: 
 
     def save_adapter_config(folder: Path) -> None:
         assert record.patch.lora is not None
-        values = json.loads((source / LORA_FOLDER / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        values = read_json_object(source / LORA_FOLDER / ADAPTER_CONFIG)
         values |= lora.adapter_settings(record.patch.lora)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 

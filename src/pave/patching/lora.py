@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from pave.config import LoraSettings
 from pave.patching.call import current_call
+from pave.utils.json_files import read_json_object
 
 
 class _PerCall:
@@ -243,12 +243,12 @@ def check_config(folder: Path, settings: LoraSettings) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing; the patch is incomplete")
     ours = adapter_settings(settings)
+    values = read_json_object(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         found = {
             key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (TypeError, KeyError, AttributeError):
         raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
     for key, value in ours.items():
         if found[key] != value:

@@ -28,6 +28,7 @@ from pave.playground.questions import SOUND_TYPES, Question, converse
 from pave.playground.render import FPS, SAMPLE_RATE, SIZE, draw_frames, draw_sound
 from pave.playground.world import DURATION, SPLITS, Event, Scene, Split, draw_scene
 from pave.utils.files import atomic_write_json, atomic_write_text
+from pave.utils.json_files import read_json
 
 _WORLD_VERSION = 1  # counts changes that make other clips of the same seed
 _QUESTION_STREAM = 7  # of the random numbers that choose what is asked; far from the streams of the scenes themselves
@@ -101,7 +102,7 @@ def check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     if not path.exists():
         atomic_write_json(path, manifest)
         return
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if found != manifest:
         raise ValueError(f"{path}: the clips beside it were made with {found}, not with {manifest}; choose another folder")
 

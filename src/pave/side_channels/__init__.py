@@ -1,7 +1,8 @@
 """Side channels: raw streams beside the frames, and the frozen encoders that turn them into features with times.
 
 Encoders are built from an ``EncoderConfig`` by ``build_encoder``; a new one is a class with the interface of
-``SideEncoder`` and a line in ``ENCODERS``, or a class of one's own, derived from ``OwnEncoder`` and named by its import path.
+``SideEncoder`` and a line in ``ENCODERS``, or a class of one's own, derived from ``OwnEncoder`` and named by its import path. Its module is imported only where the caller
+names it (``encoders``), never because a config does.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pave.side_channels.base import AudioClip, SideEncoder, SideFeatures
-from pave.side_channels.own import OwnEncoder, import_encoder
+from pave.side_channels.own import OwnEncoder, import_encoder, modules_named, one_or_several, own_modules
 from pave.side_channels.settings import check_settings, check_size
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ __all__ = [
     "SideFeatures",
     "build_encoder",
     "encoder_source",
+    "modules_named",
+    "one_or_several",
+    "own_modules",
 ]
 
 ENCODERS = {
@@ -53,13 +58,22 @@ FEATURES_VERSION = 2
 source and settings, so that what was stored before is never taken for them."""
 
 
-def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
+def build_encoder(config: EncoderConfig, encoders: str | Iterable[str] = ()) -> SideEncoder[Any]:
     """The encoder that a config describes, on the CPU.
+
+    Args:
+        config: the description; it may come with a patch that somebody else made.
+        encoders: modules with encoders of your own that it may name (see ``modules_named``).
 
     Raises:
         ValueError: if there is no encoder or setting of that name (the message lists the known ones), a setting is wrong, or
-            weights are missing where the encoder needs them.
+            weights are missing where the encoder needs them; or if it names code whose module ``encoders`` does not.
     """
+    with modules_named(encoders):
+        return _build(config)
+
+
+def _build(config: EncoderConfig) -> SideEncoder[Any]:
     from pave.side_channels.arranged import SETTINGS, ArrangedAudioEncoder  # loads torch
 
     encoder = _find_class(config.name)
@@ -86,13 +100,14 @@ def build_encoder(config: EncoderConfig) -> SideEncoder[Any]:
         raise ValueError(f"the encoder {config.name!r} cannot be built with the settings {config.settings}: {error}") from error
 
 
-def encoder_source(config: EncoderConfig) -> str:
+def encoder_source(config: EncoderConfig, encoders: str | Iterable[str] = ()) -> str:
     """What the encoder that a config names takes (``SideEncoder.source``), without building it.
 
     Raises:
-        ValueError: if there is no encoder of that name.
+        ValueError: if there is no encoder of that name, or it names code whose module ``encoders`` does not.
     """
-    return str(_find_class(config.name).source)
+    with modules_named(encoders):
+        return str(_find_class(config.name).source)
 
 
 def _find_class(name: str) -> type[Any]:

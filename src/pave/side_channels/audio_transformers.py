@@ -67,7 +67,7 @@ class TransformersAudioEncoder(WindowedAudioEncoder):
                 expected = " or ".join(map(repr, self.model_types))
                 raise ValueError(f"{self.family}: {model!r} is a model of the type {config.model_type!r}, not {expected}")
             loader = getattr(transformers, self.model_types[config.model_type])
-            loaded, info = loader.from_pretrained(model, revision=revision, dtype=self._dtype, output_loading_info=True)
+            loaded, info = loader.from_pretrained(model, dtype=self._dtype, output_loading_info=True, **options)
             extractor = transformers.AutoFeatureExtractor.from_pretrained(model, **options)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self.family}: the encoder {model!r} cannot be loaded: {error}") from error

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pave.side_channels.base import SideFeatures
@@ -22,7 +27,7 @@ class OwnEncoder(ABC):
     """The base of an encoder that is not part of this library; it reads its own files.
 
     A subclass is named in a recipe by its import path, ``encoder: {name: "my_module:MyEncoder", settings: {...}}``, and built
-    with the settings as keyword arguments. It hands every argument on: ``super().__init__(window_seconds=window_seconds)``,
+    with the settings as keyword arguments. Whoever runs the recipe or the patch names the module besides (``encoders``). It hands every argument on: ``super().__init__(window_seconds=window_seconds)``,
     so that patches and caches record it.
     """
 
@@ -77,29 +82,66 @@ class OwnEncoder(ABC):
         return self
 
 
+# --- which code may be imported -----------------------------------------------------------------------------------------
+
+_named: ContextVar[Mapping[str, Path | None] | None] = ContextVar("pave_named_modules", default=None)
+"""Modules that whoever runs this program named, each with its file where a file was named."""
+
+
+def one_or_several(names: str | Iterable[str]) -> tuple[str, ...]:
+    """A single name is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+@contextmanager
+def modules_named(encoders: str | Iterable[str]) -> Iterator[None]:
+    """Inside the block, encoders of one's own may be imported from these modules, and from those of blocks around it.
+
+    Args:
+        encoders: modules (``"my_package.my_module"``; a package stands for its modules too) or files (``"folder/my_module.py"``). The
+            folder of a file joins ``sys.path``, at its end, so that the file may import what lies beside it.
+
+    Raises:
+        ValueError: if a name is neither, or there is no such file.
+    """
+    found: dict[str, Path | None] = dict(_named.get() or {})
+    for entry in one_or_several(encoders):
+        file = Path(entry).resolve() if entry.endswith(".py") else None
+        name = entry if file is None else file.stem
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"encoders: {entry!r} is no module; write it as package.module, or as the path of a .py file")
+        if file is not None and not file.is_file():
+            raise ValueError(f"encoders: there is no file {entry}")
+        if file is not None and str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        found[name] = file
+    token = _named.set(found)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def own_modules(config: EncoderConfig) -> tuple[str, ...]:
+    """The modules that an encoder's description names: its own, and that of an encoder inside its settings."""
+    inner = config.settings.get("encoder")
+    names = [config.name, inner.get("name") if isinstance(inner, dict) else None]
+    return tuple(name.partition(":")[0] for name in names if isinstance(name, str) and ":" in name)
+
+
 def import_encoder(path: str) -> type[Any]:
     """The class behind an import path ``"module:Class"``.
 
-    A path may come with a patch that somebody else made. Nothing is called that is not a class with all members of a
-    ``SideEncoder``, and a module has to be on this computer already: patches never bring code.
+    A path may come with a patch that somebody else made, so the module is imported only inside ``modules_named`` of it. Nothing is
+    called that is not a class with all members of a ``SideEncoder``.
 
     Raises:
-        ValueError: if the module cannot be imported, has no such class, or that is no encoder.
+        ValueError: if nobody named the module, or it cannot be imported, has no such class, or that is no encoder.
     """
     module_name, _, class_name = path.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), class_name]):
         raise ValueError(f"the encoder {path!r} is no import path; write it as 'package.module:Class'")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"the encoder {path!r} cannot be imported: {error}") from error
-        raise ValueError(
-            f"the encoder {path!r} cannot be imported: there is no module {module_name!r} here; run in the folder of {module_name}.py, or put "
-            "that folder on PYTHONPATH"
-        ) from None
-    except Exception as error:
-        raise ValueError(f"the encoder {path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    module = _import(path, module_name)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         raise ValueError(f"the encoder {path!r} is not there: the module {module_name!r} has no class {class_name!r}")
@@ -107,3 +149,33 @@ def import_encoder(path: str) -> type[Any]:
     if missing:
         raise ValueError(f"{path!r} is no encoder: it lacks {', '.join(missing)}; derive it from pave.side_channels.OwnEncoder")
     return found
+
+
+def _import(path: str, module_name: str) -> ModuleType:
+    parts = module_name.split(".")
+    named = _named.get() or {}
+    allowed = [name for name in (".".join(parts[:count]) for count in range(1, len(parts) + 1)) if name in named]
+    if not allowed:
+        file = f"FOLDER/{parts[-1]}.py"
+        raise ValueError(
+            f"the encoder {path!r} is code that is no part of this library, and code is never run because a patch or a recipe's channel "
+            f"names it; if you trust the module, name it yourself: --encoders {module_name} (or --encoders {file}), in a recipe encoders: "
+            f"[{module_name}], in Python encoders=[{module_name!r}]"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"the encoder {path!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"the encoder {path!r} cannot be imported: there is no installed module {module_name!r}; name its file instead, such as "
+            f"FOLDER/{parts[-1]}.py, or put its folder on PYTHONPATH"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"the encoder {path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    file_named = named[allowed[-1]]
+    if file_named is not None and Path(module.__file__ or "").resolve() != file_named:
+        raise ValueError(
+            f"the encoder {path!r}: {file_named} was named, but Python has another module {module_name!r}, {module.__file__}; rename the file"
+        )
+    return module

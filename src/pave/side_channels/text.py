@@ -240,10 +240,10 @@ class TransformersText(TextEncoder):
         import transformers
 
         try:
-            config = transformers.AutoConfig.from_pretrained(model, revision=revision)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
+            config = transformers.AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
             loaded, info = transformers.AutoModel.from_pretrained(
-                model, revision=revision, dtype=_DTYPES[self._dtype], output_loading_info=True
+                model, revision=revision, dtype=_DTYPES[self._dtype], output_loading_info=True, trust_remote_code=False
             )
         except OSError as error:
             raise ValueError(f"text_transformers: the encoder {model!r} cannot be loaded: {error}") from error

@@ -169,7 +169,7 @@ def load_tower(
 
     where = model_path(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=revision)
+        config = transformers.AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
         commit = getattr(config, "_commit_hash", None)
         is_video, of_video_llm = config.model_type == "vjepa2", _is_video_llm(config)
         options: dict[str, Any] = {}
@@ -179,10 +179,10 @@ def load_tower(
         _check_kind(model, config, is_video, clip_frames)
         with _quiet() if of_video_llm else contextlib.nullcontext():  # it would report every weight of the language model
             loaded, info = transformers.AutoModel.from_pretrained(
-                where, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **options
+                where, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False, **options
             )
         auto = transformers.AutoVideoProcessor if is_video or of_video_llm else transformers.AutoImageProcessor
-        processor = auto.from_pretrained(where, revision=revision)
+        processor = auto.from_pretrained(where, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"vision_transformers: the encoder {model!r} cannot be loaded: {error}") from error
     # Weights that are not in a checkpoint are drawn at random, with a warning only. A pooler is not used.

@@ -2,14 +2,13 @@
 
 A checkpoint is written into a hidden folder beside its place. When every process has written its part and all of it is on the
 disk, one rename gives it its name: ``checkpoint-STEP``. A process that dies at any moment leaves hidden files, never a
-checkpoint that looks whole and is not. A manifest inside says how many processes wrote it, what a step was, and how long
-each file is, so that a copy that was cut short is told apart as well.
+checkpoint that looks whole and is not. A manifest inside says how many processes wrote it, what a step was, how long each
+file is and what its content hashes to, so that a copy that was cut short, damaged or mixed with another is told apart as well.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import filelock
@@ -27,6 +26,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pave.config import Strict, read_strict
 from pave.patching.checkpoint import CONFIG_FILE, FUSION_FILE, LORA_FOLDER
 from pave.utils.files import flush_folder
+from pave.utils.json_files import parse_json, read_bytes
+from pave.utils.signed import DIGEST, is_signed, sha256_of_file, write_signed
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,10 @@ class Manifest(Strict):
     """Names of the trained parameters in the order of the optimizer, whose state knows them by number alone."""
     files: dict[str, int] = field(default_factory=dict)
     """Bytes of every other file."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every other file."""
+    digest: str = ""
+    """SHA-256 of the manifest itself, with zeros in place of these digits."""
 
 
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:
@@ -98,13 +103,15 @@ def publish(staging: Path, target: Path, manifest: Manifest) -> None:
     Raises:
         OSError: if a file was not written to its end, or the disk refuses.
     """
-    sizes = {}
+    sizes, hashes = {}, {}
     for path in sorted(p for p in staging.rglob("*") if p.is_file()):
         if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):  # torch does not always notice a full disk
             raise OSError(f"{path.name} was not written to its end")
-        sizes[path.relative_to(staging).as_posix()] = path.stat().st_size
-    record = {**manifest.to_dict(), "files": sizes}
-    (staging / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        name = path.relative_to(staging).as_posix()
+        sizes[name], hashes[name] = path.stat().st_size, sha256_of_file(path)
+    record = replace(manifest, files=sizes, hashes=hashes).to_dict()
+    del record[DIGEST]
+    write_signed(staging / MANIFEST, record)
     flush_folder(staging)
     older = _hide(target)
     os.replace(staging, target)
@@ -147,17 +154,24 @@ def _hide(path: Path) -> Path | None:
     return hidden
 
 
-def read_manifest(checkpoint: str | Path) -> Manifest:
+def read_manifest(checkpoint: str | Path, *, content: bool = False) -> Manifest:
     """What a checkpoint says of itself, if it is complete.
 
+    Args:
+        checkpoint: its folder.
+        content: read every file and compare it with what was written, not its length alone. To be done before a run goes on from it.
+
     Raises:
-        ValueError: naming what is missing, or which file is of another length.
+        ValueError: naming what is missing, or which file is of another length or content.
     """
     folder = Path(checkpoint)
     try:
-        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_bytes(folder / MANIFEST)
+        values = parse_json(text)
+    except ValueError:
         raise ValueError(f"{folder} is no complete checkpoint: it has no readable {MANIFEST}") from None
+    if not is_signed(text, values):
+        raise ValueError(f"{folder} cannot be resumed from: {MANIFEST} is not as it was written, it is damaged or was edited")
     manifest = read_strict(Manifest, values, str(folder / MANIFEST))
     for name, size in manifest.files.items():
         file = folder / name
@@ -171,6 +185,12 @@ def read_manifest(checkpoint: str | Path) -> Manifest:
             f"{folder} cannot be resumed from: it was written without {', '.join(lacking)} (save_only_model); "
             "load_patch reads the patch in it"
         )
+    if content:
+        for name, digest in manifest.hashes.items():
+            if sha256_of_file(folder / name) != digest:
+                raise ValueError(
+                    f"{folder} cannot be resumed from: {name} is not as it was written, it is damaged or another one"
+                )
     return manifest
 
 
@@ -209,11 +229,11 @@ def checkpoints(output_dir: str | Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def last_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint in a folder, or None."""
+def last_checkpoint(output_dir: str | Path, *, content: bool = False) -> Path | None:
+    """The newest complete checkpoint in a folder, or None; with ``content`` the newest whose files are as they were written."""
     for _, path in sorted(checkpoints(output_dir).items(), reverse=True):
         try:
-            read_manifest(path)
+            read_manifest(path, content=content)
         except ValueError as error:
             logger.warning("%s; it is passed over", error)
             continue

@@ -12,7 +12,7 @@ from pave.data.media import probe
 from pave.data.samples import Sample
 from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape, Tokens
-from pave.side_channels import SideEncoder, build_encoder, encoder_source
+from pave.side_channels import SideEncoder, build_encoder, encoder_source, modules_named
 from pave.training.arguments import TrainingConfig
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
@@ -73,8 +73,15 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
         folder: what its relative paths start from.
         assumed: what no file says.
         resume: the run would go on from a checkpoint.
+
+    Raises:
+        ValueError: if ``recipe.encoders`` names a file that is not there.
     """
-    assumed, folder = assumed or Assumptions(), Path(folder)
+    with modules_named(recipe.own_encoders(folder)):
+        return _look(recipe, Path(folder), assumed or Assumptions(), resume)
+
+
+def _look(recipe: Recipe, folder: Path, assumed: Assumptions, resume: bool) -> DryRun:
     found = _Found()
     tasks = _training_samples(found, recipe, folder)
     train = None if tasks is None else [sample for samples in tasks.values() for sample in samples]

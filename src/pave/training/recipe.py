@@ -129,6 +129,9 @@ class Recipe(Strict):
     """Commit, tag or branch of init on the hub."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
+    encoders: tuple[str, ...] = ()
+    """Modules with side encoders of your own that the channels may name, such as my_package.my_module, or .py files (relative to the
+    recipe). No other code is imported."""
     output: str
     """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
 
@@ -174,6 +177,10 @@ class Recipe(Strict):
                     "data.share_videos puts questions about one video together, whatever their tasks, and data.mixing.batches 'per_task' "
                     "keeps tasks apart; give only one of them"
                 )
+
+    def own_encoders(self, folder: str | Path) -> tuple[str, ...]:
+        """``encoders`` with the paths of files as they are from here; ``folder`` is the recipe's own."""
+        return tuple(str(Path(folder) / name) if name.endswith(".py") else name for name in self.encoders)
 
     def _check_best(self) -> None:
         """What the Trainer needs to choose the best checkpoint; it would speak in names of its own, or after the first evaluation."""

@@ -36,7 +36,7 @@ def checkpoint_to_resume(recipe: Recipe, output: Path, resume: bool) -> Path | N
     Raises:
         ValueError: if two runs would be mixed in one folder, or there is nothing to resume from.
     """
-    checkpoint = last_checkpoint(output)
+    checkpoint = last_checkpoint(output, content=resume)
     if not resume:
         if checkpoint is not None:
             raise ValueError(

@@ -129,7 +129,8 @@ def _run(
         check_tracker(tracker)
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
-    encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
+    own = recipe.own_encoders(folder)
+    encoders = {name: build_encoder(channel.encoder, own) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, samples)
     provenance: dict[str, Any] = {
         "recipe": recipe.to_dict(),

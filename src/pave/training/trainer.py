@@ -30,8 +30,8 @@ from pave.training.checkpoints import (
     CheckpointError,
     Manifest,
     abandon,
-    check_same_run,
     check_replaceable,
+    check_same_run,
     checkpoint_path,
     make_way,
     publish,
@@ -382,7 +382,7 @@ class PatchTrainer(transformers.Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        read_manifest(resume_from_checkpoint)
+        read_manifest(resume_from_checkpoint, content=True)
         load_tensors(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

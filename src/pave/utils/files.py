@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pave.utils import json_files
+
 _OF_DISK = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "has no room left for this user (quota)",
@@ -133,15 +135,12 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value in a JSON file.
+    """The value in a JSON file that ``atomic_write_json`` wrote.
 
     Raises:
-        ValueError: if it is not valid JSON; the message names the file.
+        ValueError: if it is missing or no valid JSON; the message names the file.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:  # UnicodeDecodeError and JSONDecodeError
-        raise ValueError(f"{os.fspath(path)}: not valid JSON; remove it, so that it is made again") from None
+    return json_files.read_json(path, remedy="remove it, so that it is made again")
 
 
 @contextlib.contextmanager

@@ -205,7 +205,7 @@ def test_media_are_found_wherever_they_lie_but_never_confused(tmp_path):
 
 
 def test_files_that_are_not_json(tmp_path):
-    with pytest.raises(ValueError, match=r"gone\.json: there is no such file of annotations"):
+    with pytest.raises(ValueError, match=r"gone\.json: there is no such file"):
         read_json(tmp_path / "gone.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json: not JSON"):

@@ -14,7 +14,7 @@ from pave.data.doctor.inside import look_inside
 from pave.data.doctor.setup import AUDIO, Setup
 from pave.data.media import AudioInfo, MediaInfo, VideoClip, VideoInfo, picture_remarks, probe, read_frames, sound_remarks
 from pave.data.samples import Sample
-from pave.side_channels import build_encoder, encoder_source
+from pave.side_channels import build_encoder, encoder_source, modules_named
 from pave.side_channels.base import SideFeatures
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ class Inspector:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.sources = {name: encoder_source(channel.encoder) for name, channel in setup.channels.items()}
+        with modules_named(setup.encoders):
+            self.sources = {name: encoder_source(channel.encoder) for name, channel in setup.channels.items()}
         self.dataset: PatchDataset | None = None
         self.prompts: PromptCheck | None = None
         if setup.quick:
             return
-        encoders = {name: build_encoder(channel.encoder) for name, channel in setup.channels.items()}
+        encoders = {name: build_encoder(channel.encoder, setup.encoders) for name, channel in setup.channels.items()}
         self.dataset = PatchDataset([], setup.frames, encoders, setup.channels)
         if setup.base is not None:
             from pave.data.doctor.prompts import PromptCheck  # loads transformers

@@ -14,6 +14,8 @@ class Setup(Strict):
 
     channels: dict[str, SideChannelConfig] = field(default_factory=dict)
     """The patch's channels. Of a channel that is not here, only whether its file is there is checked."""
+    encoders: tuple[str, ...] = ()
+    """Modules, or .py files, with side encoders of one's own that the channels may name."""
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=8))
     """Which frames the base sees."""
     required: tuple[str, ...] = ()

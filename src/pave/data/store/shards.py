@@ -32,6 +32,7 @@ import torch
 from pave.side_channels.base import SideFeatures
 from pave.utils.content import ContentHashes
 from pave.utils.files import atomic_path, atomic_write_json
+from pave.utils.json_files import parse_json, read_json, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class FeatureStore:
                 )
             atomic_write_json(record, FORMAT)
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))
+            found = read_json(record)
         except ValueError:
             found = None
         if found != FORMAT:
@@ -166,9 +167,8 @@ class FeatureStore:
     def facts(self, encoder: str) -> dict[str, Any]:
         """What ``describe`` wrote; empty if that is gone."""
         try:
-            found: dict[str, Any] = json.loads((self.encoder_folder(encoder) / "encoder.json").read_text(encoding="utf-8"))
-            return found
-        except (OSError, ValueError):
+            return read_json_object(self.encoder_folder(encoder) / "encoder.json")
+        except ValueError:
             return {}
 
     # --- the index
@@ -286,7 +286,7 @@ def read_header(shard: Path) -> list[Entry]:
     """
     try:
         with safetensors.safe_open(shard, framework="pt") as file:
-            rows = json.loads((file.metadata() or {})[_HEADER])
+            rows = parse_json((file.metadata() or {})[_HEADER])
             names = set(file.keys())
         entries = [_entry(shard, row) for row in rows]
     except FileNotFoundError:

@@ -43,7 +43,7 @@ def _convert(annotations: Sequence[Path], media: MediaFolder, split: str) -> Ite
 def _dialogues(path: Path) -> Iterator[tuple[Item, str, list[tuple[str, str]]]]:
     """(place, video, turns) of every dialogue, in any of the three forms that releases have: ``dialogs`` with small or with
     capital letters, or an object with the videos as keys."""
-    content = read_json(path, unique=True)
+    content = read_json(path)
     keys = content if isinstance(content, Mapping) else {}
     top = next((key for key in ("dialogs", "Dialogs") if key in keys), None)
     if top is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from pave.utils.json_files import parse_json, read_bytes
 from pave.utils.optional import require
 
 P = ParamSpec("P")
 T = TypeVar("T")
+MAX_ANNOTATION_BYTES = 2 * 2**30
+"""Largest file of annotations that is read."""
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
@@ -87,39 +89,29 @@ def _with_suffixes(name: str) -> list[str]:
     return [name] if name.lower().endswith(SUFFIXES) else [name + suffix for suffix in SUFFIXES]
 
 
-def read_json(path: str | os.PathLike[str], *, unique: bool = False) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file; of JSON lines (.jsonl) and Parquet (.parquet, needs pyarrow) the list of rows.
 
     Args:
         path: of the file.
-        unique: refuse an object that has a key twice, where the keys are the items and one of them would be lost.
 
     Raises:
-        ValueError: if there is no such file, or it is not JSON.
+        ValueError: if there is no such file, or it is not JSON; an object that has a key twice is refused, as one of the two would
+            be lost.
     """
     kind = Path(path).suffix.lower()
     if kind == ".parquet":
         return _read_parquet(path)
-    hook = _unique_keys if unique else None
+    content = read_bytes(path, MAX_ANNOTATION_BYTES)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
         if kind == ".jsonl":  # not splitlines: JSON texts may hold the line separators of Unicode
-            return [json.loads(line, object_pairs_hook=hook) for line in text.split("\n") if line.strip()]
-        return json.loads(text, object_pairs_hook=hook)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file of annotations") from None
-    except OSError as error:
-        raise ValueError(f"{path}: the file of annotations cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice in an object")
-    return found
+            return [parse_json(line, any_number=True) for line in text.split("\n") if line.strip()]
+        return parse_json(text, any_number=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not JSON: byte {error.start} is no UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _read_parquet(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

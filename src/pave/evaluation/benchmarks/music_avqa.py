@@ -8,7 +8,6 @@ The files of ``data/json`` hold some question ids twice, with another answer eac
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pave.evaluation.benchmarks.base import Benchmark, Scorer, facts, judged, st
 from pave.evaluation.benchmarks.files import Item, MediaFolder, items_of, located, read_json
 from pave.evaluation.metrics import exact_match
 from pave.evaluation.predictions import Prediction
+from pave.utils.json_files import parse_json
 
 NAME = "music_avqa"
 _SLOT = re.compile(r"<[^<>]+>")
@@ -66,8 +66,8 @@ def _strings(item: Item, key: str) -> list[str]:
     value = item.get(key, (str, list))
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             raise item.error(f"the field {key!r} holds {value!r:.60}, which is not a list written as JSON") from None
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise item.error(f"the field {key!r} must hold a list of texts, got {value!r:.60}")

@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pave.patching.convert.files import first_names, read_json, read_tensors, tensor_shapes, weight_files
+from pave.patching.convert.files import first_names, read_tensors, tensor_shapes, weight_files
 from pave.utils.files import atomic_folder
+from pave.utils.json_files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def convert_base(
     from transformers import AutoModelForImageTextToText
 
     source = Path(folder)
-    config = read_json(source / "config.json")
+    config = read_json_object(source / "config.json")
     if not is_reference_base(config):
         raise ValueError(f"{source}: config.json is not in the lmms-lab layout (architectures: {config.get('architectures')})")
     files = weight_files(source)
@@ -162,7 +163,7 @@ def _tokenizer(source: Path) -> Any:
             if (source / name).is_file():
                 shutil.copy(source / name, apart)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(apart)
+            tokenizer = AutoTokenizer.from_pretrained(apart, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).replace(apart, str(source)).split())[:200]
             raise ValueError(

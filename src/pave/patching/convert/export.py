@@ -11,9 +11,10 @@ import safetensors.torch
 
 import pave
 from pave.patching import lora
-from pave.patching.checkpoint import LORA_FILE, LORA_FOLDER, PatchRecord, read_files, read_record, resolve_patch
-from pave.patching.convert.files import read_json
+from pave.patching.checkpoint import read_files, resolve_patch
+from pave.patching.record import LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 from pave.utils.files import atomic_folder
+from pave.utils.json_files import read_json_object
 
 EXPORT_VERSION = 1
 SETTINGS_FILE = "pave_export.json"
@@ -52,7 +53,7 @@ def export_patch(patch: str | Path, out: str | Path) -> ExportedPatch:
     with atomic_folder(out) as work:
         safetensors.torch.save_file(fusion, work / EXPORTED_FUSION, metadata={"format": "pt"})
         if adapter is not None:
-            config = read_json(source / LORA_FOLDER / "adapter_config.json")
+            config = read_json_object(source / LORA_FOLDER / "adapter_config.json")
             config["target_modules"] = sorted({lora.module_of(key) for key in adapter})
             _write_json(work / "adapter_config.json", config)
             safetensors.torch.save_file(adapter, work / LORA_FILE, metadata={"format": "pt"})

@@ -1,32 +1,15 @@
-"""Opening the files of released checkpoints: JSON, safetensors and torch files without unpickling, one tensor at a time."""
+"""Opening the files of released checkpoints: safetensors and torch files without unpickling, one tensor at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: if the file is missing or holds anything else.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(values).__name__}")
-    return values
+from pave.utils.json_files import read_json_object
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -81,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
     if path.suffix != ".json":
         return [path]
-    names = sorted(set(read_json(path).get("weight_map", {}).values()))
+    names = sorted(set(read_json_object(path).get("weight_map", {}).values()))
     if not names:
         raise ValueError(f"{path} names no file of weights")
     for name in names:

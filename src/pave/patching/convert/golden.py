@@ -21,11 +21,11 @@ from torch import Tensor
 from pave.config import PatchConfig
 from pave.patching.checkpoint import load_patch
 from pave.patching.convert.base import convert_base
-from pave.patching.convert.files import read_json
 from pave.patching.convert.reference_fusion import reference_name
 from pave.patching.convert.reference_patch import import_patch
 from pave.patching.model import attach_patch, detach_patch, patch_slot
 from pave.tokens import SideTokens
+from pave.utils.json_files import read_json_object
 from pave.video_llms import get_interface
 
 _VIDEO, _IGNORE, _CHANNEL = -200, -100, "side"
@@ -121,7 +121,7 @@ def run_golden(folder: str | Path) -> dict[str, float]:
 def _open(folder: Path, work: Path) -> _Golden:
     from transformers import AutoModelForImageTextToText
 
-    vision = read_json(folder / "vision_config.json")
+    vision = read_json_object(folder / "vision_config.json")
     kept = vision.get("num_hidden_layers_in_checkpoint", vision["num_hidden_layers"] - 1)
     # the tower is all layers but the last; a file that holds the last one as well is read one layer earlier
     layer = -1 - (kept - (vision["num_hidden_layers"] - 1))
@@ -133,11 +133,11 @@ def _open(folder: Path, work: Path) -> _Golden:
         work / "patch",
         str(work / "base"),
         channel=_CHANNEL,
-        arguments=read_json(arguments) if arguments.is_file() else None,
+        arguments=read_json_object(arguments) if arguments.is_file() else None,
     )
     model = AutoModelForImageTextToText.from_pretrained(work / "base", dtype=torch.float32).eval()
     inputs = load_file(folder / "inputs.safetensors")
-    return _Golden(folder, read_json(folder / "notes.json"), inputs, model, imported.folder, imported.config)
+    return _Golden(folder, read_json_object(folder / "notes.json"), inputs, model, imported.folder, imported.config)
 
 
 def _with_base(golden: _Golden, expected: Mapping[str, Tensor], results: dict[str, float]) -> dict[str, _Seen]:

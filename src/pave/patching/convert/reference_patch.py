@@ -20,13 +20,15 @@ from torch import Tensor
 import pave
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 from pave.patching import lora
-from pave.patching.checkpoint import PatchRecord, write_patch
+from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
-from pave.patching.convert.files import first_names, one_of, read_json, read_tensors
+from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import fingerprint
 from pave.patching.model import attach_patch, patch_slot
+from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
+from pave.utils.json_files import read_json_object
 from pave.video_llms import get_interface
 
 logger = logging.getLogger(__name__)
@@ -185,7 +187,9 @@ def _read(folder: Path) -> _Files:
     if foreign or not adapter:
         what = f"tensors that are no LoRA update of the language model: {first_names(foreign)}" if foreign else "no tensor"
         raise ValueError(f"{adapter_path} holds {what}")
-    return _Files(folder, read_json(folder / "config.json"), read_json(folder / "adapter_config.json"), adapter, fusion)
+    return _Files(
+        folder, read_json_object(folder / "config.json"), read_json_object(folder / "adapter_config.json"), adapter, fusion
+    )
 
 
 def _check_same_model(files: _Files, base: Any, assumed: list[str]) -> None:
@@ -301,7 +305,7 @@ def _load_base(base: str) -> tuple[Any, Any]:
     from pave.video_llms.known import load_config
 
     local = Path(base)
-    if local.is_dir() and (local / "config.json").is_file() and is_reference_base(read_json(local / "config.json")):
+    if local.is_dir() and (local / "config.json").is_file() and is_reference_base(read_json_object(local / "config.json")):
         raise ValueError(
             f"{base} is a base in the lmms-lab layout; rewrite it first: pave import-base {base} --out FOLDER, then use --base FOLDER"
         )
@@ -310,7 +314,10 @@ def _load_base(base: str) -> tuple[Any, Any]:
         raise ValueError(f"{base} is a {config.model_type}; the authors' patches are for llava_onevision bases")
     if local.is_dir():
         try:
-            return AutoModelForImageTextToText.from_pretrained(base, dtype="auto"), AutoProcessor.from_pretrained(base)
+            return (
+                AutoModelForImageTextToText.from_pretrained(base, dtype="auto", trust_remote_code=False),
+                AutoProcessor.from_pretrained(base, trust_remote_code=False),
+            )
         except OSError as error:
             raise ValueError(f"{base}: {' '.join(str(error).split())[:200]}") from None
     config._name_or_path = base
