@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from pave.patching.attach import (
+    attach_patch,
+    detach_patch,
+    is_patched,
+    patch_name,
+    patch_names,
+    patch_parameter_groups,
+    patch_parameters,
+    patch_slot,
+    unload_patch,
+)
 from pave.patching.checkpoint import (
     PatchRecord,
     load_patch,
@@ -12,30 +23,33 @@ from pave.patching.checkpoint import (
     save_patch,
 )
 from pave.patching.continuing import check_continues, continue_patch, patch_digest
+from pave.patching.encode import EncodedVideo, encode
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
-from pave.patching.model import (
-    attach_patch,
-    detach_patch,
-    is_patched,
-    patch_name,
-    patch_parameter_groups,
-    patch_parameters,
-    patch_slot,
-)
+from pave.patching.fuse import Fused, fuse
+from pave.patching.rows import InSameRows, Plan, Use, lora_rows
 
 __all__ = [
     "BaseFingerprint",
+    "EncodedVideo",
+    "Fused",
+    "InSameRows",
     "PatchRecord",
+    "Plan",
+    "Use",
     "attach_patch",
     "check_continues",
     "continue_patch",
     "detach_patch",
+    "encode",
     "fingerprint",
+    "fuse",
     "is_patched",
     "load_patch",
     "load_tensors",
+    "lora_rows",
     "patch_digest",
     "patch_name",
+    "patch_names",
     "patch_parameter_groups",
     "patch_parameters",
     "patch_slot",
@@ -43,4 +57,5 @@ __all__ = [
     "read_record",
     "resolve_patch",
     "save_patch",
+    "unload_patch",
 ]

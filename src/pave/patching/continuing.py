@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, SideChannelConfig
+from pave.patching.attach import attach_patch, detach_patch
 from pave.patching.checkpoint import (
     FUSION_FILE,
     LORA_FILE,
@@ -20,7 +21,6 @@ from pave.patching.checkpoint import (
     resolve_patch,
 )
 from pave.patching.fingerprint import differences, fingerprint
-from pave.patching.model import attach_patch, detach_patch
 
 
 def continue_patch(
