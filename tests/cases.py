@@ -90,11 +90,15 @@ def small_config(
 
 def shake(model: Any, seed: int = 7, scale: float = 0.3) -> Any:
     """Give every parameter of the patch a random value, as training would, so that the patch does something."""
+    shake_parameters(patch_parameters(model), seed, scale)
+    return model
+
+
+def shake_parameters(parameters: list[torch.nn.Parameter], seed: int = 7, scale: float = 0.3) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in patch_parameters(model):
+        for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model
 
 
 def patched(case: Case, config: PatchConfig | None = None, trained: bool = True) -> tuple[Any, Any]:

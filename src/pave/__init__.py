@@ -21,6 +21,7 @@ _HOMES = {
     "detach_patch": "pave.patching",
     "load_patch": "pave.patching",
     "save_patch": "pave.patching",
+    "unload_patch": "pave.patching",
 }
 
 __all__ = [
@@ -35,11 +36,12 @@ __all__ = [
     "detach_patch",
     "load_patch",
     "save_patch",
+    "unload_patch",
 ]
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
-    from pave.patching import attach_patch, detach_patch, load_patch, save_patch
+    from pave.patching import attach_patch, detach_patch, load_patch, save_patch, unload_patch
     from pave.tokens import SideTokens
 
 

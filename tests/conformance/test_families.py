@@ -11,12 +11,13 @@ import copy
 import inspect
 import pickle
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from cases import shake, side_tokens
+from cases import shake, shake_parameters, side_tokens
 from family_cases import FAMILY_CASES, GAP, QUESTIONS, build_family, make_times, make_video
 from pave import SideTokens, attach_patch, detach_patch, load_patch, save_patch
 from pave.data.collator import PatchCollator
@@ -71,8 +72,8 @@ def the_base_fails(family, record_property):
 class Capture:
     """What the features method returned and was given, per call, while a model runs."""
 
-    def __init__(self, family, model):
-        self.method = family.interface.features_method
+    def __init__(self, family, model, method=None):
+        self.method = method or family.interface.features_method
         self.inner = model.base_model
         self.interface = family.interface
         self.calls = []
@@ -96,6 +97,19 @@ class Capture:
     def __exit__(self, *_):
         delattr(self.inner, self.method)
         self.handle.remove()
+
+
+@contextlib.contextmanager
+def handed_over(model):
+    """The encoder outputs by modality that the inner model of a patched one is given, while it runs."""
+    given = {}
+
+    def look(_, args, kwargs):
+        given.update({key: output.pooler_output for key, output in kwargs["mm_encoder_outputs"].items()})
+
+    handle = model.base_model.register_forward_pre_hook(look, with_kwargs=True)
+    yield given
+    handle.remove()
 
 
 def video_tokens(family, batch, model=None, frames=None):
@@ -356,11 +370,51 @@ def test_of_several_videos_in_a_prompt_only_those_with_a_channel_change(family, 
         times[row, :n] = make_times(n)
     call = given(family, videos=3, present=[False, True, False], frame_times=times)
     layouts, before, _ = video_tokens(family, batch, frames=frames)
-    with Capture(family, family.trained) as capture:
+    with handed_over(family.trained) as outputs:
         got = logits(family.trained, batch, **call)
-    after = family.interface.split(capture.calls[-1][0], layouts)
+    after = family.interface.split(outputs[family.interface.video_key], layouts)
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, False, True]
     assert torch.equal(got[1], expected[1]) and not torch.allclose(got[0], expected[0], atol=1e-3)
+
+
+@pytest.mark.shows("rows with different patches equal their calls alone; those without one are the base")
+def test_a_mixed_batch_over_two_patches_equals_its_rows_alone(family):
+    """The base, A, B, both at strengths of their own, and a row that lacks A's channel."""
+    plan = [None, "A", "B", {"A": 1.0, "B": 0.5}, "A"]
+    own = set(family.interface.decoder_linears(family.base.config))
+    first = family.config()
+    second = replace(
+        first,
+        side_channels={"depth": first.side_channels["audio"]},
+        lora=replace(first.lora, rank=3, targets=tuple(sorted(own & {"v_proj", "down_proj", "w2"}))),
+    )
+    model = copy.deepcopy(family.base)
+    for seed, (name, config) in enumerate({"A": first, "B": second}.items()):
+        attach_patch(model, config, name=name)
+        shake_parameters(patch_parameters(model, name), seed)
+    frames = family.case.frames[0]
+    videos = [make_video(frames, seed) for seed in range(len(plan))]
+    batch = family.batch(videos=videos, rows=(0,) * len(plan))
+    times = batch.pop("frame_times")
+    audio, depth = side_tokens(len(plan), seed=1), side_tokens(len(plan), seed=2)
+    there = torch.tensor([True] * 4 + [False])[:, None]
+    sides = {"audio": SideTokens(audio.embeds_BKMC, audio.valid_BK & there, audio.times_BK), "depth": depth}
+    expected = logits(family.base, batch)
+    mixed = logits(model, batch, side_channels=sides, frame_times=times, patches=plan)
+    assert torch.equal(mixed[0], expected[0]) and torch.equal(mixed[4], expected[4])
+    for row in (1, 2, 3):
+        single = family.batch(videos=[videos[row]], rows=(0,))
+        call = {"side_channels": {name: side.select([row]) for name, side in sides.items()}}
+        alone = logits(
+            model,
+            {k: v for k, v in single.items() if k != "frame_times"},
+            **call,
+            frame_times=single["frame_times"],
+            patches=plan[row],
+        )[0]
+        torch.testing.assert_close(mixed[row], alone, atol=family.case.tolerance, rtol=1e-3)
+        assert not torch.allclose(mixed[row], expected[row], atol=1e-3)
+    assert not torch.allclose(mixed[3], logits(model, batch, side_channels=sides, frame_times=times, patches="A")[3], atol=1e-3)
 
 
 @pytest.mark.shows("an image beside the video stays as it is")
@@ -379,14 +433,17 @@ def test_an_image_beside_the_video_stays_as_it_is(family, the_base_fails):
         times = np.full((2, max(pieces, frames)), np.nan)
         times[0, :pieces], times[1, :frames] = np.arange(pieces), make_times(frames)
         call, counts = given(family, videos=2, present=[False, True], frame_times=times), (pieces, frames)
-    with Capture(family, family.trained) as patched:
+    with handed_over(family.trained) as outputs:
         got = logits(family.trained, batch, **call)
     assert not torch.allclose(got, expected, atol=1e-3)
-    assert len(patched.calls) == len(capture.calls)
-    for (was, _), (now, _) in zip(capture.calls[:-1], patched.calls[:-1], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(was, now, strict=True))
+    key = family.interface.video_key
+    assert outputs.keys() >= {key} and len(outputs) == 2 - (len(counts) == 2)
+    if "image" in outputs.keys() - {key}:
+        with Capture(family, family.base, "get_image_features") as images:
+            logits(family.base, batch)
+        assert all(torch.equal(a, b) for a, b in zip(images.calls[0][0], outputs["image"], strict=True))
     layouts = family.interface.layouts(family.base.config, capture.calls[-1][1], counts)
-    parts = [family.interface.split(c.calls[-1][0], layouts) for c in (capture, patched)]
+    parts = [family.interface.split(made, layouts) for made in (capture.calls[-1][0], outputs[key])]
     same = [torch.equal(a, b) for a, b in zip(*parts, strict=True)]
     assert same == [False] if len(counts) == 1 else same == [True, False]
 

@@ -139,30 +139,21 @@ def test_a_patch_takes_the_mode_of_its_base_and_checkpointing_is_unwrapped(case,
 
 
 def test_calls_within_calls_know_whose_they_are(case, base):
-    """A forward with side channels inside ``patch_call`` is a call of its own; another patched model's modules see none."""
+    """A forward with side channels inside ``patch_call`` is a call of its own; another patched model's forward sees none of it."""
     first, processor = patched(case)
     second, _ = patched(case)
     batch = case.batch(processor)
     times = batch.pop("frame_times")
     given = {"side_channels": {"audio": side_tokens()}, "frame_times": times}
     expected = logits(first, batch, **given)
-    with first.patch_call():
+    with first.patch_call(batch):
         assert torch.equal(logits(first, batch, **given), expected)
         assert torch.equal(logits(first, batch), base[0])
-    with torch.no_grad():
-        alone = second.base_model(**batch).last_hidden_state
-        with first.patch_call({"audio": side_tokens()}, times, batch["input_ids"]):
-            assert torch.equal(second.base_model.get_video_features(**_video(batch)).pooler_output[0], _plain(case, batch))
-            first.base_model(**batch)
-        assert torch.equal(second.base_model(**batch).last_hidden_state, alone)
-
-
-def _video(batch):
-    return {key: batch[key] for key in ("pixel_values_videos", "video_grid_thw") if key in batch}
-
-
-def _plain(case, batch):
-    return case.build()[0].base_model.get_video_features(**_video(batch)).pooler_output[0]
+    with torch.no_grad(), first.patch_call(batch, **given) as inputs:
+        assert torch.equal(logits(second, batch), base[0])
+        hidden = first.base_model(**inputs).last_hidden_state
+        assert torch.equal(first.get_output_embeddings()(hidden), expected)
+        assert torch.equal(logits(second, batch), base[0])
 
 
 def test_a_missing_channel_is_the_base_row_by_row(case, base):

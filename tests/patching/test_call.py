@@ -10,7 +10,7 @@ import torch
 from cases import CASES, patched, side_tokens, small_config
 from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_patch
 from pave.patching import patch_parameters
-from pave.patching.call import rows_of_videos, weights_of_rows
+from pave.patching.slot import rows_of_videos
 
 NAN = float("nan")
 
@@ -30,12 +30,6 @@ def test_videos_are_counted_into_rows():
         rows_of_videos(ids == 7, [3, 2])
     with pytest.raises(ValueError, match="row 0 has room for 3"):
         rows_of_videos(ids == 7, [4, 2])
-
-
-def test_rows_weigh_by_their_videos():
-    assert weights_of_rows([True, False, False], [0, 0, 1], 2, 0.5) == [0.5, 0.0]
-    assert weights_of_rows([True, True], [0, 1], 2, 1.0) == 1.0
-    assert weights_of_rows([False, False], [0, 1], 2, 1.0) == 0.0
 
 
 def test_side_channels_without_a_video_raise(model_and_batch):
@@ -77,16 +71,16 @@ def test_bad_calls_get_one_clear_sentence(model_and_batch, change, message):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_video_encoded_twice_in_one_call_is_fused_twice(name):
+def test_inner_modules_can_be_run_inside_patch_call(name):
     case = CASES[name]
     model, processor = patched(case)
     batch = case.batch(processor)
-    times = batch.pop("frame_times")
-    with torch.no_grad(), model.patch_call({"audio": side_tokens()}, times, batch["input_ids"]):
-        first, second = (model.base_model(**batch).last_hidden_state for _ in range(2))
-    assert torch.equal(first, second)
+    given = {"side_channels": {"audio": side_tokens()}, "frame_times": batch.pop("frame_times")}
     with torch.no_grad():
-        assert not torch.allclose(first, model.base_model(**batch).last_hidden_state, atol=1e-3)
+        expected = model(**batch, **given, output_hidden_states=True).hidden_states[-1]
+        with model.patch_call(batch, **given) as inputs:
+            assert torch.equal(model.base_model(**inputs).last_hidden_state, expected)
+        assert not torch.allclose(model.base_model(**batch).last_hidden_state, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,8 +131,8 @@ def test_attaching_refuses_what_cannot_be():
     assert all(p.requires_grad for p in model.parameters())  # a failed attach changes nothing
     assert not any(".lora_" in path for path, _ in model.named_parameters()) and not hasattr(model, "peft_config")
     attach_patch(model, small_config(), name="first")
-    with pytest.raises(ValueError, match="already carries the patch 'first'"):
-        attach_patch(model, small_config())
+    with pytest.raises(ValueError, match="already carries a patch 'first'"):
+        attach_patch(model, small_config(), name="first")
     with pytest.raises(ValueError, match="finite number that is not negative"):
         model.patch_strength = float("nan")
 

@@ -130,12 +130,14 @@ def test_calls_that_cannot_be_lengthened_are_refused(call, message):
         call(model, batch)
 
 
-def test_an_inner_call_of_the_shorter_prompt_is_refused():
+def test_an_inner_call_gets_the_longer_prompt():
     model, processor = patched(CASE, grid_config())
     batch = CASE.batch(processor)
-    batch.pop("frame_times")
-    with pytest.raises(ValueError, match="only forward and generate"), model.patch_call(input_ids=batch["input_ids"]):
-        model.model(**batch)
+    times = batch.pop("frame_times")
+    embeds, *_ = seen_by_the_llm(model, batch)
+    with torch.no_grad(), model.patch_call(batch, frame_times=times) as inputs:
+        assert model.model(**inputs).last_hidden_state.shape == embeds.shape
+        assert inputs["input_ids"].shape[1] == embeds.shape[1] > batch["input_ids"].shape[1]
 
 
 def test_settings_that_contradict_are_refused():

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from pave.patching.attach import (
+    attach_patch,
+    detach_patch,
+    is_patched,
+    patch_name,
+    patch_names,
+    patch_parameter_groups,
+    patch_parameters,
+    patch_slot,
+    unload_patch,
+)
 from pave.patching.checkpoint import (
     load_patch,
     load_tensors,
@@ -10,32 +21,35 @@ from pave.patching.checkpoint import (
     save_patch,
 )
 from pave.patching.continuing import check_continues, continue_patch, patch_digest
+from pave.patching.encode import EncodedVideo, encode
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
-from pave.patching.model import (
-    attach_patch,
-    detach_patch,
-    is_patched,
-    patch_name,
-    patch_parameter_groups,
-    patch_parameters,
-    patch_slot,
-)
+from pave.patching.fuse import Fused, fuse
 from pave.patching.record import PatchRecord, read_record
+from pave.patching.rows import InSameRows, Plan, Use, lora_rows
 from pave.patching.signing import sign_patch
 
 __all__ = [
     "BaseFingerprint",
+    "EncodedVideo",
+    "Fused",
+    "InSameRows",
     "PatchRecord",
+    "Plan",
+    "Use",
     "attach_patch",
     "check_continues",
     "continue_patch",
     "detach_patch",
+    "encode",
     "fingerprint",
+    "fuse",
     "is_patched",
     "load_patch",
     "load_tensors",
+    "lora_rows",
     "patch_digest",
     "patch_name",
+    "patch_names",
     "patch_parameter_groups",
     "patch_parameters",
     "patch_slot",
@@ -44,4 +58,5 @@ __all__ = [
     "resolve_patch",
     "save_patch",
     "sign_patch",
+    "unload_patch",
 ]

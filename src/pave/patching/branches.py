@@ -40,7 +40,8 @@ def with_branches(model: Any, branches_BL: Tensor, arguments: Mapping[str, Any])
     Raises:
         ValueError: if the patch or the base cannot do it, or the positions are not given.
     """
-    check_patch_shares(model.patch_config)
+    for config in model.patch_configs.values():
+        check_patch_shares(config)
     check_base_shares(model.config)
     if arguments.get("position_ids") is None:
         raise ValueError("branches need position_ids that go on behind the video in every branch, as PatchCollator makes them")

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 import pave
 from pave.config import PatchConfig
 from pave.patching import lora
+from pave.patching.attach import attach_patch, build_slot, detach_patch, patch_name, patch_slot
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
-from pave.patching.model import attach_patch, build_slot, detach_patch, patch_name, patch_slot
 from pave.patching.record import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
@@ -54,6 +54,7 @@ def save_patch(
     model: nn.Module,
     folder: str | Path,
     *,
+    name: str | None = None,
     processor: Any = None,
     provenance: Mapping[str, Any] | None = None,
     storage_dtype: str | None = None,
@@ -67,6 +68,7 @@ def save_patch(
     Args:
         model: a patched model.
         folder: where to.
+        name: of the patch, where the model carries several.
         processor: the base's processor, so that its tokenizer and chat template enter the fingerprint.
         provenance: JSON values to record.
         storage_dtype: overrides the config's (training checkpoints use "float32", to resume exactly).
@@ -79,8 +81,8 @@ def save_patch(
     Raises:
         ValueError: if the model carries no patch, or a tensor of the patch is not finite.
     """
-    name = patch_name(model)
-    slot = patch_slot(model)
+    name = patch_name(model, name)
+    slot = patch_slot(model, name)
     dtype = getattr(torch, storage_dtype or slot.config.storage_dtype)
     record = PatchRecord(
         pave_version=pave.__version__,
@@ -136,12 +138,12 @@ def load_patch(
     processor: Any = None,
     allow_base_mismatch: bool = False,
 ) -> _Model:
-    """Attach a saved patch to a base, in place.
+    """Attach a saved patch to a base, in place. Several may be attached one after the other, under names of their own.
 
     Args:
         model: the base the patch was trained on.
         patch: a local folder, or the id of a repository on the hub.
-        name: name of the slot; default, the one it was saved under.
+        name: name of the patch on this model, which tells it from others there; default, the one it was saved under.
         revision: of the hub repository.
         processor: the base's processor, to check tokenizer and chat template too.
         allow_base_mismatch: load on another base all the same; a warning says what is overridden. Sizes must still fit.
@@ -172,26 +174,26 @@ def load_patch(
     _check_sizes(model, folder, record.patch, tensors)
     attach_patch(model, record.patch, name=name or record.name)
     try:
-        copy_into(model, folder, tensors)
+        copy_into(model, folder, tensors, name=name or record.name)
     except BaseException:
-        detach_patch(model)
+        detach_patch(model, name or record.name)
         raise
     return model
 
 
-def load_tensors(model: nn.Module, folder: str | Path) -> None:
+def load_tensors(model: nn.Module, folder: str | Path, *, name: str | None = None) -> None:
     """Copy a saved patch's tensors into the attached patch of the same config, strictly.
 
     Raises:
         ValueError: if the folder holds another config, or a tensor is missing, unexpected, wrongly shaped or not finite.
     """
     record = read_record(folder)
-    slot = patch_slot(model)
+    slot = patch_slot(model, name)
     if record.patch != slot.config:
         raise ValueError(
             f"{folder} holds a patch of another config than the attached one: {first_difference(record.patch, slot.config)}"
         )
-    copy_into(model, Path(folder), read_files(Path(folder), record))
+    copy_into(model, Path(folder), read_files(Path(folder), record), name=name)
 
 
 @dataclass(frozen=True)
@@ -241,19 +243,21 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTen
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
 
 
-def copy_into(model: nn.Module, folder: Path, tensors: PatchTensors, channels: Iterable[str] | None = None) -> None:
+def copy_into(
+    model: nn.Module, folder: Path, tensors: PatchTensors, channels: Iterable[str] | None = None, *, name: str | None = None
+) -> None:
     """Copy tensors into the attached patch, strictly: all of them, or those of some channels (and LoRA where there are tensors of it).
 
     Raises:
         ValueError: naming a tensor that is missing, unexpected or of another shape.
     """
-    own = patch_slot(model).fusions.state_dict()
+    own = patch_slot(model, name).fusions.state_dict()
     if channels is not None:
         chosen = set(channels)
         own = {key: value for key, value in own.items() if key.split(".", 1)[0] in chosen}
     lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
-        lora.load_state_dict(model, patch_name(model), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
+        lora.load_state_dict(model, patch_name(model, name), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(lora.like(value, tensors.fusion[key]))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, SideChannelConfig
+from pave.patching.attach import attach_patch, detach_patch
 from pave.patching.checkpoint import copy_into, first_difference, read_files, resolve_patch
 from pave.patching.fingerprint import differences, fingerprint
-from pave.patching.model import attach_patch, detach_patch
 from pave.patching.record import FUSION_FILE, LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 
 

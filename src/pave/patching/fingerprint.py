@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pave.config import Strict
-from pave.patching.classes import base_state_dict
+from pave.patching.slot import base_state_dict
 from pave.utils.embedded import model_name
 
 _ELEMENTS = 64

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pave.fusion.base import TokenFusion
-from pave.patching.call import PatchCall, rows_of_videos
-from pave.patching.slot import SLOTS
-from pave.video_llms import VideoLayout
+from pave.patching.slot import PatchSlot, rows_of_videos
+from pave.tokens import SideTokens
+from pave.video_llms import VideoLayout, VideoLLMInterface
 from pave.video_llms.context import over_limit
 
 _INSERTED, _PADDING = -1, -2
@@ -73,70 +73,66 @@ def at_given_positions(output: Any, plan: Lengthening, arguments: Mapping[str, A
     return output
 
 
-def plan_lengthening(call: PatchCall, interface: Any, arguments: Mapping[str, Any], step_times: Any) -> Lengthening | None:
-    """Lay out the longer prompt, or None where no channel of this call adds tokens.
+def plan_side_tokens(
+    slot: PatchSlot,
+    side_channels: Mapping[str, SideTokens],
+    model: Any,
+    interface: VideoLLMInterface,
+    layouts: Sequence[VideoLayout],
+    times_BT: Tensor | None,
+    acting: Sequence[bool],
+    arguments: Mapping[str, Any],
+) -> Lengthening:
+    """Lay out the prompt with the tokens of the channel that adds some between those of the videos that a patch acts on.
 
     Raises:
-        ValueError: if the prompt is not given as ``input_ids``, ``logits_to_keep`` cannot be moved, or the strength is neither 0 nor 1.
+        ValueError: if the prompt is not given as ``input_ids``, or ``logits_to_keep`` cannot be moved.
     """
-    model: Any = call.owner
-    slot = getattr(model, SLOTS)[call.name]
-    names = [n for n in call.side_channels if model.patch_config.side_channels[n].fusion.adds_llm_tokens]
-    if not names or call.strength == 0.0 or not bool(call.side_channels[names[0]].present_B().any()):
-        return None
-    kind = model.patch_config.side_channels[names[0]].fusion.kind
-    if call.input_ids is None:
+    name = next(name for name in side_channels if slot.config.side_channels[name].fusion.adds_llm_tokens)
+    kind = slot.config.side_channels[name].fusion.kind
+    if arguments.get("input_ids") is None:
         raise ValueError(f"a channel fused by {kind!r} lengthens the prompt: pass input_ids, not inputs_embeds")
-    if call.strength != 1.0:
-        raise ValueError(f"a channel fused by {kind!r} cannot act at strength {call.strength}: its tokens are there or not")
-    config = model.config
-    layouts = interface.layouts(config, arguments)
-    fusion: TokenFusion = slot.fusions[names[0]]
+    fusion: TokenFusion = slot.fusions[name]  # type: ignore[assignment]
     device = next(fusion.parameters()).device
     steps = [layout.steps for layout in layouts]
     valid_BT = torch.arange(max(steps), device=device)[None] < torch.tensor(steps, device=device)[:, None]
-    times_BT = step_times(call, interface, steps)
-    extra = fusion(call.side_channels[names[0]].to(device), valid_BT, None if times_BT is None else times_BT.to(device))
+    extra = fusion(side_channels[name].to(device), valid_BT, None if times_BT is None else times_BT.to(device))
     offsets = [
-        [(frame + 1) * layout.tokens_per_step for frame in row]
-        for row, layout in zip(extra.after_frame_BX.tolist(), layouts, strict=True)
+        [(frame + 1) * layout.tokens_per_step for frame in row] if acts else []
+        for row, layout, acts in zip(extra.after_frame_BX.tolist(), layouts, acting, strict=True)
     ]
-    placeholder = interface.video_token_id(config)
-    source, masked = _layout_rows(call.input_ids, placeholder, layouts, offsets, extra.valid_BX.tolist())
+    valid = [row if acts else [] for row, acts in zip(extra.valid_BX.tolist(), acting, strict=True)]
+    source, masked = _layout_rows(arguments["input_ids"], interface.video_token_id(model.config), layouts, offsets, valid)
     plan = Lengthening(source, masked, extra.embeds_BXE, {}, offsets)
-    plan.arguments = _lengthen_arguments(plan, interface, config, arguments)
+    plan.arguments = _lengthen_arguments(plan, interface, model.config, arguments)
     return plan
 
 
-def plan_newlines(call: PatchCall, interface: Any, arguments: Mapping[str, Any]) -> Lengthening | None:
-    """Lay out the prompt with a newline behind every row of tokens of every frame, or None where the call encodes no video.
+def plan_newlines(
+    model: Any,
+    interface: VideoLLMInterface,
+    layouts: Sequence[VideoLayout],
+    acting: Sequence[bool],
+    arguments: Mapping[str, Any],
+) -> Lengthening:
+    """Lay out the prompt with a newline behind every row of tokens of every frame of the videos that a patch acts on.
 
     The base's own trailing newline is the one behind the last row; the others are inserted. 32 frames of 14 x 14 tokens:
     6,720 tokens instead of 6,273.
 
     Raises:
-        ValueError: if the prompt is not given as ``input_ids``, or the video comes encoded.
+        ValueError: if the prompt is not given as ``input_ids``.
     """
-    if call.strength == 0.0:
-        return None
-    if (arguments.get("mm_encoder_outputs") or {}).get("video") is not None:
-        raise ValueError(
-            "newline 'grid' needs the video's pixels in the call: pass pixel_values_videos, not mm_encoder_outputs"
-        )
-    if arguments.get("pixel_values_videos") is None:
-        return None
-    if call.input_ids is None:
+    if arguments.get("input_ids") is None:
         raise ValueError("newline 'grid' lengthens the prompt: pass input_ids, not inputs_embeds")
-    model: Any = call.owner
-    layouts = interface.layouts(model.config, arguments)
     newline = interface.newline(model.base_model)
     assert newline is not None, "attach_patch has checked it"
     offsets = []
-    for layout in layouts:
+    for layout, acts in zip(layouts, acting, strict=True):
         rows, columns = layout.grid
-        offsets.append([(row + 1) * columns for row in range(layout.steps * rows - min(layout.trailing, 1))])
+        offsets.append([(row + 1) * columns for row in range(layout.steps * rows - min(layout.trailing, 1))] if acts else [])
     valid = [[True] * len(row) for row in offsets]
-    source, masked = _layout_rows(call.input_ids, interface.video_token_id(model.config), layouts, offsets, valid)
+    source, masked = _layout_rows(arguments["input_ids"], interface.video_token_id(model.config), layouts, offsets, valid)
     plan = Lengthening(source, masked, newline.expand(len(layouts), max(map(len, offsets)), -1), {}, offsets)
     plan.arguments = _lengthen_arguments(plan, interface, model.config, arguments)
     return plan

@@ -1,16 +1,18 @@
 """LoRA through PEFT: the only file that imports it.
 
-PEFT's layers are injected in place, so that the base keeps its class. Which rows of a batch a LoRA update acts on is a
-property of the call (a row without its side channel is the base, bit for bit), so each injected layer's class is swapped
-for a subclass that asks the current call.
+Every patch is an adapter of PEFT's that is never *active*: PEFT's own layer computes the base, with whatever adapters its user
+switched on, and ``RowLora`` adds each patch's update to the rows that the current call gives it. So a row without a patch is the
+base bit for bit, work is done only on the rows that use it, and nobody's ``requires_grad`` or active adapter changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,44 +25,91 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from pave.config import LoraSettings
-from pave.patching.call import current_call
+from pave.patching.rows import current_rows
 from pave.utils.json_files import read_json_object
 
+PREFIX = "pave_"
+"""Of the names of patches' adapters. Without it ``get_peft_model`` would overwrite a patch called "default"."""
 
-class _PerCall:
-    """Mixin over a PEFT LoRA layer: the update acts with the weight that the current call gives to each row."""
 
-    pave_default_weight: float
+def adapter_name(patch: str) -> str:
+    """PEFT's name for a patch's adapter."""
+    return PREFIX + patch
+
+
+class RowLora:
+    """Mixed into a LoRA layer of PEFT's: what that computes, and each patch's update on its rows.
+
+    Outside any call of the patched model (someone runs an inner module directly) no patch acts.
+    """
+
+    pave_patches: tuple[str, ...]
     _pave_base: type
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        call = current_call()
-        weight = self.pave_default_weight if call is None else call.lora_weight
-        if not isinstance(weight, Tensor) and weight == 0.0 and self.training and torch.is_grad_enabled():  # type: ignore[attr-defined]
-            weight = torch.zeros(1, device=x.device)  # a gradient of zero rather than none, for DDP and FSDP
-        if isinstance(weight, Tensor):
-            return self._forward_rows(x, weight, *args, **kwargs)
-        if weight == 0.0:
-            return self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
-        updated: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        if weight == 1.0:
-            return updated
-        base: Tensor = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
-        return base + weight * (updated - base)
+        out: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        rows = current_rows()
+        if rows is None:
+            if torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "a LoRA layer is computed again in backward outside of its call, so its rows are not known: switch on activation "
+                    "checkpointing by model.gradient_checkpointing_enable(), or wrap the other one's checkpoint_fn in "
+                    "pave.patching.InSameRows"
+                )
+            return out
+        for patch in self.pave_patches:
+            index, weight = rows.of(patch, x)
+            if index is None or len(index) or self._learns(patch):
+                out = self._updated(adapter_name(patch), out, x, index, weight)
+        return out
 
-    def _forward_rows(self, x: Tensor, weight_rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Rows with weight 0 take the base's output of the whole batch, so they equal the base bit for bit."""
-        if len(weight_rows) > 1 and (x.ndim != 3 or x.shape[0] % len(weight_rows)):
-            raise ValueError(
-                f"a LoRA layer got an input of shape {tuple(x.shape)} for {len(weight_rows)} prompts; rows with and without "
-                "side channels cannot share a batch on this base: pass them in separate batches"
-            )
-        weight = weight_rows.repeat_interleave(x.shape[0] // len(weight_rows)).to(x.device)
-        weight = weight.view(-1, *[1] * (x.ndim - 1))
-        base: Tensor = self.base_layer(x, *args, **kwargs)  # type: ignore[attr-defined]
-        updated: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        blended = base + weight.to(base.dtype) * (updated - base)
-        return torch.where(weight == 0, base, torch.where(weight == 1, updated, blended))
+    def _learns(self, patch: str) -> bool:
+        """Then it runs on no rows as well: DDP and FSDP wait for a gradient of zero rather than none."""
+        me: Any = self
+        return me.training and torch.is_grad_enabled() and me.lora_A[adapter_name(patch)].weight.requires_grad
+
+    def _updated(self, name: str, out: Tensor, x: Tensor, index: Tensor | None, weight: float | Tensor) -> Tensor:
+        me: Any = self
+        before = out if index is None else out.index_select(0, index)
+        x = me._cast_input_dtype(x if index is None else x.index_select(0, index), me.lora_A[name].weight.dtype)
+        if name in me.lora_variant:  # DoRA
+            after = me.lora_variant[name].forward(me, active_adapter=name, x=x, result=before)
+        else:
+            after = before + me.lora_B[name](me.lora_A[name](me.lora_dropout[name](x))) * me.scaling[name]
+        if isinstance(weight, Tensor):
+            after = before + weight.view(-1, *[1] * (x.ndim - 1)).to(after.dtype) * (after - before)
+        elif weight != 1.0:
+            after = before + weight * (after - before)
+        after = after.to(out.dtype)
+        return after if index is None else out.index_copy(0, index, after)
+
+    # PEFT freezes all adapters but the active ones, and merging would drop the patches
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        with self._flags_kept():
+            super().set_adapter(*args, **kwargs)  # type: ignore[misc]
+
+    def enable_adapters(self, enabled: bool) -> None:
+        with self._flags_kept():
+            super().enable_adapters(enabled)  # type: ignore[misc]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        me: Any = self
+        me._active_adapter = [name for name in me.active_adapters if name != adapter_name]  # else PEFT makes some patch active
+        super().delete_adapter(adapter_name)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _flags_kept(self) -> Iterator[None]:
+        flags = [(p, p.requires_grad) for patch in self.pave_patches for p in _own_parameters(self, adapter_name(patch))]
+        yield
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+    def unload_and_optionally_merge_module(self, *args: Any, **kwargs: Any) -> nn.Module:
+        raise ValueError(
+            f"this layer carries LoRA of the patches {', '.join(self.pave_patches)}, which would be lost: detach them before merging or "
+            "unloading adapters"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = super().__reduce_ex__(protocol)
@@ -68,17 +117,26 @@ class _PerCall:
 
 
 def _rebuild(base: type) -> Any:
-    cls: Any = _per_call_class(base)
+    cls: Any = _row_class(base)
     return cls.__new__(cls)
 
 
 @functools.cache
-def _per_call_class(base: Any) -> type:
-    return type(base.__name__, (_PerCall, base), {"__module__": base.__module__, "__doc__": base.__doc__, "_pave_base": base})
+def _row_class(base: Any) -> type:
+    return type(base.__name__, (RowLora, base), {"__module__": base.__module__, "__doc__": base.__doc__, "_pave_base": base})
 
 
 def _layers(model: nn.Module, name: str) -> dict[str, Any]:
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLayer) and name in m.lora_A}
+    adapter = adapter_name(name)
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLayer) and adapter in m.lora_A}
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse PEFT's wrapper, whose own forward would go past a patch."""
+    if isinstance(model, peft.PeftModel):
+        raise ValueError(
+            "attach patches to the model inside, peft_model.get_base_model(), and go on calling the PeftModel: its adapters keep acting"
+        )
 
 
 def target_regex(model: Any, settings: LoraSettings) -> str:
@@ -90,11 +148,11 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
-    found = {path.rsplit(".", 1)[-1] for path, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    found = set(_linears(decoder))
     unknown = sorted(set(settings.targets) - found)
     if unknown:
         raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
-    chosen = [m for path, m in decoder.named_modules() if path.rsplit(".", 1)[-1] in settings.targets]
+    chosen: list[Any] = [m for kind, layers in _linears(decoder).items() if kind in settings.targets for m in layers]
     offloaded = sum(hasattr(m, "_hf_hook") and next(m.parameters()).device.type == "meta" for m in chosen)
     if offloaded:
         raise ValueError(
@@ -110,12 +168,23 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
-def inject(model: Any, name: str, settings: LoraSettings, default_weight: float) -> None:
-    """Put LoRA layers for patch ``name`` into the language model, in float32, in place.
+def _linears(decoder: nn.Module) -> dict[str, list[nn.Module]]:
+    """The linear layers of the language model by kind, those inside a LoRA layer as the one that they were."""
+    out: dict[str, list[nn.Module]] = {}
+    inside: set[int] = set()
+    for path, module in decoder.named_modules():
+        if isinstance(module, LoraLayer):
+            inside |= {id(part) for part in nn.Module.modules(module)}  # type: ignore[arg-type]
+            linear: Any = module.get_base_layer()
+        else:
+            linear = None if id(module) in inside else module
+        if isinstance(linear, nn.Linear):
+            out.setdefault(path.rsplit(".", 1)[-1], []).append(linear)
+    return out
 
-    Args:
-        default_weight: weight of the update outside any call of the patched model (someone runs an inner module directly).
-    """
+
+def inject(model: Any, name: str, settings: LoraSettings) -> None:
+    """Put LoRA layers for patch ``name`` into the language model, in float32, in place. Other adapters stay as they are."""
     config = peft.LoraConfig(
         **adapter_settings(settings),
         lora_dropout=settings.dropout,
@@ -123,17 +192,31 @@ def inject(model: Any, name: str, settings: LoraSettings, default_weight: float)
         target_modules=target_regex(model, settings),
         task_type="CAUSAL_LM",
     )
+    active = {id(m): list(m.active_adapters) for m in model.modules() if isinstance(m, LoraLayer)}
+    flags = {id(p): p.requires_grad for p in model.parameters()}
     modules = _without_type(model)
-    peft.inject_adapter_in_model(config, modules, adapter_name=name)
-    model.peft_config = modules.peft_config
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+            peft.inject_adapter_in_model(config, modules, adapter_name=adapter_name(name))
+    finally:  # PEFT makes a new adapter the only active one, and freezes the others
+        for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
+            layer._active_adapter = active.get(id(layer), [])
+        for parameter in model.parameters():
+            parameter.requires_grad_(flags.get(id(parameter), True))
+        if hasattr(modules, "peft_config"):
+            model.peft_config = modules.peft_config
     for layer in _layers(model, name).values():
-        layer.__class__ = _per_call_class(layer.__class__)
-        layer.pave_default_weight = default_weight
+        if not isinstance(layer, RowLora):
+            kind: Any = type(layer)
+            layer.__class__ = _row_class(kind)
+            layer.pave_patches = ()
+        layer.pave_patches = (*layer.pave_patches, name)
         layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
-        for parameter in _own_parameters(layer, name):
+        for parameter in _own_parameters(layer, adapter_name(name)):
             parameter.data = parameter.data.float()
         if settings.use_dora:
-            _start_magnitude(layer, name)
+            _start_magnitude(layer, adapter_name(name))
 
 
 def _start_magnitude(layer: Any, name: str) -> None:
@@ -159,27 +242,36 @@ def _without_type(model: Any) -> Any:
     return plain
 
 
-def _own_parameters(layer: Any, name: str) -> list[nn.Parameter]:
-    return [p for path, p in layer.named_parameters() if f".{name}." in f".{path}." and not path.startswith("base_layer.")]
+def _own_parameters(layer: Any, adapter: str) -> list[nn.Parameter]:
+    return [p for path, p in layer.named_parameters() if f".{adapter}." in f".{path}." and not path.startswith("base_layer.")]
 
 
 def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The trainable LoRA parameters of patch ``name``."""
-    return [p for layer in _layers(model, name).values() for p in _own_parameters(layer, name)]
+    return [p for layer in _layers(model, name).values() for p in _own_parameters(layer, adapter_name(name))]
 
 
 def remove(model: Any, name: str) -> None:
-    """Take the LoRA layers out again; the base's own linear layers come back as the very same modules."""
+    """Take a patch's LoRA out again. Where no adapter is left, the base's own linear layer comes back as the very same module."""
     for path, layer in _layers(model, name).items():
-        parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer.base_layer)
+        layer.delete_adapter(adapter_name(name))
+        if isinstance(layer, RowLora):
+            layer.pave_patches = tuple(other for other in layer.pave_patches if other != name)
+            if not layer.pave_patches:
+                layer.__class__ = type(layer)._pave_base
+                del layer.pave_patches
+        if not layer.lora_A:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer.base_layer)
     if hasattr(model, "peft_config"):
-        del model.peft_config
+        model.peft_config.pop(adapter_name(name), None)
+        if not model.peft_config:
+            del model.peft_config
 
 
 def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None:
     """Write PEFT's ``adapter_config.json`` of patch ``name``."""
-    config = copy.deepcopy(model.peft_config[name])
+    config = copy.deepcopy(model.peft_config[adapter_name(name)])
     config.base_model_name_or_path = base_id
     config.inference_mode = True
     config.save_pretrained(folder)
@@ -298,7 +390,7 @@ def check_ranks(tensors: Mapping[str, Tensor], settings: LoraSettings, where: st
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
     """The LoRA tensors under PEFT's on-disk names (``base_model.model.….lora_A.weight``)."""
-    own = peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    own = peft.get_peft_model_state_dict(model, adapter_name=adapter_name(name), save_embedding_layers=False)
     return {f"base_model.model.{key}": value for key, value in own.items()}
 
 

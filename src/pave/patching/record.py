@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, Strict, read_strict
+from pave.patching.attach import check_name
 from pave.patching.fingerprint import BaseFingerprint
-from pave.patching.model import check_name
 from pave.patching.storage import FusionStorage
 from pave.utils.json_files import parse_json, read_bytes
 from pave.utils.signed import DIGEST, is_signed, sha256_of, sha256_of_file, write_signed

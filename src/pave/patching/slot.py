@@ -16,6 +16,24 @@ SLOTS = "pave_patches"
 """Name of the submodule of a base that holds its patches, one slot each."""
 
 
+def without_patches(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a patched model's state dict that belong to no patch: the base's, and those of its user's own adapters."""
+    return {
+        key: value
+        for key, value in tensors.items()
+        if not key.startswith(f"{SLOTS}.") and not (".lora_" in key and ".pave_" in key)
+    }
+
+
+def base_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's own tensors under the base's own names, out of a patched model's state dict."""
+    return {
+        key.replace(".base_layer.", "."): value
+        for key, value in tensors.items()
+        if not key.startswith(f"{SLOTS}.") and ".lora_" not in key
+    }
+
+
 class PatchSlot(nn.Module):
     """The fusion modules of one named patch.
 
@@ -45,6 +63,10 @@ class PatchSlot(nn.Module):
 
     def needs_question(self) -> bool:
         return any(c.fusion.gate for c in self.config.side_channels.values())
+
+    def acts_without_channels(self) -> bool:
+        """Whether LoRA acts on a row without any of the patch's channels too."""
+        return not self.config.side_channels or self.config.missing_channel == "lora_only"
 
     def forward(
         self, video: VideoTokens, side_channels: Mapping[str, SideTokens], question: QuestionTokens | None = None
@@ -113,16 +135,49 @@ def batch_videos(
 
 
 def add_residual(
-    videos: Sequence[Tensor], layouts: Sequence[VideoLayout], residual_BTSE: Tensor, touched_BT: Tensor, strength: float
+    videos: Sequence[Tensor],
+    layouts: Sequence[VideoLayout],
+    residual_BTSE: Tensor,
+    touched_BT: Tensor,
+    strengths: Sequence[float],
 ) -> list[Tensor]:
-    """The tokens of each video with the residual added; untouched steps and trailing tokens stay bit for bit."""
+    """The tokens of each video with its strength times the residual added; untouched steps and trailing tokens stay bit for bit."""
     out = []
     for row, (tokens, layout) in enumerate(zip(videos, layouts, strict=True)):
         T, S = layout.steps, layout.tokens_per_step
         body = tokens[: T * S].view(T, S, -1)
         residual = residual_BTSE[row, :T, :S].to(tokens.device, tokens.dtype)
-        if strength != 1.0:
-            residual = residual * strength
+        if strengths[row] != 1.0:
+            residual = residual * strengths[row]
         fused = torch.where(touched_BT[row, :T, None, None].to(tokens.device), body + residual, body)
         out.append(torch.cat([fused.reshape(T * S, -1), tokens[T * S :]]))
     return out
+
+
+def rows_of_videos(is_video_BL: Tensor, tokens_per_video: Sequence[int]) -> list[int]:
+    """The row of the batch that each video stands in: placeholders are filled in order, row by row.
+
+    Args:
+        is_video_BL: True at the placeholders of video tokens.
+        tokens_per_video: how many tokens of each video stand in the prompts.
+
+    Raises:
+        ValueError: if the prompts do not hold exactly one placeholder per video token, or a video would straddle rows.
+    """
+    per_row = is_video_BL.sum(dim=1).tolist()
+    if sum(per_row) != sum(tokens_per_video):
+        raise ValueError(
+            f"the prompts hold {sum(per_row)} video placeholders ({per_row} per row), but the {len(tokens_per_video)} videos "
+            f"make {sum(tokens_per_video)} tokens ({list(tokens_per_video)} per video)"
+        )
+    rows: list[int] = []
+    row, room = 0, per_row[0] if per_row else 0
+    for video, count in enumerate(tokens_per_video):
+        while room == 0 and row + 1 < len(per_row):
+            row += 1
+            room = per_row[row]
+        if count > room:
+            raise ValueError(f"video {video} has {count} tokens, but row {row} has room for {room} more")
+        rows.append(row)
+        room -= count
+    return rows

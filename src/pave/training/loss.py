@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pave.patching.call import current_call
+from pave.patching.rows import current_rows
 
 IGNORE = -100
 
@@ -50,8 +50,8 @@ def answer_loss(
 
     def only_answers(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BLE, *rest = args
-        call = current_call()
-        longer = None if call is None else call.extra_tokens
+        rows = current_rows()
+        longer = None if rows is None else rows.longer
         keep = keep_BL if longer is None else longer.stretch(keep_BL, False, False)
         if hidden_BLE.shape[:2] != keep.shape:
             raise ValueError(

@@ -1,8 +1,8 @@
 """What the rest of the library must know about a family of Video LLMs in transformers.
 
-A patch attaches at the one method that turns pixels into tokens of the language model (``get_video_features``, or
-``get_image_features`` where a family knows no other): its output is frame-major with contiguous frames in every family, it runs
-once per prompt and before tokens are dropped. An interface describes that output: how many time steps and tokens per step each
+A patch acts on the output of the one method that turns pixels into tokens of the language model (``get_video_features``, or
+``get_image_features`` where a family knows no other): it is frame-major with contiguous frames in every family, and made before
+tokens are dropped. An interface describes that output: how many time steps and tokens per step each
 video has, what belongs to no step, where the tokens stand in the prompt, what the time of a step is, and where the features
 before the projector can be read.
 """
@@ -10,7 +10,7 @@ before the projector can be read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,6 +54,8 @@ class VideoLLMInterface(ABC):
     """``config.model_type`` values this interface describes."""
     features_method: ClassVar[str] = "get_video_features"
     """Method of the inner model that returns the video tokens in ``pooler_output``."""
+    video_key: ClassVar[str] = "video"
+    """Modality under which the base takes them in ``mm_encoder_outputs``."""
     frames_per_step: ClassVar[int] = 1
     """Sampled frames that the model merges into one time step."""
     needs_frame_counts: ClassVar[bool] = False
@@ -112,15 +114,9 @@ class VideoLLMInterface(ABC):
             ValueError: if ``frame_counts`` are needed and do not add up.
         """
 
-    def holds_videos(self, config: Any, input_ids: Tensor | None, earlier_calls: int) -> bool:
-        """Whether this call of the features method encodes the videos; where images pass through it too, one does not.
-
-        Args:
-            config: the base's config.
-            input_ids: the prompt, None if it was given as embeddings.
-            earlier_calls: calls of the features method before this one in the same forward pass.
-        """
-        return True
+    def encoder_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call under the names that ``features_method`` has for those of the videos."""
+        return dict(batch)
 
     def is_video_token(self, config: Any, input_ids: Tensor) -> Tensor:
         """True at the tokens of a prompt that stand for video tokens, shape (B, L)."""
@@ -148,6 +144,17 @@ class VideoLLMInterface(ABC):
             return flat.view(like.shape) if flat.numel() == like.numel() else flat.view(len(like), -1, flat.shape[-1])
         sizes = [part[..., 0].numel() for part in like]
         return tuple(flat.split(sizes)) if sum(sizes) == len(flat) else tuple(videos)
+
+    def generate(self, model: Any, original: Callable[..., Any], args: Sequence[Any], inputs: Mapping[str, Any]) -> Any:
+        """Run the base's own ``generate`` on ``inputs`` that hold ``mm_encoder_outputs`` in place of pixels.
+
+        Args:
+            model: the patched model.
+            original: the base's method, called with the model first.
+            args: what the caller gave by position behind the prompt.
+            inputs: the other arguments by name.
+        """
+        return original(model, None, *args, **inputs)
 
     # --- the features before the projector
 

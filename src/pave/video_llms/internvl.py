@@ -14,6 +14,7 @@ class InternVLInterface(VideoLLMInterface):
     model_types = ("internvl",)
     shares_videos = True
     features_method = "get_image_features"
+    video_key = "image"
     needs_frame_counts = True
     projector_path = "multi_modal_projector"
     vision_path = "vision_tower"

@@ -22,13 +22,9 @@ class PerceptionLMInterface(VideoLLMInterface):
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.model_args["embed_dim"])
 
-    def holds_videos(self, config: Any, input_ids: Tensor | None, earlier_calls: int) -> bool:
-        if input_ids is None:
-            return True
-        if not bool((input_ids == config.video_token_id).any()):
-            return False
-        images_first = bool((input_ids == config.image_token_id).any())
-        return earlier_calls == int(images_first)
+    def encoder_inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The method takes the pixels of either under one name."""
+        return {**batch, "pixel_values": batch.get("pixel_values_videos")}
 
     def layouts(
         self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None

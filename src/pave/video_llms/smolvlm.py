@@ -14,6 +14,7 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface, videos_of_
 class SmolVLMInterface(VideoLLMInterface):
     model_types = ("smolvlm",)
     features_method = "get_image_features"
+    video_key = "image"
     needs_frame_counts = True
     projector_path = "connector"
     vision_not_stored = "it finds the pictures of a video among black ones by looking at their pixels"
