@@ -25,7 +25,11 @@ PIXELS = {"name": "frames_pixels", "settings": {}}
         ("log_mel", {"sample_rate": BIG}, "setting sample_rate is at most 1,000,000"),
         ("log_mel", {"sample_rate": 0}, "sample_rate must be above 0"),
         ("log_mel", {"window_seconds": 1e9}, "window_seconds must be above 0 and at most 60"),
-        ("log_mel", {"window_seconds": 60.0, "n_mels": 4096}, "4096 bands of a window of 960,000 samples would take 32,768 MiB"),
+        (
+            "log_mel",
+            {"window_seconds": 60.0, "n_mels": 4096},
+            "4096 bands of a window of 960,000 samples would take 32,768 MiB",
+        ),
         ("log_mel", {"hop_seconds": 0.0}, "hop_seconds must be above 0"),
         ("log_mel", {"step_seconds": 1e9}, "step_seconds must be above 0 and at most 3,600"),
         ("log_mel", {"step_seconds": "0.25"}, "setting step_seconds is a number, got '0.25'"),
