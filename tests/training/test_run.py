@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from pave.config import EncoderConfig
 from pave.data.media import read_audio
+from pave.data.samples import read_samples
 from pave.patching import detach_patch, load_patch, patch_parameters, read_record
 from pave.side_channels import build_encoder
 from pave.training import run_recipe
@@ -97,6 +99,14 @@ def test_a_run_goes_on_with_its_own_samples_only(world, finished, tmp_path):
             run_recipe(plan(world, tmp_path / "again"), folder=world, resume=True)
     finally:
         (world / "train.jsonl").write_text("".join(lines))
+    video = Path(read_samples(world / "train.jsonl")[0].video)
+    content = video.read_bytes()
+    try:
+        video.write_bytes(content + b"\0")
+        with pytest.raises(ValueError, match=r"checkpoint-5: .*files of other sizes behind its samples \(sizes was sha256"):
+            run_recipe(plan(world, tmp_path / "again"), folder=world, resume=True)
+    finally:
+        video.write_bytes(content)
     file = tmp_path / "again" / "checkpoint-5" / "patch_config.json"
     file.write_text(file.read_text().replace('"samples_per_step": 4', '"samples_per_step": 8'))
     resign_checkpoint(file.parent)

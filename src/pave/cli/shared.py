@@ -81,8 +81,8 @@ class Verb(typer.core.TyperCommand):
         """As click does, but what it lets pass is one sentence and exit code 2."""
         as_json = "--json" in args
         *_, order = self.make_parser(ctx).parse_args(args=list(args))
-        options = [param for param in order if getattr(param, "opts", None) and param.param_type_name == "option"]
-        single = [param for param in options if not (param.multiple or param.is_flag or param.count)]
+        options: list[Any] = [param for param in order if param.param_type_name == "option"]
+        single = [option for option in options if not (option.multiple or option.is_flag or option.count)]
         twice = next((param for number, param in enumerate(single) if param in single[:number]), None)
         if twice is not None:
             _fail(

@@ -165,7 +165,7 @@ def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
         "dtype": str(qa.model.dtype).removeprefix("torch."),
         "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
         **({"encoders": qa.encoder_names} if patch and qa.channels else {}),
-        **({"vision": qa.vision.storage} if qa.vision is not None else {}),
+        **({"vision": qa.vision.storage} if qa.vision is not None and qa.vision.storage != "exact" else {}),
         **({"counterfactual": f"{qa.counterfactual}, seed {qa.counterfactual.seed}"} if patch and qa.counterfactual else {}),
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
 from pave.evaluation.predictions import read_predictions
 from pave.evidence.runs import AS_IT_IS, Run, answers_file
+from pave.utils.content import Stamp, stamp_of
 
 _SHARED = ("frames", "base_weights", "dtype", "max_new_tokens")
 """What two runs must have in common to be compared."""
@@ -44,7 +45,7 @@ def _clip(video: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _marks(file: Path, stamp: int) -> tuple[dict[str, Any], tuple[tuple[str, str, bool], ...]]:
+def _marks(file: Path, stamp: Stamp) -> tuple[dict[str, Any], tuple[tuple[str, str, bool], ...]]:
     """How a file's answers were made, and (clip, type, whether it is right) of each. A table asks for the same file many times."""
     settings, predictions = read_predictions(file)
     return {key: settings.get(key) for key in _SHARED}, tuple((_clip(p.video), p.type, p.correct) for p in predictions)
@@ -59,7 +60,7 @@ def _correct(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str) -
 
 def _read(run: Run, root: Path, name: str) -> tuple[dict[str, Any], tuple[tuple[str, str, bool], ...]]:
     file = answers_file(run, root, name)
-    return _marks(file, file.stat().st_mtime_ns)
+    return _marks(file, stamp_of(file))
 
 
 def accuracy(runs: Sequence[Run], root: Path, kinds: Iterable[str], name: str = AS_IT_IS) -> Accuracy:

@@ -72,7 +72,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with other samples, or with a step that counts other samples: the order would be another one.
+    """Refuse to go on with other samples, with other files in their places, or with a step that counts other samples: the order, or what
+    is learnt, would be another one.
 
     Raises:
         ValueError: naming what differs.
@@ -81,7 +82,8 @@ def check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
     for key, value in now.items():
         was = before.get(key) if isinstance(before, dict) else None
         if was is not None and was != value:
-            what = "another number of processes" if key == "samples_per_step" else "other training samples"
+            others = {"samples_per_step": "another number of processes", "sizes": "files of other sizes behind its samples"}
+            what = others.get(key, "other training samples")
             if key == "tasks":
                 key = next((name for name in [*value, *was] if was.get(name) != value.get(name)), key)
                 was, value, what = was.get(key), value.get(key), f"other samples of the task {key!r}"

@@ -134,7 +134,7 @@ def _run(
     args, sampler = _plan(recipe, samples)
     provenance: dict[str, Any] = {
         "recipe": recipe.to_dict(),
-        "data": {**samples.facts(), "samples_per_step": sampler.samples_per_step},
+        "data": {**samples.facts(), "sizes": samples.sizes(), "samples_per_step": sampler.samples_per_step},
         "seed": recipe.training.seed,
     }
     if checkpoint is not None:

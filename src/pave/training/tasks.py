@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pave.config import Strict
+from pave.data.descriptors import files_named
 from pave.data.samples import Sample, manifest_hash, read_samples
 from pave.training.sampler import TaskMix, shares_by_size
+from pave.utils.content import stamp_or_none
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -171,6 +175,13 @@ class RunSamples:
     def shares(self) -> dict[str, float]:
         """Of each task, adding up to 1; empty where nothing says so and every sample is drawn equally often."""
         return task_shares(self.weights, {task.name: len(task.train) for task in self.tasks}, self.mixing)
+
+    def sizes(self) -> str:
+        """A hash of the sizes of all files that the training samples name, in the order of the samples: videos, side files, what lies in
+        folders. Enough to notice that other videos stand in their places, without reading them."""
+        files = [path for s in self.train for path in (s.video, *s.side_channels.values()) if path is not None]
+        found = [[s and s.size for s in map(stamp_or_none, files_named(path))] for path in dict.fromkeys(files)]
+        return f"sha256:{hashlib.sha256(json.dumps(found).encode()).hexdigest()}"
 
     def mix(self, samples_per_pass: int) -> TaskMix:
         """For the sampler.

@@ -173,8 +173,8 @@ def plan_features(
     for sample in samples:
         for channel in encoders:
             if sample.side_channels.get(channel, "") is not None:  # null: the channel is missing
-                key = channel, sample.video, sample.side_channels.get(channel)
-                streams.setdefault(key, []).append(sample.id)
+                stream = channel, sample.video, sample.side_channels.get(channel)
+                streams.setdefault(stream, []).append(sample.id)
     read = {stream: files_read(encoders[stream[0]], stream[1], stream[2]) for stream in streams}
     behind = list(dict.fromkeys(file for files in read.values() if files for file in files))
     stamps = {
