@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers as tf
+from tokenizers import Tokenizer, models
 
 from pave.config import SideChannelConfig
 from pave.data.collator import PatchCollator, video_metadata
 from pave.data.items import PatchItem
-from pave.data.prompts import render_prompt
+from pave.data.prompts import Prompt, render_prompt
+from pave.data.published_labels import published_targets
 from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
 
 FAMILIES = [tiny_llava_onevision, tiny_qwen2_5_vl]
@@ -74,6 +77,52 @@ def test_labels_are_the_answers_and_their_end_of_turn_tokens(family):
     kept = batch["labels"] != -100
     assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
     assert not kept[batch["attention_mask"] == 0].any()
+
+
+def labelled_by_turn(family, ids):
+    """The rule of ``published_labels`` read along the row's own ids: True where a token is learnt."""
+    tokenizer = family[1].tokenizer
+    start, end, newline = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", tokenizer.tokenize("\n")[0]])
+    assistant = tokenizer("assistant")["input_ids"]
+    marks, inside, closing = [], False, False
+    for place, token in enumerate(ids):
+        if token == start:
+            inside, closing = ids[place + 1 : place + 1 + len(assistant)] == assistant, False
+        marks.append(inside or token in (start, end, newline))
+        closing = closing or token == end
+        if closing and token == newline:
+            inside = False
+    return marks
+
+
+def test_published_labels_are_whole_turns_of_the_assistant_and_every_mark_and_newline(family):
+    """Besides the two of the other tests, a question of three lines."""
+    turns = [TWO_TURNS[:1], TWO_TURNS, (("yes or no?\n1. yes\n2. no", "yes"),)]
+    items = [item(str(number), conversation, frames=4) for number, conversation in enumerate(turns)]
+    batch, answers = collator(family, published_labels=True)(items), collator(family)(items)
+    assert torch.equal(batch["input_ids"], answers["input_ids"])
+    for row, ids in enumerate(batch["input_ids"].tolist()):
+        real = batch["attention_mask"][row].bool()
+        kept = batch["labels"][row] != -100
+        assert kept[real].tolist() == labelled_by_turn(family, [t for t, keep in zip(ids, real.tolist(), strict=True) if keep])
+        assert torch.equal(batch["labels"][row][kept], batch["input_ids"][row][kept]) and not kept[~real].any()
+        assert (answers["labels"][row] != -100).sum() < kept.sum() and bool((kept | (answers["labels"][row] == -100)).all())
+    second = learnt(family, batch, 1)
+    assert second[0] == "<|im_start|>" and second[-1] == (
+        "<|im_end|>\n<|im_start|>assistant\nthe red circle, then the blue square<|im_end|>\n"
+    )
+    assert learnt(family, batch, 2).count("\n") >= 3
+
+
+def test_published_labels_need_the_tokens_they_are_told_by(family):
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    with pytest.raises(
+        ValueError, match=r"labels 'published' are told by the tokens <\|im_start\|>, <\|im_end\|> and a newline"
+    ):
+        published_targets(tokenizer, Prompt("a", ()), [0])
+    with pytest.raises(ValueError, match="published_labels are also of the text before the video"):
+        collator(family, published_labels=True, share_videos=2)
 
 
 def test_training_prompt_is_the_generation_prompt_token_by_token(family):

@@ -145,9 +145,8 @@ def test_everything_that_is_missing_is_listed(started, capsys):
 def test_a_channel_that_needs_files_is_missed_where_no_sample_names_one(started, capsys):
     encoder = "patch.side_channels.audio.encoder={name: features, settings: {width: 64, rate: 1}}"
     code, found = dry(capsys, "my/recipe.yaml", encoder)
-    assert (
-        code == 1
-        and "no sample has side channel 'audio': its encoder 'features' reads a file for each sample" in found["missing"][0]
+    assert code == 1 and found["missing"][0].startswith(
+        "no sample has side channel 'audio': its encoder 'features' reads a file for each sample"
     )
 
 
@@ -245,7 +244,7 @@ def test_questions_that_share_videos_are_counted_as_the_run_groups_them(started,
 
 def test_without_samples_every_row_is_taken_to_be_full(capsys):
     path = RECIPES / "avsd_paper.yaml"
-    changes = ["data.share_videos=2", "patch.newline=base", "training.batch_size=8"]
+    changes = ["data.share_videos=2", "data.labels=answers", "patch.newline=base", "training.batch_size=8"]
     _, found = dry(capsys, path, *changes)
     assert found["shape"]["shared"] == {"rows": 4, "longest": 2, "mean_rows": 4.0}
     assert any("every row is taken to be full" in note for note in found["notes"])

@@ -142,7 +142,10 @@ def test_bad_overrides_are_named(tmp_path, override, message):
 
 
 def test_steps_and_stages_together_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"both say how long to train; set the steps of the stages .*, or leave the stages out \(data.stages=null\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"both say how long to train; set the steps of the stages .*, or leave the stages out \(data.stages=null\)",
+    ):
         read_recipe(write(tmp_path), ["training.steps=5", "data.stages=[{steps: 1}]"])
 
 
@@ -198,9 +201,23 @@ def test_text_stays_text_and_whole_numbers_may_be_written_with_an_exponent(tmp_p
 
 def test_a_written_recipe_reads_as_it_was(tmp_path):
     odd = ["no", "1e5", "12e45", "010", "1:30", "~", "", "true", ".inf", "2024-05-01", "- x", "a: b", "#", "0o7", "+.5", "<<"]
-    values = {"text": odd, "numbers": [1, -2, 1e-5, 1e300, 0.1, 2.0, float("inf")], "others": [True, None], **{k: 1 for k in odd}}
+    values = {
+        "text": odd,
+        "numbers": [1, -2, 1e-5, 1e300, 0.1, 2.0, float("inf")],
+        "others": [True, None],
+        **dict.fromkeys(odd, 1),
+    }
     (tmp_path / "values.yaml").write_text(write_values(values))
     assert repr(read_values(tmp_path / "values.yaml")[0]) == repr(values)
+
+
+def test_published_labels_go_with_what_reads_no_label(tmp_path):
+    assert read_recipe(RECIPES[0].parent / "avsd_paper.yaml").data.labels == "published"
+    assert read_recipe(RECIPES[0].parent / "avsd_compact.yaml").data.labels == "answers"
+    with pytest.raises(ValueError, match="the gate of side channel 'audio' reads the question up to the first label"):
+        read_recipe(write(tmp_path), ["data.labels=published", "patch.side_channels.audio.fusion.gate=true"])
+    with pytest.raises(ValueError, match="labels 'published' are also of the text before the video"):
+        read_recipe(write(tmp_path), ["data.labels=published", "data.share_videos=2"])
 
 
 def test_missing_file(tmp_path):

@@ -32,11 +32,15 @@ def load(
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
     from pave.evaluation.inference import VideoQA
     from pave.utils.embedded import PLAYGROUND
+    from pave.utils.threads import settle_threads
 
     hide_loading_bars()
     base = PLAYGROUND if base is None else base
     if base == PLAYGROUND:
         logger.info("using the small base inside pave, which knows the demo's miniature world only")
-    return VideoQA.from_pretrained(
+    qa = VideoQA.from_pretrained(
         base, patch, device=device, dtype=dtype, sampling=sampling, allow_base_mismatch=allow_base_mismatch, name=base
     )
+    if qa.model.device.type == "cpu":
+        settle_threads(qa.model.num_parameters())
+    return qa

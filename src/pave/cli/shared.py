@@ -80,7 +80,10 @@ def check_model_options(base: str | None, patch: str | None, dtype: str) -> None
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    for name, complaint in ((base, "base {!r} is no folder with a model"), (patch, "no patch at {!r}: there is no such folder")):
+    for name, complaint in (
+        (base, "base {!r} is no folder with a model"),
+        (patch, "no patch at {!r}: there is no such folder"),
+    ):
         if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
 
@@ -109,8 +112,8 @@ def guarded(function: _Function) -> _Function:
                 raise typer.Exit(value.exit_code)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            _fail("interrupted", INTERRUPTED, as_json, None)
+        except KeyboardInterrupt as stop:
+            _fail(str(stop) or "interrupted", INTERRUPTED, as_json, None)
         except BrokenPipeError:  # the reader of our output is gone, as in `pave show | head`: nothing to tell anybody
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None

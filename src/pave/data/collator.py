@@ -14,11 +14,13 @@ from torch import Tensor
 from pave.config import SideChannelConfig
 from pave.data.items import PatchItem, SampleError
 from pave.data.prompts import Prompt, render_prompt
+from pave.data.published_labels import published_targets
 from pave.data.sharing import IGNORE, Branch, behind_video, in_rows, share_rows
 from pave.data.vision_batch import features_for_pixels, processor_of_stored
 from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
+from pave.video_llms.context import over_limit
 
 
 class PatchCollator:
@@ -35,7 +37,8 @@ class PatchCollator:
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
-                         everywhere else (prompt, placeholders, padding, text between turns)
+                         everywhere else (prompt, placeholders, padding, text between turns); more of them with
+                         ``published_labels``
     ``branches``         only where questions share a row (``share_videos``): (rows, tokens), 0 up to the last token of the video,
                          then 1, 2, ... for each conversation behind it, -1 at padding; ``position_ids`` are given then
     ``sample_ids``       ``with_ids`` only: list of str; the Trainer takes it out before the model sees the batch
@@ -48,7 +51,8 @@ class PatchCollator:
         processor: the base's processor; it is handed decoded frames, so it never opens a file itself.
         base_config: the base's ``config``.
         channels: the patch's side channels by name; their width is checked.
-        max_length: most tokens in a row (text and video tokens together); longer rows are an error. None: no limit.
+        max_length: most tokens in a row (text and video tokens together); longer rows are an error, and so are rows longer than the
+            base's context, whatever this says. None: only that.
         train: True makes labels and pads on the right. False ends every conversation with the generation prompt in place of
             its last answer and pads on the left.
         with_ids: add ``sample_ids``.
@@ -56,6 +60,8 @@ class PatchCollator:
             such steps as missing. Default: "stop" where ``train``.
         share_videos: most items about one video (``PatchItem.source``) that stand in one row, behind one copy of the video's tokens;
             only where ``train``. None: a row each.
+        published_labels: learn what the authors' code learns: beside the answers, all of the assistant's turns, and in the others every
+            ``<|im_start|>``, ``<|im_end|>`` and newline. Not with ``share_videos``, whose questions share what stands before the video.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
@@ -74,7 +80,12 @@ class PatchCollator:
         with_ids: bool = False,
         broken_features: Literal["stop", "missing"] | None = None,
         share_videos: int | None = None,
+        published_labels: bool = False,
     ) -> None:
+        if published_labels and share_videos is not None:
+            raise ValueError(
+                "published_labels are also of the text before the video, which questions that share it have in common"
+            )
         if share_videos is not None and not train:
             raise ValueError(
                 "share_videos is for training: generation goes on at the end of a row, so a row holds one question"
@@ -87,6 +98,7 @@ class PatchCollator:
         self.with_ids = with_ids
         self.broken_features = broken_features or ("stop" if train else "missing")
         self.share_videos = share_videos
+        self.published_labels = published_labels
         self._interface = get_interface(base_config)
         added = processor.tokenizer.added_tokens_decoder
         self._special_ids = {i for i, token in added.items() if token.special} | set(processor.tokenizer.all_special_ids)
@@ -191,10 +203,11 @@ class PatchCollator:
         return data
 
     def _check_length(self, item: PatchItem, length: int) -> None:
-        if self.max_length is not None and length > self.max_length:
+        over = over_limit(length, self.base_config, self.max_length)
+        if over is not None:
             raise SampleError(
-                f"sample {item.id!r}: {length} tokens with its {len(item.frames_FHWC)} frames, but max_length is "
-                f"{self.max_length}; nothing is truncated, so sample fewer frames or raise max_length",
+                f"sample {item.id!r}: {over}, with its {len(item.frames_FHWC)} frames; nothing is truncated, so sample fewer frames, "
+                "or raise max_length where that is the limit",
                 "prompt-long",
             )
 
@@ -205,6 +218,8 @@ class PatchCollator:
             row_ids = batch["input_ids"][row, positions].tolist()
             try:
                 targets = self._targets(prompt, row_ids)
+                if self.published_labels:
+                    targets = published_targets(self.processor.tokenizer, prompt, row_ids)
             except ValueError as error:
                 raise SampleError(f"sample {item.id!r}: {error}", getattr(error, "code", None)) from None
             kept = positions[torch.tensor(targets)]

@@ -226,7 +226,15 @@ class PatchDataset(Dataset[PatchItem]):
         if self._memory is not None:
             self._memory[key] = video
         else:
-            self._store(key, video)
+            try:
+                self._store(key, video)
+            except (OSError, safetensors.SafetensorError) as error:  # a run does without a cache
+                report.full = True
+                self.cache_bytes = 0
+                logger.warning(
+                    "%s: the cache cannot be written (%s); further videos are decoded each time", self._folder, error
+                )
+                return
         report.items += 1
         report.num_bytes += video.num_bytes
 

@@ -15,6 +15,8 @@ class Prompt:
     text: str
     answers: tuple[tuple[int, int], ...]
     """Per answered turn the characters (start, end) of the answer and its end-of-turn token: what is learnt."""
+    turns: tuple[tuple[int, int], ...] = ()
+    """The same for the whole turn: the header before the answer, and all that the template writes behind it."""
 
 
 def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]]) -> Prompt:
@@ -39,6 +41,7 @@ def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]]) -> Pr
     messages: list[dict[str, Any]] = []
     text = ""
     answers: list[tuple[int, int]] = []
+    whole_turns: list[tuple[int, int]] = []
     for number, (question, answer) in enumerate(turns):
         history = _render(processor, messages) if messages else ""
         content: list[dict[str, str]] = [{"type": "text", "text": question}]
@@ -62,9 +65,11 @@ def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]]) -> Pr
             tail = answer + _behind(processor, messages, asked, answer)
             if not turn.endswith(tail):
                 raise ValueError(f"the chat template does not write the answer {answer[:60]!r} as it is")
+        header = len(_after(asked, prompt, "a question before its answer"))
+        whole_turns.append((len(text) - header, len(text) + len(tail)))
         answers.append((len(text), len(text) + len(tail.rstrip())))
         text += tail
-    return Prompt(text, tuple(answers))
+    return Prompt(text, tuple(answers), tuple(whole_turns))
 
 
 def _render(processor: Any, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:

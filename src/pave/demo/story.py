@@ -30,6 +30,7 @@ from pave.playground.clips import render_clips, write_samples
 from pave.training.run import PATCH_FOLDER, run_recipe
 from pave.utils.console import track
 from pave.utils.files import atomic_write_json
+from pave.utils.threads import settle_threads
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ def _render(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
 
 def _score(base: str, patch: Path | None, test: Path, predictions: Path, seed: int, progress: bool = True) -> None:
     qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype="float32")
+    settle_threads(qa.model.num_parameters())
     evaluate(
         qa,
         list(read_samples(test)),

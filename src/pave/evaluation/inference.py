@@ -77,15 +77,26 @@ class VideoQA:
         processor: the base's processor.
         sampling: which frames to look at; default what the processor says, else 32.
         name: what to call the base in messages and records.
+        dataset: what reads the samples for the patched model, instead of a dataset of its own; the sampling is that of this.
 
     Example:
         >>> qa = VideoQA.from_pretrained("llava-hf/llava-onevision-qwen2-7b-ov-hf", patch="my-patch")
         >>> qa.ask("video.mp4", "What sound is heard?").text
     """
 
-    def __init__(self, model: Any, processor: Any, *, sampling: FrameSampling | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        sampling: FrameSampling | None = None,
+        name: str | None = None,
+        dataset: PatchDataset | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
+        if dataset is not None:
+            sampling = dataset.frame_sampling
         self.sampling = sampling or default_sampling(processor)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
@@ -95,9 +106,13 @@ class VideoQA:
         self.vision: StoredVision | None = None
         self._loaded_from: tuple[str | Path, str | None, str] | None = None
         self._kept_bytes = 0
-        self._kept: dict[bool, PatchDataset] = {}
+        self._kept: dict[bool, PatchDataset] = {} if dataset is None else {True: dataset}
         self._kept_vision: MemoryVision | None = None
-        self.encoders = {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+        self.encoders = (
+            {channel: build_encoder(config.encoder).to(model.device) for channel, config in self.channels.items()}
+            if dataset is None
+            else dataset.encoders
+        )
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
         """Read side features from a feature store from now on, instead of running encoders.

@@ -20,6 +20,7 @@ from pave.fusion.base import TokenFusion
 from pave.patching.call import PatchCall, rows_of_videos
 from pave.patching.slot import SLOTS
 from pave.video_llms import VideoLayout
+from pave.video_llms.context import over_limit
 
 _INSERTED, _PADDING = -1, -2
 
@@ -185,6 +186,9 @@ def _lengthen_arguments(plan: Lengthening, interface: Any, config: Any, argument
     pad = config.get_text_config().pad_token_id
     out["input_ids"] = plan.stretch(ids, interface.video_token_id(config), 0 if pad is None else pad)
     new_mask = torch.where(plan.masked_BL.to(ids.device), 0, plan.stretch(mask, 1, 0))
+    over = over_limit(int(new_mask.sum(dim=1).max()), config)
+    if over is not None:
+        raise ValueError(f"{over}, with the tokens that the patch puts into it; nothing is truncated, so sample fewer frames")
     out["attention_mask"] = new_mask
     out["position_ids"] = _positions(plan, interface, config, arguments, mask, new_mask)
     fills = {"labels": (-100, -100), "mm_token_type_ids": (2, 0)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from pave.training.together import problems_of_all
@@ -21,17 +22,31 @@ class NonFiniteError(RuntimeError):
     """A loss or a gradient is NaN or infinite. Training stops before the step, so every checkpoint on disk is still good."""
 
 
+class NoGradientError(RuntimeError):
+    """Step after step nothing had a gradient, so nothing is learnt."""
+
+
+MOST_IDLE_STEPS = 20
+"""Steps in a row without any gradient that a run is allowed, however few samples it has."""
+
+
 class NonFiniteGuard(transformers.TrainerCallback):
-    """Stop at the first NaN or infinity, in every process at once, and name the samples it came from.
+    """Stop at the first NaN or infinity, in every process at once, and name the samples it came from. Stop as well where nothing has
+    had a gradient for two passes over the samples, or in all of a run.
 
     Losses stay on their device until the step is due, so that forward passes are not held up one by one.
 
     Args:
         accelerator: what the processes talk through.
+        patience: steps in a row that may go without a gradient, ``MOST_IDLE_STEPS`` where that is more.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Any, patience: int = 0) -> None:
         self._accelerator = accelerator
+        self._patience = max(patience, MOST_IDLE_STEPS)
+        self._idle = 0
+        # DeepSpeed keeps the gradients to itself; with fp16 they are scaled, and a step may be skipped
+        self._sees_gradients = accelerator.distributed_type != DistributedType.DEEPSPEED
         self._losses: list[tuple[Tensor, list[str]]] = []
 
     def note_loss(self, loss: Tensor, sample_ids: Sequence[str]) -> None:
@@ -43,7 +58,8 @@ class NonFiniteGuard(transformers.TrainerCallback):
         numbers = [loss.double() for loss, _ in losses]
         if not args.fp16:  # its gradient scaler meets infinities in the normal course of things and skips such steps itself
             numbers.append(_gradient_norm(kwargs["model"]).double())
-        bad = [not math.isfinite(x) for x in torch.stack([x.to(args.device) for x in numbers]).tolist()]
+        values = torch.stack([x.to(args.device) for x in numbers]).tolist()
+        bad = [not math.isfinite(x) for x in values]
         found = [
             f"the loss is {loss.item()} for the samples {listed(ids)}"
             for (loss, ids), is_bad in zip(losses, bad, strict=False)
@@ -56,6 +72,21 @@ class NonFiniteGuard(transformers.TrainerCallback):
             raise NonFiniteError(
                 f"step {state.global_step + 1}: {'; '.join(problems)}; look at their features and answers, or lower the rates"
             )
+        if self._sees_gradients and not args.fp16:
+            self._idle = self._idle + 1 if values[-1] == 0 else 0
+            if self._idle >= self._patience:
+                raise NoGradientError(f"step {state.global_step + 1}: {_nothing_learnt(f'the last {self._idle} steps')}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if 0 < state.global_step <= self._idle:
+            raise NoGradientError(_nothing_learnt("any step"))
+
+
+def _nothing_learnt(when: str) -> str:
+    return (
+        f"nothing of the patch had a gradient in {when}, so nothing is learnt; the samples have no side channel that reaches a frame: "
+        "look at them with pave doctor"
+    )
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
@@ -104,7 +135,7 @@ class RunProgress(transformers.TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         named = ("loss", "grad_norm", "learning_rate")
-        held_out = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+        held_out = [name for name in logs if name.startswith("eval_") and name.endswith(("_loss", "_accuracy"))]
         shown = {name: value for name, value in logs.items() if name in named or name in held_out}
         if shown:
             numbers = ", ".join(f"{name.replace('_', ' ')} {float(value):.4g}" for name, value in shown.items())

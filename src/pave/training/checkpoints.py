@@ -36,6 +36,8 @@ PATCH_ENTRIES = (CONFIG_FILE, FUSION_FILE, LORA_FOLDER, "README.md")
 """What a patch has in its folder."""
 PATIENCE = 10.0
 """Seconds to wait for a folder: the decoding processes of a killed run hold it until they notice, up to 5 s later."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+"""What the operating system says of a disk that is full, read-only or broken."""
 _HIDDEN = f".{PREFIX_CHECKPOINT_DIR}-"
 _PARTS = ("optimizer", "scheduler", "rng_state", "trainer_state")
 
@@ -217,6 +219,12 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
             continue
         return path
     return None
+
+
+def resumable(output_dir: str | Path) -> str:
+    """What a run in a folder can be resumed from, in words."""
+    last = last_checkpoint(output_dir)
+    return "there is no checkpoint" if last is None else f"{last} is whole, and the run can be resumed from it"
 
 
 def rotate(output_dir: str | Path, keep: int | None, protected: Iterable[str | Path | None] = ()) -> None:

@@ -8,14 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pave.data.media import probe
 from pave.data.samples import Sample
 from pave.patching.training_cost import TrainingCost, training_cost
-from pave.patching.training_memory import StepSettings, StepShape
+from pave.patching.training_memory import StepSettings, StepShape, Tokens
 from pave.side_channels import build_encoder, encoder_source
 from pave.training.arguments import TrainingConfig
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
 from pave.training.dry_run_shape import Assumptions, step_shape
+from pave.training.parts import trains_channel
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
@@ -23,10 +25,8 @@ from pave.training.trackers import check_tracker, trackers
 from pave.utils.embedded import model_path
 from pave.utils.optional import MissingExtraError
 from pave.video_llms.branches import check_base_shares
+from pave.video_llms.context import over_limit
 from pave.video_llms.known import load_config
-
-_SOURCES_OF_VIDEO = ("audio", "video")
-"""What encoders take that comes from the sample's video where the sample names no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
     """Look at everything that ``run_recipe`` would need, and count what it would cost.
 
     Nothing is written, decoded or downloaded, except that the hub may be asked whether it has a model. Files are looked for, not
-    opened: ``pave doctor`` looks inside.
+    opened: ``pave doctor`` looks inside. Only for a channel of sound, the heads of videos are read until one has sound.
 
     Args:
         recipe: what would be run.
@@ -93,6 +93,7 @@ def dry_run(recipe: Recipe, folder: str | Path = ".", assumed: Assumptions | Non
             shape = step_shape(recipe, config, train, assumed, tokens_per_step)
             shape = replace(shape, batch_size=training.batch_size, shared=order.shared)
             cost = training_cost(config, recipe.patch, shape, _settings(recipe, config, assumed.processes))
+            _prompt_length(found, recipe, config, shape, cost.tokens)
         except ValueError as error:
             found.notes.append(f"the cost is not known: {error}")
             shape = None
@@ -131,7 +132,11 @@ def _training_samples(found: _Found, recipe: Recipe, folder: Path) -> dict[str, 
             tasks[name] = train
         if task.eval is not None:
             _samples(found, recipe, name, task.eval, task, folder)
-    return tasks if len(tasks) == len(recipe.data.all_tasks()) else None
+    if len(tasks) < len(recipe.data.all_tasks()):
+        return None
+    for channel, why in _never_there(recipe, [sample for samples in tasks.values() for sample in samples]).items():
+        found.missing.append(f"no sample has side channel {channel!r}: {why}")
+    return tasks
 
 
 def _samples(found: _Found, recipe: Recipe, task_name: str, path: str, task: Task, folder: Path) -> list[Sample] | None:
@@ -153,8 +158,6 @@ def _samples(found: _Found, recipe: Recipe, task_name: str, path: str, task: Tas
     found.missing += [
         f"{name}: {file} is not there, {count} samples name it" for file, count in _absent(recipe, samples).items()
     ]
-    for channel, why in _never_there(recipe, samples, task.channels).items():
-        found.missing.append(f"{name}: no sample has side channel {channel!r}: {why}")
     return samples
 
 
@@ -175,19 +178,30 @@ def _absent(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, int]:
     return absent
 
 
-def _never_there(recipe: Recipe, samples: Sequence[Sample], channels: Sequence[str] | None) -> dict[str, str]:
-    """Channels that need a file of their own, which no sample names. ``channels`` are those that the samples may have; None: all."""
+def _never_there(recipe: Recipe, samples: Sequence[Sample]) -> dict[str, str]:
+    """Trained channels that no training sample has, and why; the run would be refused."""
     found = {}
     for name, channel in recipe.patch.side_channels.items():
-        if channels is not None and name not in channels:
+        if not trains_channel(recipe.training.train, name):
             continue
         try:
             source = encoder_source(channel.encoder)
         except ValueError:
             continue  # _encoders says so
-        if source not in _SOURCES_OF_VIDEO and not any(sample.side_channels.get(name) for sample in samples):
+        if source == "video" or any(sample.side_channels.get(name) for sample in samples):
+            continue
+        if source != "audio":
             found[name] = f"its encoder {channel.encoder.name!r} reads a file for each sample, named under side_channels"
+        elif not any(_has_sound(video) for video in {s.video for s in samples if name not in s.side_channels}):
+            found[name] = "no video has sound, and no sample names a file under side_channels"
     return found
+
+
+def _has_sound(video: str) -> bool:
+    try:
+        return probe(video).audio is not None
+    except ValueError:  # what is missing or damaged is said elsewhere
+        return True
 
 
 # --- encoders, base, surroundings ------------------------------------------------------------------------------------------
@@ -318,6 +332,17 @@ def _steps(recipe: Recipe, training: TrainingConfig, samples: int | None, proces
     if samples is None and training.steps is None:
         return per_step, None
     return per_step, training.num_steps(samples or 0, processes)
+
+
+def _prompt_length(found: _Found, recipe: Recipe, config: Any, shape: StepShape, tokens: Tokens) -> None:
+    """Whether the longest prompt fits; what is only estimated keeps no run from starting."""
+    limit = recipe.data.max_length  # of what the patch puts into a prompt it does not know
+    over = over_limit(tokens.total, config) or over_limit(tokens.total - tokens.extra, config, limit)
+    surely = over_limit(tokens.video + tokens.extra, config) or over_limit(tokens.video, config, limit)
+    if over is not None and surely and shape.grid is None and recipe.data.frames.num_frames is not None:
+        found.missing.append(f"{over} (text estimated); nothing is truncated, so sample fewer frames (data.frames)")
+    elif over is not None:
+        found.notes.append(f"by the estimate {over}; the run would stop there, nothing is truncated")
 
 
 def _settings(recipe: Recipe, config: Any, processes: int) -> StepSettings:

@@ -32,6 +32,11 @@ def check_parts(parts: Sequence[str] | None, patch: PatchConfig) -> None:
             raise ValueError(f"training.train: {part!r} is no part of the patch; its parts are: {', '.join(known)}")
 
 
+def trains_channel(parts: Sequence[str] | None, channel: str) -> bool:
+    """Whether the fusion of a channel is among the parts that are trained; None: all are."""
+    return parts is None or "fusion" in parts or f"fusion.{channel}" in parts
+
+
 def train_only(model: Any, parts: Sequence[str] | None) -> None:
     """Let only some parts of the attached patch require gradients: the rest gets no gradient and no optimizer state, and is saved as it
     is. Call it before the optimizer is made and the model is wrapped.

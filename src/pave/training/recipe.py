@@ -47,7 +47,7 @@ class DataConfig(Strict):
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=32))
     """Which frames of a video the base sees."""
     max_length: int | None = None
-    """Most tokens in a prompt, video tokens included; a longer one is an error. null: no limit."""
+    """Most tokens in a prompt, video tokens included; a longer one is an error. null: only the base's context is the limit."""
     cache: str | None = None
     """Decoded frames and side features are kept: memory, or a folder. null decodes every time."""
     store: str | None = None
@@ -64,6 +64,9 @@ class DataConfig(Strict):
     missing, as inference does."""
     share_videos: int | None = None
     """Most questions about one video in one row: they share its tokens and do not see each other. null: a row for each question."""
+    labels: Literal["answers", "published"] = "answers"
+    """What is learnt of a conversation. answers: the answers and their end-of-turn tokens. published: as the authors' code does, all of
+    the assistant's turns with their headers and newlines, and every <|im_start|>, <|im_end|> and newline of the other turns."""
     stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
@@ -81,6 +84,11 @@ class DataConfig(Strict):
             raise ValueError(f"max_length must be at least 1 or null, got {self.max_length}")
         if self.share_videos is not None and self.share_videos < 2:
             raise ValueError(f"share_videos must be at least 2 or null, got {self.share_videos}")
+        if self.share_videos is not None and self.labels == "published":
+            raise ValueError(
+                "labels 'published' are also of the text before the video, which questions that share it have in common; set labels to "
+                "'answers', or leave share_videos out"
+            )
 
     def _check_tasks(self) -> None:
         check_task_names(self.tasks)
@@ -105,6 +113,20 @@ class DataConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Strict):
+    """What an evaluation on held-out samples makes beside their loss."""
+
+    generate: bool = False
+    """Answer them too, as pave eval does: eval_accuracy, and eval_TASK_accuracy of each task. The best checkpoint can be chosen by it."""
+    max_new_tokens: int = 32
+    """Most tokens of such an answer."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Strict):
     """A training run."""
 
@@ -121,6 +143,8 @@ class Recipe(Strict):
     """Commit, tag or branch of init on the hub."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What held-out samples are evaluated by, beside their loss."""
     output: str
     """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
 
@@ -136,6 +160,13 @@ class Recipe(Strict):
             )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
+        if self.evaluation.generate:
+            if all(task.eval is None for task in self.data.all_tasks().values()):
+                raise ValueError("evaluation.generate needs data.eval, or a task with eval")
+            if self.training.trainer.get("fsdp"):
+                raise ValueError(
+                    "evaluation.generate needs the whole model in every process, but training.trainer.fsdp shards it"
+                )
         if self.init_revision is not None and self.init is None:
             raise ValueError("init_revision is given, but there is no init")
         for name, task in self.data.tasks.items():
@@ -147,6 +178,12 @@ class Recipe(Strict):
                 )
         check_not_shared(dropout_rates(self.training.channel_dropout, self.patch), self.data.share_videos)
         check_parts(self.training.train, self.patch)
+        gated = [name for name, channel in self.patch.side_channels.items() if channel.fusion.gate]
+        if gated and self.data.labels == "published":
+            raise ValueError(
+                f"data.labels 'published' begin at the first token, and the gate of side channel {gated[0]!r} reads the question up to the "
+                "first label; set data.labels to 'answers', or fusion.gate to false"
+            )
         self._check_best()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)
@@ -167,10 +204,13 @@ class Recipe(Strict):
         if not further.get("load_best_model_at_end"):
             return
         metric = str(further.get("metric_for_best_model") or "eval_loss")
-        known = ["eval_loss", *(f"eval_{name}_loss" for name, task in self.data.tasks.items() if task.eval is not None)]
+        kinds = ("loss", "accuracy") if self.evaluation.generate else ("loss",)
+        watched = ["eval", *(f"eval_{name}" for name, task in self.data.tasks.items() if task.eval is not None)]
+        known = [f"{name}_{kind}" for kind in kinds for name in watched]
         if metric not in known and f"eval_{metric}" not in known:
             raise ValueError(
-                f"training.trainer: metric_for_best_model is {metric!r}; the losses that are watched are {', '.join(known)}"
+                f"training.trainer: metric_for_best_model is {metric!r}; what is watched are {', '.join(known)}"
+                + ("" if self.evaluation.generate else " (with evaluation.generate also accuracies)")
             )
         if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & set(further):
             return

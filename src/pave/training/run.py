@@ -20,12 +20,15 @@ from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
 from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
-from pave.training.arguments import PatchTrainingArguments
+from pave.training.arguments import PatchTrainingArguments, uses_accelerator
 from pave.training.callbacks import RunProgress
-from pave.training.checkpoints import check_room, held, sweep
+from pave.training.checkpoints import DISK_ERRORS, CheckpointError, check_room, held, resumable, sweep
+from pave.training.held_out import Judge
+from pave.training.interrupt import TrainingInterrupted, interruptible
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
 from pave.training.parts import train_only
+from pave.training.presence import check_channels_there
 from pave.training.profile import StepProfile
 from pave.training.recipe import Recipe
 from pave.training.recipe_files import write_values
@@ -36,6 +39,7 @@ from pave.training.tasks import RunSamples
 from pave.training.trackers import check_tracker, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import atomic_write_text
+from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.loading import load_base
 from pave.video_llms.vision import check_vision_stored
@@ -61,6 +65,8 @@ class RunResult:
     """Loss on the held-out samples at the end, where given: over all answer tokens, of all tasks."""
     eval_losses: dict[str, float]
     """The same by task, where data.tasks names some with held-out samples."""
+    eval_accuracy: float | None
+    """Share of held-out samples answered right at the end, where evaluation.generate asks for it."""
     seconds: float
     """Of this call, loading included."""
 
@@ -74,6 +80,7 @@ def run_recipe(
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
     profile: StepProfile | None = None,
+    judge: Judge | None = None,
 ) -> RunResult:
     """Load the base, attach a fresh patch (or that of ``recipe.init``), train it, save it under ``<output>/patch``.
 
@@ -85,15 +92,30 @@ def run_recipe(
         progress: show a progress bar and log the losses.
         callbacks: further callbacks for the Trainer.
         profile: times the parts of the run's first steps.
+        judge: answers held-out samples where ``recipe.evaluation.generate`` asks for it: ``pave.evaluation.judging.GeneratedAnswers()``.
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
-            resume from.
+            resume from; if a trained channel is in no sample.
+        CheckpointError: if the disk is full or cannot be written to.
+        NonFiniteError: if a loss or a gradient is NaN or infinite.
+        NoGradientError: if nothing has a gradient, step after step.
+        TrainingInterrupted: on Ctrl-C, naming the checkpoint to resume from; of one process, the step is finished and saved first.
     """
     start = time.monotonic()
-    with held(recipe.output) if _is_first_process() else contextlib.nullcontext():
-        shown = [*callbacks, *([RunProgress()] if progress else [])]
-        return _run(recipe, Path(folder), base, resume, shown, start, profile)
+    shown = [*callbacks, *([RunProgress()] if progress else [])]
+    try:
+        with contextlib.ExitStack() as surroundings:
+            if _is_first_process():
+                surroundings.enter_context(held(recipe.output))
+            return _run(recipe, Path(folder), base, resume, shown, start, surroundings, profile, judge)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"interrupted; {resumable(recipe.output)}") from None
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or recipe.output
+        raise CheckpointError(f"{where}: could not be written ({error.strerror}); {resumable(recipe.output)}") from error
 
 
 def _run(
@@ -103,7 +125,9 @@ def _run(
     resume: bool,
     callbacks: Sequence[transformers.TrainerCallback],
     start: float,
-    profile: StepProfile | None = None,
+    surroundings: contextlib.ExitStack,
+    profile: StepProfile | None,
+    judge: Judge | None,
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = checkpoint_to_resume(recipe, output, resume)
@@ -111,6 +135,7 @@ def _run(
         check_tracker(tracker)
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
+    judge = _judge_of(recipe, judge, held_out)
     encoders = {name: build_encoder(channel.encoder) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, samples)
     provenance: dict[str, Any] = {
@@ -128,12 +153,18 @@ def _run(
     train_data = _dataset(recipe, train, encoders, folder, stored, vision)
     held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
+    if not uses_accelerator():  # sums depend on their number in the last bits, so a resumed run takes that of its beginning
+        recorded = None if checkpoint is None else read_record(checkpoint).provenance.get("threads")
+        provenance["threads"] = surroundings.enter_context(fitting_threads(model.num_parameters(), recorded))
     parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
     if parent is not None:
         provenance["parent"] = parent
     train_only(model, recipe.training.train)
+    check_channels_there(model, train_data)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
-    trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
+    trainer = _trainer(
+        recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks, judge
+    )
     if profile is not None:
         profile.attach(trainer)
     if args.should_save:
@@ -145,10 +176,12 @@ def _run(
     by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
-    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
+    outcome: dict[str, Any] = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
+    accuracy = losses.get("eval_accuracy")
+    outcome |= ({"eval_losses": by_task} if by_task else {}) | ({} if accuracy is None else {"eval_accuracy": accuracy})
+    trainer.finish(patch, outcome)
     logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, time.monotonic() - start)
 
 
 def _trainer(
@@ -162,6 +195,7 @@ def _trainer(
     samples: RunSamples,
     provenance: Mapping[str, Any],
     callbacks: Sequence[transformers.TrainerCallback],
+    judge: Judge | None,
 ) -> PatchTrainer:
     collator = PatchCollator(
         processor,
@@ -170,6 +204,7 @@ def _trainer(
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
+        published_labels=recipe.data.labels == "published",
     )
     if recipe.data.share_videos is not None:
         check_base_shares(model.config)
@@ -188,6 +223,8 @@ def _trainer(
         processor=processor,
         held_out_tasks=samples.held_out_tasks,
         channel_dropout=recipe.training.channel_dropout,
+        judge=judge,
+        max_new_tokens=recipe.evaluation.max_new_tokens,
         callbacks=list(callbacks),
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
@@ -195,12 +232,26 @@ def _trainer(
     return trainer
 
 
+def _judge_of(recipe: Recipe, judge: Judge | None, held_out: Sequence[Sample]) -> Judge | None:
+    """What answers the held-out samples, if the recipe asks for it; raises before anything slow where it cannot."""
+    if not recipe.evaluation.generate:
+        return None
+    if judge is None:
+        raise ValueError(
+            "evaluation.generate: pass what answers and judges, run_recipe(judge=pave.evaluation.judging.GeneratedAnswers()); pave train "
+            "does so by itself"
+        )
+    judge.check(held_out)
+    return judge
+
+
 def _train(
     trainer: PatchTrainer, checkpoint: Path | None, report: CacheReport, evaluate: bool
 ) -> tuple[float | None, dict[str, float]]:
     """The mean loss (None where the checkpoint was the end), and the losses on the held-out samples by their names in the logs."""
     done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
+    with interruptible(trainer):
+        mean_loss = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).training_loss
     losses = trainer.evaluate() if evaluate else {}
     trainer.release_model()
     if report.items:

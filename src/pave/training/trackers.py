@@ -27,7 +27,9 @@ def check_tracker(name: str) -> None:
         require("tensorboard", extra="tensorboard", purpose="training.report_to: tensorboard")
         return
     if name not in known.INTEGRATION_TO_CALLBACK:
-        raise ValueError(f"training.report_to: there is no tracker {name!r}; there are {', '.join(known.INTEGRATION_TO_CALLBACK)}")
+        raise ValueError(
+            f"training.report_to: there is no tracker {name!r}; there are {', '.join(known.INTEGRATION_TO_CALLBACK)}"
+        )
     installed = set(known.get_available_reporting_integrations())
     installed |= {"azure_ml"} if known.is_azureml_available() else set()
     installed |= {"flyte"} if known.is_flytekit_available() else set()

@@ -43,6 +43,10 @@ def atomic_path(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
         if durable:
             _flush(temporary)
         os.replace(temporary, target)
+    except OSError as error:  # of a full disk it names no file, and nobody knows the temporary one
+        if error.filename in (None, name, temporary):
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -28,10 +28,10 @@ class PromptCheck:
     def __init__(self, setup: Setup) -> None:
         assert setup.base is not None
         config, processor = load_processor(setup.base, revision=setup.revision)
-        self._collator = PatchCollator(processor, config, setup.channels, broken_features="missing")
+        self._collator = PatchCollator(
+            processor, config, setup.channels, max_length=setup.max_length, broken_features="missing"
+        )
         self._most_of_answer = setup.max_answer_tokens
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self._limits = {"max_length": setup.max_length, "the base's context": context}
 
     def check(self, sample: Sample, clip: VideoClip, side: Mapping[str, SideFeatures | None]) -> Iterator[tuple[str, str]]:
         """Codes and messages. A sample without an answer is not looked at."""
@@ -43,10 +43,6 @@ class PromptCheck:
             if error.code != "features-width":  # said of the file already
                 yield error.code, " ".join(str(error).removeprefix(f"sample {sample.id!r}: ").split())
             return
-        tokens = int(batch["attention_mask"].sum())
-        for name, limit in self._limits.items():
-            if limit is not None and tokens > limit:
-                yield "prompt-long", f"the prompt has {tokens} tokens, {name} is {limit}"
         learnt = groupby(batch["labels"][0].tolist(), lambda label: label != IGNORE)
         longest = max(len(list(run)) for is_answer, run in learnt if is_answer)
         if longest > self._most_of_answer:
