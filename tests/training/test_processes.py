@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from pave.data.samples import read_samples
+from pave.evaluation.inference import VideoQA
+from pave.evaluation.judging import GeneratedAnswers
+from pave.evaluation.runner import evaluate
 from pave.patching import load_patch, read_record
 from pave.training import last_checkpoint, run_recipe
 from tiny_trainers import Items, base, build, shared_videos, two_tasks, weights
@@ -118,3 +122,19 @@ def test_a_recipe_over_two_processes_goes_on_in_two_processes_only(tmp_path):
     changes = ["training.batch_size=1", "data.eval=null"]
     with pytest.raises(ValueError, match=r"another number of processes \(samples_per_step was 4, now it is 2\)"):
         run_recipe(plan(world, tmp_path / "run", *changes), folder=world, resume=True)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_together_and_print_one_object(tmp_path):
+    world = make_world(tmp_path)
+    changes = ["evaluation.generate=true", "evaluation.max_new_tokens=6", "data.eval=train.jsonl", "training.log_every=5"]
+    changes += ["data.stages=[{steps: 12}]", "training.learning_rate=2e-2", "patch.lora.dropout=0"]
+    run = [world / "recipe.yaml", f"output={tmp_path / 'run'}", *changes, "training.batch_size=1"]
+    done = launch("-m", "pave.cli", "train", *run, "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    qa = VideoQA.from_pretrained(world / "base", result["patch"], device="cpu")
+    score = evaluate(qa, read_samples(world / "train.jsonl"), max_new_tokens=6, progress=False).overall
+    assert result["eval_accuracy"] == pytest.approx(score.accuracy)
+    alone = run_recipe(plan(world, tmp_path / "one", *changes), folder=world, progress=False, judge=GeneratedAnswers())
+    assert result["train_loss"] == pytest.approx(alone.train_loss, rel=1e-3)

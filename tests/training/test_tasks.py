@@ -229,7 +229,7 @@ def test_the_order_of_a_recipe_holds_one_task_in_every_pass(world, finished):
         (["data.tasks.seen.eval=null", "data.tasks.heard.eval=null"], r"eval_every needs data.eval, or a task with eval"),
         (
             ["training.trainer={load_best_model_at_end: true, metric_for_best_model: eval_herd_loss}"],
-            r"metric_for_best_model is 'eval_herd_loss'; the losses that are watched are eval_loss, eval_heard_loss, eval_seen_loss",
+            r"metric_for_best_model is 'eval_herd_loss'; what is watched are eval_loss, eval_heard_loss, eval_seen_loss",
         ),
         (
             ["training.trainer={load_best_model_at_end: true}", "training.eval_every=2", "training.save_every=3"],

@@ -16,8 +16,9 @@ from pave.tokens import QuestionTokens
 from pave.training.arguments import TrainingConfig
 from pave.training.callbacks import NonFiniteError
 from pave.training.checkpoints import last_checkpoint
+from pave.training.groups import parameter_groups
 from pave.training.sampler import Stage
-from pave.training.trainer import PatchTrainer, parameter_groups
+from pave.training.trainer import PatchTrainer
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 from tiny_trainers import Items, base, build, patch_config, weights
 

@@ -77,6 +77,7 @@ def command(
             teraflops=tflops,
         )
         return result_of(plan, recipe.parent, assumed, resume)
+    from pave.evaluation.judging import GeneratedAnswers
     from pave.training.callbacks import NoGradientError, NonFiniteError
     from pave.training.checkpoints import CheckpointError, last_checkpoint
     from pave.training.interrupt import TrainingInterrupted
@@ -86,7 +87,7 @@ def command(
 
     timers = StepProfile(profile_steps) if profile else None
     try:
-        result = run_recipe(plan, folder=recipe.parent, resume=resume, profile=timers)
+        result = run_recipe(plan, folder=recipe.parent, resume=resume, profile=timers, judge=GeneratedAnswers())
     except (CheckpointError, NoGradientError, NonFiniteError, OtherProcessError) as error:
         raise JobFailed(" ".join(str(error).split())) from error
     except TrainingInterrupted as stop:
@@ -100,6 +101,7 @@ def command(
         "train_loss": result.train_loss,
         "eval_loss": result.eval_loss,
         **({"eval_losses": result.eval_losses} if result.eval_losses else {}),
+        **({} if result.eval_accuracy is None else {"eval_accuracy": result.eval_accuracy}),
         "seconds": round(result.seconds, 1),
     }
     losses = "nothing was left to train" if result.train_loss is None else f"mean loss {result.train_loss:.4g}"
@@ -107,6 +109,8 @@ def command(
         losses += f", held-out loss {result.eval_loss:.4g}"
     if result.eval_losses:
         losses += f" ({', '.join(f'{task} {loss:.4g}' for task, loss in result.eval_losses.items())})"
+    if result.eval_accuracy is not None:
+        losses += f", {result.eval_accuracy:.1%} of held-out answers right"
     if timers is not None and timers.taken:
         data["profile"] = timers.report()
     return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)

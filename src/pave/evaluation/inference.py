@@ -88,6 +88,7 @@ class VideoQA:
         sampling: which frames to look at; default what the processor says, else 32.
         name: what to call the base in messages and records.
         encoders: modules with side encoders of your own that the patch may name; nothing else is imported (``build_encoder``).
+        dataset: what reads the samples for the patched model, instead of a dataset of its own; the sampling is that of this.
 
     Example:
         >>> qa = VideoQA.from_pretrained("llava-hf/llava-onevision-qwen2-7b-ov-hf", patch="my-patch")
@@ -102,9 +103,12 @@ class VideoQA:
         sampling: FrameSampling | None = None,
         name: str | None = None,
         encoders: str | Iterable[str] = (),
+        dataset: PatchDataset | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
+        if dataset is not None:
+            sampling = dataset.frame_sampling
         self.sampling = sampling or default_sampling(processor)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
@@ -115,11 +119,14 @@ class VideoQA:
         self.vision: StoredVision | None = None
         self._loaded_from: tuple[str | Path, str | None, str] | None = None
         self._kept_bytes = 0
-        self._kept: dict[bool, PatchDataset] = {}
+        self._kept: dict[bool, PatchDataset] = {} if dataset is None else {True: dataset}
         self._kept_vision: MemoryVision | None = None
-        with modules_named(encoders):
-            built = {channel: build_encoder(config.encoder) for channel, config in self.channels.items()}
-        self.encoders = {channel: encoder.to(model.device) for channel, encoder in built.items()}
+        if dataset is None:
+            with modules_named(encoders):
+                built = {channel: build_encoder(config.encoder) for channel, config in self.channels.items()}
+            self.encoders = {channel: encoder.to(model.device) for channel, encoder in built.items()}
+        else:
+            self.encoders = dict(dataset.encoders)
         self.acting_watch = ActingWatch(self.channels, self.encoders, self.sampling)
         """What was seen of the side streams of ``answer_samples``; ``evaluate`` says it at the end."""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pave.training.arguments import PatchTrainingArguments, TrainingConfig
     from pave.training.callbacks import NoGradientError, NonFiniteError
     from pave.training.checkpoints import CheckpointError, last_checkpoint
+    from pave.training.groups import parameter_groups
     from pave.training.interrupt import TrainingInterrupted
     from pave.training.loss import answer_loss
     from pave.training.measure import measure_features
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from pave.training.run import RunResult, run_recipe
     from pave.training.sampler import Stage, StagedSampler
     from pave.training.tasks import Mixing, Task
-    from pave.training.trainer import PatchTrainer, parameter_groups
+    from pave.training.trainer import PatchTrainer
 
 _HOMES = {
     "arguments": ("PatchTrainingArguments", "TrainingConfig"),
     "callbacks": ("NoGradientError", "NonFiniteError"),
     "checkpoints": ("CheckpointError", "last_checkpoint"),
+    "groups": ("parameter_groups",),
     "interrupt": ("TrainingInterrupted",),
     "loss": ("answer_loss",),
     "measure": ("measure_features",),
@@ -34,7 +36,7 @@ _HOMES = {
     "run": ("RunResult", "run_recipe"),
     "sampler": ("Stage", "StagedSampler"),
     "tasks": ("Mixing", "Task"),
-    "trainer": ("PatchTrainer", "parameter_groups"),
+    "trainer": ("PatchTrainer",),
 }
 
 __all__ = [

@@ -75,17 +75,18 @@ class NonFiniteGuard(transformers.TrainerCallback):
         if self._sees_gradients and not args.fp16:
             self._idle = self._idle + 1 if values[-1] == 0 else 0
             if self._idle >= self._patience:
-                raise NoGradientError(f"step {state.global_step + 1}: {_NOTHING_LEARNT.format(f'the last {self._idle} steps')}")
+                raise NoGradientError(f"step {state.global_step + 1}: {_nothing_learnt(f'the last {self._idle} steps')}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if 0 < state.global_step <= self._idle:
-            raise NoGradientError(_NOTHING_LEARNT.format("any step"))
+            raise NoGradientError(_nothing_learnt("any step"))
 
 
-_NOTHING_LEARNT = (
-    "nothing of the patch had a gradient in {}, so nothing is learnt; the samples have no side channel that reaches a frame: look at them "
-    "with pave doctor"
-)
+def _nothing_learnt(when: str) -> str:
+    return (
+        f"nothing of the patch had a gradient in {when}, so nothing is learnt; the samples have no side channel that reaches a frame: "
+        "look at them with pave doctor"
+    )
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
@@ -134,7 +135,7 @@ class RunProgress(transformers.TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         named = ("loss", "grad_norm", "learning_rate")
-        held_out = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+        held_out = [name for name in logs if name.startswith("eval_") and name.endswith(("_loss", "_accuracy"))]
         shown = {name: value for name, value in logs.items() if name in named or name in held_out}
         if shown:
             numbers = ", ".join(f"{name.replace('_', ' ')} {float(value):.4g}" for name, value in shown.items())

@@ -1,14 +1,45 @@
-"""The loss on held-out samples, over all and by task."""
+"""The loss on held-out samples and the share of right answers, over all and by task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.utils import gather_object
 
+from pave.data.dataset import PatchDataset
+from pave.data.samples import Sample
 from pave.training.callbacks import NonFiniteError, listed
+
+
+class Judge(Protocol):
+    """What answers held-out samples by generating and says which answers are right: ``pave.evaluation.judging``."""
+
+    def check(self, samples: Sequence[Sample]) -> None:
+        """Raise ValueError for a sample whose answer cannot be judged."""
+
+    def judge(
+        self, model: Any, processor: Any, data: PatchDataset, places: Sequence[int], *, batch_size: int, max_new_tokens: int
+    ) -> Sequence[bool]:
+        """Whether the answer is right, for each sample of ``data`` at these places."""
+
+
+def accuracies(accelerator: Any, judged: Mapping[str, bool], tasks: Mapping[str, str]) -> dict[str, float]:
+    """Share of right answers over all processes, under the name "", and of each task.
+
+    Args:
+        accelerator: what the processes talk through; each must call this.
+        judged: of each sample of this process by its id, whether it was answered right.
+        tasks: task of a sample by its id.
+    """
+    everything = [dict(judged)] if accelerator.num_processes == 1 else gather_object([dict(judged)])
+    rights = {name: right for part in everything for name, right in part.items()}
+    groups: dict[str, list[bool]] = {"": list(rights.values())}
+    for name, right in rights.items():
+        if name in tasks:
+            groups.setdefault(tasks[name], []).append(right)
+    return {task: sum(group) / len(group) for task, group in groups.items() if group}
 
 
 class HeldOut:

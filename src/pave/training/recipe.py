@@ -113,6 +113,20 @@ class DataConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Strict):
+    """What an evaluation on held-out samples makes beside their loss."""
+
+    generate: bool = False
+    """Answer them too, as pave eval does: eval_accuracy, and eval_TASK_accuracy of each task. The best checkpoint can be chosen by it."""
+    max_new_tokens: int = 32
+    """Most tokens of such an answer."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Strict):
     """A training run."""
 
@@ -132,6 +146,8 @@ class Recipe(Strict):
     encoders: tuple[str, ...] = ()
     """Modules with side encoders of your own that the channels may name, such as my_package.my_module, or .py files (relative to the
     recipe). No other code is imported."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What held-out samples are evaluated by, beside their loss."""
     output: str
     """Folder for checkpoints, logs and the finished patch (relative to where the command runs)."""
 
@@ -147,6 +163,13 @@ class Recipe(Strict):
             )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
+        if self.evaluation.generate:
+            if all(task.eval is None for task in self.data.all_tasks().values()):
+                raise ValueError("evaluation.generate needs data.eval, or a task with eval")
+            if self.training.trainer.get("fsdp"):
+                raise ValueError(
+                    "evaluation.generate needs the whole model in every process, but training.trainer.fsdp shards it"
+                )
         if self.init_revision is not None and self.init is None:
             raise ValueError("init_revision is given, but there is no init")
         for name, task in self.data.tasks.items():
@@ -188,10 +211,13 @@ class Recipe(Strict):
         if not further.get("load_best_model_at_end"):
             return
         metric = str(further.get("metric_for_best_model") or "eval_loss")
-        known = ["eval_loss", *(f"eval_{name}_loss" for name, task in self.data.tasks.items() if task.eval is not None)]
+        kinds = ("loss", "accuracy") if self.evaluation.generate else ("loss",)
+        watched = ["eval", *(f"eval_{name}" for name, task in self.data.tasks.items() if task.eval is not None)]
+        known = [f"{name}_{kind}" for kind in kinds for name in watched]
         if metric not in known and f"eval_{metric}" not in known:
             raise ValueError(
-                f"training.trainer: metric_for_best_model is {metric!r}; the losses that are watched are {', '.join(known)}"
+                f"training.trainer: metric_for_best_model is {metric!r}; what is watched are {', '.join(known)}"
+                + ("" if self.evaluation.generate else " (with evaluation.generate also accuracies)")
             )
         if {"eval_strategy", "eval_steps", "save_strategy", "save_steps"} & set(further):
             return

@@ -23,6 +23,7 @@ from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments, uses_accelerator
 from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import DISK_ERRORS, CheckpointError, check_room, held, resumable, sweep
+from pave.training.held_out import Judge
 from pave.training.interrupt import TrainingInterrupted, interruptible
 from pave.training.lengths import token_lengths
 from pave.training.measure import measure_features
@@ -64,6 +65,8 @@ class RunResult:
     """Loss on the held-out samples at the end, where given: over all answer tokens, of all tasks."""
     eval_losses: dict[str, float]
     """The same by task, where data.tasks names some with held-out samples."""
+    eval_accuracy: float | None
+    """Share of held-out samples answered right at the end, where evaluation.generate asks for it."""
     seconds: float
     """Of this call, loading included."""
 
@@ -77,6 +80,7 @@ def run_recipe(
     progress: bool = True,
     callbacks: Sequence[transformers.TrainerCallback] = (),
     profile: StepProfile | None = None,
+    judge: Judge | None = None,
 ) -> RunResult:
     """Load the base, attach a fresh patch (or that of ``recipe.init``), train it, save it under ``<output>/patch``.
 
@@ -88,6 +92,7 @@ def run_recipe(
         progress: show a progress bar and log the losses.
         callbacks: further callbacks for the Trainer.
         profile: times the parts of the run's first steps.
+        judge: answers held-out samples where ``recipe.evaluation.generate`` asks for it: ``pave.evaluation.judging.GeneratedAnswers()``.
 
     Raises:
         ValueError: if a file or a value of the recipe is wrong, the output folder holds another run, or there is nothing to
@@ -103,7 +108,7 @@ def run_recipe(
         with contextlib.ExitStack() as surroundings:
             if _is_first_process():
                 surroundings.enter_context(held(recipe.output))
-            return _run(recipe, Path(folder), base, resume, shown, start, surroundings, profile)
+            return _run(recipe, Path(folder), base, resume, shown, start, surroundings, profile, judge)
     except KeyboardInterrupt:
         raise TrainingInterrupted(f"interrupted; {resumable(recipe.output)}") from None
     except OSError as error:
@@ -121,7 +126,8 @@ def _run(
     callbacks: Sequence[transformers.TrainerCallback],
     start: float,
     surroundings: contextlib.ExitStack,
-    profile: StepProfile | None = None,
+    profile: StepProfile | None,
+    judge: Judge | None,
 ) -> RunResult:
     output = Path(recipe.output)
     checkpoint = checkpoint_to_resume(recipe, output, resume)
@@ -129,6 +135,7 @@ def _run(
         check_tracker(tracker)
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
+    judge = _judge_of(recipe, judge, held_out)
     own = recipe.own_encoders(folder)
     encoders = {name: build_encoder(channel.encoder, own) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, samples)
@@ -156,7 +163,9 @@ def _run(
     train_only(model, recipe.training.train)
     check_channels_there(model, train_data)
     _keep_vision(recipe, model, processor, args, [train_data, *([held_out_data] if held_out_data else [])])
-    trainer = _trainer(recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks)
+    trainer = _trainer(
+        recipe, model, processor, args, sampler, train_data, held_out_data, samples, provenance, callbacks, judge
+    )
     if profile is not None:
         profile.attach(trainer)
     if args.should_save:
@@ -168,10 +177,12 @@ def _run(
     by_task = {name: losses[f"eval_{name}_loss"] for name in recipe.data.tasks if f"eval_{name}_loss" in losses}
     model.eval()
     steps, patch = trainer.state.global_step, output / PATCH_FOLDER
-    outcome = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
-    trainer.finish(patch, outcome | ({"eval_losses": by_task} if by_task else {}))
+    outcome: dict[str, Any] = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
+    accuracy = losses.get("eval_accuracy")
+    outcome |= ({"eval_losses": by_task} if by_task else {}) | ({} if accuracy is None else {"eval_accuracy": accuracy})
+    trainer.finish(patch, outcome)
     logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, time.monotonic() - start)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, time.monotonic() - start)
 
 
 def _trainer(
@@ -185,6 +196,7 @@ def _trainer(
     samples: RunSamples,
     provenance: Mapping[str, Any],
     callbacks: Sequence[transformers.TrainerCallback],
+    judge: Judge | None,
 ) -> PatchTrainer:
     collator = PatchCollator(
         processor,
@@ -212,11 +224,26 @@ def _trainer(
         processor=processor,
         held_out_tasks=samples.held_out_tasks,
         channel_dropout=recipe.training.channel_dropout,
+        judge=judge,
+        max_new_tokens=recipe.evaluation.max_new_tokens,
         callbacks=list(callbacks),
     )
     for printer in (transformers.PrinterCallback, transformers.ProgressCallback):  # they print on standard output
         trainer.remove_callback(printer)
     return trainer
+
+
+def _judge_of(recipe: Recipe, judge: Judge | None, held_out: Sequence[Sample]) -> Judge | None:
+    """What answers the held-out samples, if the recipe asks for it; raises before anything slow where it cannot."""
+    if not recipe.evaluation.generate:
+        return None
+    if judge is None:
+        raise ValueError(
+            "evaluation.generate: pass what answers and judges, run_recipe(judge=pave.evaluation.judging.GeneratedAnswers()); pave train "
+            "does so by itself"
+        )
+    judge.check(held_out)
+    return judge
 
 
 def _train(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 
 
 class OtherProcessError(RuntimeError):
@@ -37,3 +37,12 @@ def raise_together(accelerator: Any, error: Exception | None) -> None:
         raise error
     if problems:
         raise OtherProcessError(f"the run stops because of {'; '.join(problems)}")
+
+
+def check_sharding(args: Any, accelerator: Any) -> None:
+    """accelerate ignores what it cannot do, and would replicate the model on every device instead."""
+    if args.fsdp and accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            f"fsdp was asked for, but accelerate runs {accelerator.num_processes} process(es) on {accelerator.device.type} as "
+            f"{accelerator.distributed_type.value}: it shards over several GPUs only, started with torchrun"
+        )

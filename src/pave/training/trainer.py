@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -20,7 +19,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import nested_gather
 
 from pave.data.collator import PatchCollator
-from pave.patching import fingerprint, load_tensors, patch_name, patch_parameter_groups, patch_slot, save_patch
+from pave.data.dataset import PatchDataset
+from pave.patching import fingerprint, load_tensors, patch_name, patch_slot, save_patch
 from pave.tokens import SideTokens
 from pave.training.acting_report import ActingReport
 from pave.training.arguments import PatchTrainingArguments
@@ -41,10 +41,11 @@ from pave.training.checkpoints import (
     rotate,
     staging_path,
 )
-from pave.training.held_out import HeldOut
+from pave.training.groups import parameter_groups
+from pave.training.held_out import HeldOut, Judge, accuracies
 from pave.training.hub import push_from_checkpoint, upload
 from pave.training.loss import answer_loss, plain_loss, row_losses
-from pave.training.together import problems_of_all, raise_together
+from pave.training.together import check_sharding, problems_of_all, raise_together
 from pave.utils.files import naming_disk
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class PatchTrainer(transformers.Trainer):
       ``save_model()`` writes the patch to ``OUTPUT/patch``, and ``push_to_hub()`` makes a repository that ``load_patch`` reads;
     - parameter groups: each role of parameter at its own rate, weight decay on matrices only;
     - the loss on answers only (``pave.training.loss``);
-    - the evaluation loss is the mean over all answer tokens, whatever the batches they come in, and that of each task beside it;
+    - the evaluation loss is the mean over all answer tokens, whatever the batches they come in, and that of each task beside it; with
+      a judge, so is the share of right answers;
     - channel dropout, in training only (``pave.training.channel_dropout``);
     - a NaN or infinity stops the run and names the samples;
     - where too little of a side channel can act, that is said once, with the worst samples (``pave.data.acting``).
@@ -76,6 +78,8 @@ class PatchTrainer(transformers.Trainer):
         processor: the base's processor, for the fingerprint in saved patches.
         held_out_tasks: task of every held-out sample by its id; ``eval_TASK_loss`` is then reported beside ``eval_loss``.
         channel_dropout: as in a recipe: a probability for all channels, or by channel.
+        judge: what answers held-out samples by generating in every evaluation; ``eval_accuracy`` is then reported beside ``eval_loss``.
+        max_new_tokens: most tokens of such an answer.
         kwargs: other arguments of the Trainer.
 
     Raises:
@@ -96,6 +100,8 @@ class PatchTrainer(transformers.Trainer):
         processor: Any = None,
         held_out_tasks: Mapping[str, str] | None = None,
         channel_dropout: float | Mapping[str, float] = 0.0,
+        judge: Judge | None = None,
+        max_new_tokens: int = 32,
         **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:
@@ -110,6 +116,7 @@ class PatchTrainer(transformers.Trainer):
         self._base = fingerprint(model, processor)  # the weights of a sharded model cannot be read any more
         self._held_out_tasks = dict(held_out_tasks or {})
         self._held_out = HeldOut(self._held_out_tasks)
+        self._judge, self._max_new_tokens, self._processor = judge, max_new_tokens, processor
         self._rates = dropout_rates(channel_dropout, self._slot.config)
         if isinstance(data_collator, PatchCollator):
             check_not_shared(self._rates, data_collator.share_videos)
@@ -117,7 +124,7 @@ class PatchTrainer(transformers.Trainer):
             data_collator.with_ids = True
         with _unchanged_config(model):
             super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
-        _check_sharding(args, self.accelerator)
+        check_sharding(args, self.accelerator)
         self._guard = NonFiniteGuard(self.accelerator, patience=self._steps_of_two_passes())
         self.add_callback(self._guard)
         self.add_callback(FrozenInputs())
@@ -190,14 +197,31 @@ class PatchTrainer(transformers.Trainer):
         seed, step = self.args.seed, self.state.global_step
         return drop_channels(sides, self._rates, sample_ids, seed=seed, step=step, keep_one=keep_one)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self._held_out = HeldOut(self._held_out_tasks)
         kwargs["metric_key_prefix"] = metric_key_prefix
-        output: Any = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(dataloader, *args, **kwargs)
         for task, mean in self._held_out.means(self.accelerator, output.num_samples).items():
             # the Trainer's own loss is the mean of the batches' means
             output.metrics[f"{metric_key_prefix}_{task}_loss" if task else f"{metric_key_prefix}_loss"] = mean
+        if self._judge is not None:
+            for task, share in self._accuracies(self._judge, dataloader.dataset).items():
+                output.metrics[f"{metric_key_prefix}_{task}_accuracy" if task else f"{metric_key_prefix}_accuracy"] = share
         return output
+
+    def _accuracies(self, judge: Judge, data: PatchDataset) -> dict[str, float]:
+        """Every process answers a part of the samples."""
+        places = range(self.args.process_index, len(data), self.args.world_size)
+        rights = judge.judge(
+            self.model,
+            self._processor,
+            data,
+            places,
+            batch_size=self.args.eval_batch_size,
+            max_new_tokens=self._max_new_tokens,
+        )
+        judged = {data.samples[place].id: right for place, right in zip(places, rights, strict=True)}
+        return accuracies(self.accelerator, judged, self._held_out_tasks)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         batches, error = [], None
@@ -398,33 +422,6 @@ class PatchTrainer(transformers.Trainer):
         """Take the wrapper that mixed precision puts around ``forward`` off the model again. Call it when all is done."""
         for name in ("forward", "_original_forward"):
             vars(self.model).pop(name, None)
-
-
-def _check_sharding(args: PatchTrainingArguments, accelerator: Any) -> None:
-    """accelerate ignores what it cannot do, and would replicate the model on every device instead."""
-    if args.fsdp and accelerator.distributed_type != DistributedType.FSDP:
-        raise ValueError(
-            f"fsdp was asked for, but accelerate runs {accelerator.num_processes} process(es) on {accelerator.device.type} as "
-            f"{accelerator.distributed_type.value}: it shards over several GPUs only, started with torchrun"
-        )
-
-
-def parameter_groups(model: nn.Module, args: PatchTrainingArguments) -> list[dict[str, Any]]:
-    """Groups for an optimizer: the patch's parameters by role, matrices (decayed) apart from norms, biases and scalars.
-
-    Args:
-        model: a patched model.
-        args: the rates and the weight decay.
-    """
-    rates = args.role_learning_rates()
-    groups = []
-    for role, parameters in patch_parameter_groups(model).items():
-        for decayed in (True, False):
-            chosen = [p for p in parameters if p.requires_grad and (p.ndim >= 2) == decayed]
-            if chosen:
-                decay = args.weight_decay if decayed else 0.0
-                groups.append({"params": chosen, "lr": rates[role], "weight_decay": decay, "role": role})
-    return groups
 
 
 @contextlib.contextmanager
