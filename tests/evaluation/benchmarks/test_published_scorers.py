@@ -8,6 +8,7 @@ import pytest
 
 from benchmark_files import answered, converted, touch, write_json
 from pave.evaluation.benchmarks import get_benchmark
+from pave.evaluation.benchmarks.spatial_answers import clean_answer
 from pave.evaluation.metrics.captions import caption_tokens
 
 N = 300
@@ -15,18 +16,160 @@ LETTERS = "ABCD"
 OPTIONS = ["red", "A bell", "two dogs", "None"]
 LEAD_INS = [
     *["", "", "", "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is"],
-    *["The correct option is", "Best answer:", "Best option:", "Answer:", "answer is", "Option", "All of them:", "(", "I think it is"],
-    *["Based on the video and what is heard in it over its whole length, the most likely choice would be", "\u00c0 mon avis", "Dogs:"],
+    *[
+        "The correct option is",
+        "Best answer:",
+        "Best option:",
+        "Answer:",
+        "answer is",
+        "Option",
+        "All of them:",
+        "(",
+        "I think it is",
+    ],
+    *[
+        "Based on the video and what is heard in it over its whole length, the most likely choice would be",
+        "\u00c0 mon avis",
+        "Dogs:",
+    ],
 ]
-ENDS = ["", "", "", ".", "!", "?", ")", " )", "\n", "\nB", "\n\n(A)", ", I think", " and D", "<eos>", " .", "\u200b", "\u00a0", "\u3002", "'", ":"]
-FORMS = ["{}", "({})", "[{}]", "{}.", "{})", "{}:", "( {} )", "({}.)", "**{}**", "{} {}", "{},{}", "'{}'", "\uff08{}\uff09", "({}) red", "{}) red"]
+ENDS = [
+    "",
+    "",
+    "",
+    ".",
+    "!",
+    "?",
+    ")",
+    " )",
+    "\n",
+    "\nB",
+    "\n\n(A)",
+    ", I think",
+    " and D",
+    "<eos>",
+    " .",
+    "\u200b",
+    "\u00a0",
+    "\u3002",
+    "'",
+    ":",
+]
+FORMS = [
+    "{}",
+    "({})",
+    "[{}]",
+    "{}.",
+    "{})",
+    "{}:",
+    "( {} )",
+    "({}.)",
+    "**{}**",
+    "{} {}",
+    "{},{}",
+    "'{}'",
+    "\uff08{}\uff09",
+    "({}) red",
+    "{}) red",
+]
 WORDS = [
-    *["yes", "no", "two", "2", "none", "zero", "0", "23", "21", "tv", "TV", "the tv", "letf", "let", "tehre", "rigth", "rght", "behine", "chai"],
-    *["wasing", "waslked", "oclock", "o' clock", "o'  clock", "a a chair", "the a an table", "an", "the", "a.", "no1", "mat2", "mat22", "b2c3"],
-    *["backwards", "backwardss", "piano", "saxophone", "xylophone", "left of the desk", "bed room", "bedroom", "3 chairs", "chair, table"],
-    *["brown-white", "x-ray", "person's", "1,000", "U.S.", "U.S", "caf\u00e9", "\u00e7a", "\u2019s", "stra\u00dfe", "\u0130stanbul", "\uff21", "\uff12"],
-    *["\u0661", "acoustic_guitar", "more than ten", "e", "o", ".", "...", "-", "'", ":", ",", "", " ", "  ", "\t", "\n", "\u2003", "a\u2003b", "\U0001f600"],
-    *["Late Expert", "novice", "Early  expert", "<eos>", "two<eos>", "a, b and c.", "None of these", "20 to 19", "twenty", "the 1 and the 2"],
+    *[
+        "yes",
+        "no",
+        "two",
+        "2",
+        "none",
+        "zero",
+        "0",
+        "23",
+        "21",
+        "tv",
+        "TV",
+        "the tv",
+        "letf",
+        "let",
+        "tehre",
+        "rigth",
+        "rght",
+        "behine",
+        "chai",
+    ],
+    *[
+        "wasing",
+        "waslked",
+        "oclock",
+        "o' clock",
+        "o'  clock",
+        "a a chair",
+        "the a an table",
+        "an",
+        "the",
+        "a.",
+        "no1",
+        "mat2",
+        "mat22",
+        "b2c3",
+    ],
+    *[
+        "backwards",
+        "backwardss",
+        "piano",
+        "saxophone",
+        "xylophone",
+        "left of the desk",
+        "bed room",
+        "bedroom",
+        "3 chairs",
+        "chair, table",
+    ],
+    *[
+        "brown-white",
+        "x-ray",
+        "person's",
+        "1,000",
+        "U.S.",
+        "U.S",
+        "caf\u00e9",
+        "\u00e7a",
+        "\u2019s",
+        "stra\u00dfe",
+        "\u0130stanbul",
+        "\uff21",
+        "\uff12",
+    ],
+    *[
+        "\u0661",
+        "acoustic_guitar",
+        "more than ten",
+        "e",
+        "o",
+        ".",
+        "...",
+        "-",
+        "'",
+        ":",
+        ",",
+        "",
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\u2003",
+        "a\u2003b",
+        "\U0001f600",
+    ],
+    *[
+        "Late Expert",
+        "novice",
+        "Early  expert",
+        "<eos>",
+        "two<eos>",
+        "a, b and c.",
+        "None of these",
+        "20 to 19",
+        "twenty",
+        "the 1 and the 2",
+    ],
 ]
 
 
@@ -148,7 +291,10 @@ def test_letters(name, right, tmp_path):
     samples, golds = choice_samples(name, tmp_path)
     answers = letter_answers(f"letters {name}")
     if name == "mlvu":  # few forms are right at all: more of those that can be
-        answers = [a if i % 3 else f"{g}{e}" for i, (a, g, e) in enumerate(zip(answers, golds, ["", ")", ") red", "."] * 75, strict=True))]
+        answers = [
+            a if i % 3 else f"{g}{e}"
+            for i, (a, g, e) in enumerate(zip(answers, golds, ["", ")", ") red", "."] * 75, strict=True))
+        ]
     check(samples, answers, [float(right(text, gold)) for text, gold in zip(answers, golds, strict=True)])
 
 
@@ -158,7 +304,9 @@ def test_letters(name, right, tmp_path):
 def test_music_avqa(tmp_path):
     """Right if the truth stands anywhere in the answer, both lower-cased."""
     rng = random.Random(5)
-    truths = [rng.choice(["yes", "no", "one", "two", "zero", "left", "piano", "acoustic_guitar", "more than ten"]) for _ in range(N)]
+    truths = [
+        rng.choice(["yes", "no", "one", "two", "zero", "left", "piano", "acoustic_guitar", "more than ten"]) for _ in range(N)
+    ]
     about = {"video_id": "1", "type": '["Audio", "Counting"]', "question_content": "?", "templ_values": "[]"}
     rows = [{**about, "question_id": i, "anser": truth} for i, truth in enumerate(truths)]
     _, samples = converted("music_avqa", tmp_path, write_json(tmp_path / "avqa-test.json", rows), touch(tmp_path / "media"))
@@ -182,7 +330,9 @@ def test_ego_exo4d(tmp_path):
     ]
     path = write_json(tmp_path / "proficiency_demonstrator_val.json", {"annotations": rows})
     _, samples = converted("ego_exo4d", tmp_path, path, touch(tmp_path / "media"))
-    answers = [changed_case(t, rng) if i % 2 else a for i, (a, t) in enumerate(zip(word_answers("ego", truths), truths, strict=True))]
+    answers = [
+        changed_case(t, rng) if i % 2 else a for i, (a, t) in enumerate(zip(word_answers("ego", truths), truths, strict=True))
+    ]
     check(samples, answers, [float(a.strip().lower() == t.lower()) for a, t in zip(answers, truths, strict=True)])
 
 
@@ -249,7 +399,20 @@ def cleaned(text):
 @pytest.fixture(params=["scanqa", "sqa3d"])
 def spatial(request, tmp_path):
     rng, media = random.Random(request.param), touch(tmp_path / "media", "scene0.mp4")
-    words = ["two chairs", "2", "brown", "left of the desk", "bed room", "a TV", "none", "o'clock", "backwards", "23", "no", "on the wall."]
+    words = [
+        "two chairs",
+        "2",
+        "brown",
+        "left of the desk",
+        "bed room",
+        "a TV",
+        "none",
+        "o'clock",
+        "backwards",
+        "23",
+        "no",
+        "on the wall.",
+    ]
     sets = [rng.sample(words, 1 if request.param == "sqa3d" else rng.randint(1, 3)) for _ in range(N)]
     if request.param == "scanqa":
         rows = [{"scene_id": "scene0", "question_id": f"q{i}", "question": "What?", "answers": a} for i, a in enumerate(sets)]
@@ -263,6 +426,16 @@ def spatial(request, tmp_path):
         ]
     _, samples = converted(request.param, tmp_path, paths, media)
     return samples, sets
+
+
+def test_the_clean_up_of_answers():
+    for text in [
+        *word_answers("clean", ["let"] * N),
+        *word_answers("more", ["a a the an chair"] * N),
+        *WORDS,
+        *letter_answers("letters"),
+    ]:
+        assert clean_answer(text) == cleaned(text), text
 
 
 def test_spatial_answers(spatial):
@@ -293,7 +466,8 @@ def cider_by_hand(said, wanted):
 
     def vector(words, n):
         return {
-            gram: count * (math.log(len(wanted)) - math.log(max(1, known[n - 1][gram]))) for gram, count in grams(words, n).items()
+            gram: count * (math.log(len(wanted)) - math.log(max(1, known[n - 1][gram])))
+            for gram, count in grams(words, n).items()
         }
 
     found = []
@@ -323,13 +497,25 @@ def rouge_by_hand(mine, theirs):
 def test_avsd(tmp_path, suffix):
     """As it is, and after the clean-up of DSTC7's baseline. Tokens are those of the tokenizer, which has a test of its own."""
     rng = random.Random(8)
-    parts = ["yes", "no", "he sits", "on the couch", "it is 1,000 degrees", "in the U.S.", "a man's dog", "and, then", "two of them."]
+    parts = [
+        "yes",
+        "no",
+        "he sits",
+        "on the couch",
+        "it is 1,000 degrees",
+        "in the U.S.",
+        "a man's dog",
+        "and, then",
+        "two of them.",
+    ]
     truths = [" ".join(rng.choices(parts, k=rng.randint(1, 3))) for _ in range(N)]
     dialogs = [{"image_id": f"V{i}", "dialog": [{"question": "?", "answer": truth}]} for i, truth in enumerate(truths)]
     path = write_json(tmp_path / "test_set4DSTC10-AVSD.json", {"dialogs": dialogs})
     _, samples = converted("avsd", tmp_path, path, touch(tmp_path / "media"))
     answers = word_answers("avsd", truths)
-    said = answers if not suffix else ["".join("".join(a.split("<eos>")).translate({ord(s): None for s in ",."})) for a in answers]
+    said = (
+        answers if not suffix else ["".join("".join(a.split("<eos>")).translate({ord(s): None for s in ",."})) for a in answers]
+    )
     mine, theirs = [text.split() for text in caption_tokens(said)], [text.split() for text in caption_tokens(truths)]
     assert values_of(samples, answers, f"CIDEr{suffix}") == pytest.approx(cider_by_hand(mine, theirs), abs=1e-9)
     rouge = [rouge_by_hand(a, b) for a, b in zip(mine, theirs, strict=True)]
@@ -346,7 +532,21 @@ def test_avsd(tmp_path, suffix):
 def test_no_constant_beats_a_single_letter_in_strict(name, tmp_path):
     samples, golds = choice_samples(name, tmp_path)
     single = max(Counter(golds).values()) / N
-    constants = ["", " ", ".", "(", ")", "()", "@", "ABCD", "A B C D", "A, B, C, D", "(A) (B) (C) (D)", "A. B. C. D.", "A\nB\nC\nD"]
+    constants = [
+        "",
+        " ",
+        ".",
+        "(",
+        ")",
+        "()",
+        "@",
+        "ABCD",
+        "A B C D",
+        "A, B, C, D",
+        "(A) (B) (C) (D)",
+        "A. B. C. D.",
+        "A\nB\nC\nD",
+    ]
     constants += [*LETTERS, " ".join(OPTIONS), "The answer is A or B", "Option", "The best answer is", *OPTIONS]
     for constant in constants:
         (measure,) = get_benchmark(name).scorer("strict").measures(answered(samples, [constant] * N))
