@@ -13,7 +13,8 @@ interval over the videos where they had no width and the number was an accuracy.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,8 @@ RATES = (0.5, 0.7, 0.9, 0.95, 0.97, 0.99)
 ALIKE = (0.0, 0.1, 0.3)
 SHARES = ((0.0, 0.0), (0.005, 0.005), (0.02, 0.02), (0.01, 0.05), (0.05, 0.15), (0.2, 0.2))
 RESAMPLES = 1_000
+Pair = tuple[Interval, Interval]
+"""Before, and now."""
 
 
 def percentiles(values_VQ: np.ndarray, generator: np.random.Generator) -> Interval:
@@ -48,7 +51,7 @@ def shares_of_videos(generator: np.random.Generator, shares: list[float], alike:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def line(label: str, truth: float, trials: int, draw: Callable[[], tuple[Interval, Interval]]) -> None:
+def line(label: str, truth: float, trials: int, draw: Callable[[], Pair]) -> None:
     """Draw both intervals again and again; print how often each held the truth and how wide it was."""
     pairs = [draw() for _ in range(trials)]
     held = [100 * np.mean([pair[i].low <= truth <= pair[i].high for pair in pairs]) for i in range(2)]
@@ -62,69 +65,68 @@ def header(columns: str) -> None:
     print(f"\n| {' | '.join(names)} |\n|{' --- |' * len(names)}")
 
 
-def accuracies(sizes: tuple[tuple[int, int], ...], trials: int, generator: np.random.Generator) -> None:
+def clusters_of(videos: int, questions: int) -> list[int]:
+    """The video of every sample."""
+    return [i for i in range(videos) for _ in range(questions)]
+
+
+def draw_accuracy(generator: np.random.Generator, videos: int, questions: int, p: float, alike: float) -> Pair:
     """Of one run."""
+    chance_V1 = shares_of_videos(generator, [p, 1 - p], alike, videos)[:, :1]
+    right_VQ = (generator.random((videos, questions)) < chance_V1).astype(float)
+    return before(right_VQ, generator), accuracy_interval(right_VQ.ravel().tolist(), clusters_of(videos, questions))
+
+
+def draw_difference(generator: np.random.Generator, videos: int, questions: int, one: float, two: float, alike: float) -> Pair:
+    """Of two runs on the same questions."""
+    shares_V3 = shares_of_videos(generator, [one, two, 1 - one - two], alike, videos)
+    chance_VQ = generator.random((videos, questions))
+    only_first = chance_VQ < shares_V3[:, :1]
+    only_second = ~only_first & (chance_VQ < shares_V3[:, :2].sum(axis=1, keepdims=True))
+    first = (only_first | (~only_second & (generator.random((videos, questions)) < 0.5))).astype(float)
+    second = np.where(only_first, 0.0, np.where(only_second, 1.0, first))
+    now = difference_interval(first.ravel().tolist(), second.ravel().tolist(), clusters_of(videos, questions))
+    return percentiles(second - first, generator), now
+
+
+def draw_score(generator: np.random.Generator, videos: int, questions: int) -> Pair:
+    """Of a mean of skewed scores."""
+    values_VQ = generator.exponential(size=(videos, questions)) * generator.gamma(2, 0.5, size=(videos, 1))
+    seed, clusters = int(generator.integers(2**31)), clusters_of(videos, questions)
+    now = mean_interval(values_VQ.ravel().tolist(), clusters, seed=seed, resamples=RESAMPLES)
+    return percentiles(values_VQ, generator), now
+
+
+def tables(sizes: Sequence[tuple[int, int]], trials: int, generator: np.random.Generator) -> None:
+    """Print all three."""
     header("videos, questions each, p, alike")
     for videos, questions in sizes:
-        clusters = [i for i in range(videos) for _ in range(questions)]
         for p in RATES:
             for alike in ALIKE if questions > 1 else (0.0,):
-
-                def draw() -> tuple[Interval, Interval]:
-                    chance_V1 = shares_of_videos(generator, [p, 1 - p], alike, videos)[:, :1]
-                    right_VQ = (generator.random((videos, questions)) < chance_V1).astype(float)
-                    return before(right_VQ, generator), accuracy_interval(right_VQ.ravel().tolist(), clusters)
-
+                draw = partial(draw_accuracy, generator, videos, questions, p, alike)
                 line(f"| {videos} | {questions} | {p} | {alike}", p, trials, draw)
-
-
-def differences(sizes: tuple[tuple[int, int], ...], trials: int, generator: np.random.Generator) -> None:
-    """Of two runs on the same questions."""
     header("videos, questions each, only 1st, only 2nd, alike")
     for videos, questions in sizes:
-        clusters = [i for i in range(videos) for _ in range(questions)]
         for one, two in SHARES:
             for alike in ALIKE if questions > 1 and two else (0.0,):
-
-                def draw() -> tuple[Interval, Interval]:
-                    shares_V3 = shares_of_videos(generator, [one, two, 1 - one - two], alike, videos)
-                    chance_VQ = generator.random((videos, questions))
-                    only_first = chance_VQ < shares_V3[:, :1]
-                    only_second = ~only_first & (chance_VQ < shares_V3[:, :2].sum(axis=1, keepdims=True))
-                    first = (only_first | (~only_second & (generator.random((videos, questions)) < 0.5))).astype(float)
-                    second = np.where(only_first, 0.0, np.where(only_second, 1.0, first))
-                    now = difference_interval(first.ravel().tolist(), second.ravel().tolist(), clusters)
-                    return percentiles(second - first, generator), now
-
+                draw = partial(draw_difference, generator, videos, questions, one, two, alike)
                 line(f"| {videos} | {questions} | {one} | {two} | {alike}", two - one, trials, draw)
-
-
-def scores(sizes: tuple[tuple[int, int], ...], trials: int, generator: np.random.Generator) -> None:
-    """A mean of skewed scores."""
     header("videos, questions each, mean")
     for videos, questions in sizes:
-        clusters = [i for i in range(videos) for _ in range(questions)]
-
-        def draw() -> tuple[Interval, Interval]:
-            values_VQ = generator.exponential(size=(videos, questions)) * generator.gamma(2, 0.5, size=(videos, 1))
-            now = mean_interval(values_VQ.ravel().tolist(), clusters, seed=int(generator.integers(2**31)), resamples=RESAMPLES)
-            return percentiles(values_VQ, generator), now
-
-        line(f"| {videos} | {questions} | 1", 1.0, trials, draw)
+        line(f"| {videos} | {questions} | 1", 1.0, trials, partial(draw_score, generator, videos, questions))
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer trials and settings")
     parser.add_argument("--trials", type=int, help="simulations a line; default 1,000, with --quick 200")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     trials = options.trials or (200 if options.quick else 1_000)
-    sizes = ((20, 1), (20, 10), (100, 10)) if options.quick else SIZES
+    sizes: Sequence[tuple[int, int]] = ((20, 1), (20, 10), (100, 10)) if options.quick else SIZES
     generator = np.random.default_rng(options.seed)
-    for table in (accuracies, differences, scores):
-        table(sizes, trials, generator)
+    tables(sizes, trials, generator)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,15 @@ def test_clusters_are_worth_fewer_samples():
     assert (mirrored.low, mirrored.high) == (pytest.approx(1 - interval.high), pytest.approx(1 - interval.low))
 
 
+def test_videos_that_are_more_alike_than_chance_make_no_surer():
+    """Three of four right in every video: nothing varies between videos, and the answers are worth no more than independent ones."""
+    interval = accuracy_interval([1, 1, 1, 0] * 8, [i for i in range(8) for _ in range(4)])
+    count = worth([[1, 1, 1, 0]] * 8, 1 / 4, 3 / 16)
+    assert count < 32
+    low, high = wilson_by_hand(0.75, count, STUDENT[7])
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=2e-5), pytest.approx(high, abs=2e-5))
+
+
 def test_samples_of_one_video_count_as_one():
     """Five equal answers per video carry about as much information as one."""
     videos = [True] * 30 + [False] * 20
