@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data import sensor_files
 from pave.data.dataset import PatchDataset
+from pave.data.items import SampleError
 from pave.data.media import FrameSampling, write_video
 from pave.data.samples import Sample
 from pave.data.sensor_files import read_sensor
@@ -423,3 +424,14 @@ def test_a_sample_names_its_log_and_a_changed_log_is_read_again(tmp_path):
     write_csv(log, [["time", "speed", "turn"], [0.5, 1, 2]])
     (_, _, features, linked), misses = items()
     assert misses == 2 and len(features) == len(linked) == 1  # the link's own file did not change, the log behind it did
+
+
+def test_a_number_that_no_reader_expected_is_the_fault_of_its_sample(tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(video, np.zeros((16, 32, 32, 3), np.uint8), fps=8)
+    encoder = build_encoder(EncoderConfig(name="sensor_windows", settings={"columns": ["speed"]}))
+    encoder.encode = lambda source: float(10**400)
+    dataset = PatchDataset([], FrameSampling(num_frames=2), {"imu": encoder}, {"imu": SideChannelConfig(width=encoder.width)})
+    sample = Sample(id="huge", video=str(video), question="q", side_channels={"imu": str(write(tmp_path / "log.csv"))})
+    with pytest.raises(SampleError, match=r"sample 'huge': .*log\.csv: a number in it is out of range \(int too large"):
+        dataset.read([sample])

@@ -63,6 +63,11 @@ def test_intervals_reach_halfway_and_outwards_by_half_of_the_only_gap():
     assert upper.tolist() == [[0.5, 2.0, 4.0]]
 
 
+def test_frames_of_one_time_alone_own_everything():
+    lower, upper = frame_intervals(torch.ones(1, 3, dtype=torch.bool), torch.full((1, 3), 2.0))
+    assert lower.tolist() == [[-INF] * 3] and upper.tolist() == [[INF] * 3]
+
+
 def test_single_frame_owns_everything():
     lower, upper = frame_intervals(yes(1), row(7.0))
     assert (lower.item(), upper.item()) == (-INF, INF)
@@ -112,6 +117,18 @@ def test_nearest_takes_the_earlier_of_two_and_the_end_beyond_the_stream():
     assert [read(windows, 0, t) for t in range(4)] == [[{0: 1.0}], [{0: 1.0}], [{0: 1.0}, {1: 1.0}], [{1: 1.0}]]
     windows = align_by_timestamps(yes(3), row(0, 10, 20), yes(2), row(2, 18), empty_frames="nearest")
     assert read(windows, 0, 1) == [{0: 1.0}]
+
+
+def test_nearest_among_steps_of_one_time_stands_next_to_the_frame_in_the_stream():
+    """Of the steps at 1 s the last lies before the frames, of those at 9 s the first behind them."""
+    frames, steps = torch.tensor([[4.0, 5.0, 6.0]]), torch.tensor([[9.0, 1.0, 9.0, 1.0]])
+    every = torch.ones(1, 4, dtype=torch.bool)
+    windows = align(every[:, :3], frames, every, steps, empty_frames="nearest")
+    assert [read(windows, 0, t) for t in range(3)] == [
+        [{3: 1.0}],
+        [{3: 1.0}],
+        [{0: 1.0}],
+    ]  # 5 s is as far from both: the earlier
 
 
 def test_interpolate_at_the_frame_clamped_at_the_ends():

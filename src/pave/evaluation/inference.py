@@ -328,9 +328,9 @@ class VideoQA:
         found = list(self.items(samples, patch=patch))
         items = [item for item in found if isinstance(item, PatchItem)]
         if self.counterfactual is None:  # which would change what is looked at
-            for item in items:
-                for name, features in item.side.items():
-                    self.acting_watch.note(item.id, name, features, item.times_F)
+            for read in items:
+                for name, features in read.side.items():
+                    self.acting_watch.note(read.id, name, features, read.times_F)
         texts = iter(self._answer_groups(items, patch, max_new_tokens, generation))
         answers: list[Answer | ValueError] = []
         for item in found:

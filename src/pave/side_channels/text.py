@@ -114,7 +114,8 @@ class TextEncoder(ABC):
         segments = [segment for segment in source.segments if segment.text.strip()]
         places = {text: place for place, text in enumerate(dict.fromkeys(segment.text for segment in segments))}
         vectors = self._vectors(list(places))
-        rows, times = [], []
+        rows: list[int] = []
+        times: list[float] = []
         for segment in segments:
             length = segment.end - segment.start
             parts = 1 if self._step is None else max(1, ceil(length / self._step - 1e-9))
