@@ -9,6 +9,7 @@ from math import atan2, degrees
 import av
 import av.filter
 import numpy as np
+from av.sidedata.sidedata import SideData
 from numpy.typing import NDArray
 
 from pave.data.media.container import MediaError, check_size
@@ -87,10 +88,10 @@ def _matrix(frame: av.VideoFrame) -> _Matrix | None:
     """The display matrix (a, b, c, d) of ISO 14496-12, 8.3.2: what is stored at (x, y) is shown at (a x + c y, b x + d y), y downwards,
     but for a shift. None if the file has none."""
     # A frame whose side data was looked at lies in a reference cycle, so that is done on a copy of a few bytes.
-    side_data = frame.reformat(width=8, height=8, format="gray").side_data
-    if "DISPLAYMATRIX" not in side_data:
+    data = frame.reformat(width=8, height=8, format="gray").side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, SideData):
         return None
-    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), dtype=np.int32)[:5])
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), dtype=np.int32)[:5])
     return a, b, c, d
 
 
