@@ -27,13 +27,25 @@ def indices(frames_FHWC):
     return [int(sum(int(bright[bit][i]) << bit for bit in range(BITS))) for i in range(len(frames_FHWC))]
 
 
-def encode(path, ticks, unit=Fraction(1, 20), codec="libx264", first=0, gop=12, b_frames=3, container_options=None, fmt=None):
+def encode(
+    path,
+    ticks,
+    unit=Fraction(1, 20),
+    codec="libx264",
+    first=0,
+    gop=12,
+    b_frames=3,
+    container_options=None,
+    fmt=None,
+    options=None,
+):
     """A file with one frame at each of ``ticks`` (counts of ``unit`` seconds), many keyframes and B-frames."""
     with av.open(str(path), "w", format=fmt, options=container_options or {}) as container:
-        options = {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"} if codec == "libx264" else {}
-        if codec == "libvpx-vp9":
-            options = {"deadline": "realtime", "cpu-used": "8"}
-        stream = container.add_stream(codec, rate=1 / unit, options=options)
+        usual = {
+            "libx264": {"preset": "veryfast", "crf": "18", "x264-params": "scenecut=0"},
+            "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+        }
+        stream = container.add_stream(codec, rate=1 / unit, options={**usual.get(codec, {}), **(options or {})})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.gop_size = gop
@@ -85,3 +97,47 @@ def write_header_matrix(path, matrix):
     a, b, c, d = (round(value * 65536) for value in matrix)
     data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
+
+
+def several(path, audio=(False, True, False), video=(True,)):
+    """A file with tracks of which some are flagged default: sound track i is a constant (i + 1) / 10, picture track i a grey 60 (i + 1)."""
+    default = av.stream.Disposition.default
+    with av.open(str(path), "w") as container:
+        pictures = [container.add_stream("libx264", rate=10) for _ in video]
+        sounds = [container.add_stream("flac", rate=8000, layout="mono") for _ in audio]
+        for stream, flag in zip([*pictures, *sounds], [*video, *audio], strict=True):
+            stream.disposition = default if flag else av.stream.Disposition(0)
+        for stream in pictures:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for stream in sounds:
+            stream.codec_context.format = "s16"
+        for number, stream in enumerate(pictures):
+            for tick in range(10):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 60 * (number + 1), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = tick, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        for number, stream in enumerate(sounds):
+            samples = np.full((1, 8000), 3277 * (number + 1), np.int16)
+            for start in range(0, 8000, 4000):
+                frame = av.AudioFrame.from_ndarray(samples[:, start : start + 4000], format="s16", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = 8000, start, Fraction(1, 8000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return path
+
+
+def squashed(path, aspect, codec="libx264", pix_fmt="yuv420p", height=144, width=144, **options):
+    """A white square in stored pixels, in the middle, on coloured dots that are less bright."""
+    picture = np.random.default_rng(0).integers(0, 90, (height, width, 3), dtype=np.uint8)
+    picture[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.sample_aspect_ratio = aspect
+        for tick in range(5):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import shake
+from media_files import write_header_matrix
 from pave import EncoderConfig, FusionConfig, PatchConfig, SideChannelConfig, attach_patch, save_patch
 from pave.cli import main
 from pave.data.media import FrameSampling
@@ -55,6 +56,18 @@ def test_ask_gives_the_answer_of_the_library(world, capsys):
         assert data["answers"][name]["frame_times"] == list(answer.frame_times)
     assert data["answers"]["patch"]["side_channels"]["audio"]["steps"] > 0
     assert (data["base"], data["patch"], data["question"]) == (base, patch, QUESTION)
+
+
+def test_ask_says_how_the_video_was_read(world, tmp_path, capsys):
+    folder, base, patch = world
+    path = tmp_path / "selfie.mp4"
+    path.write_bytes((folder / "0.mp4").read_bytes())
+    write_header_matrix(path, (-1, 0, 0, 1))
+    options = ("--base", base, "--frames", 4, "--max-new-tokens", 2, "--device", "cpu")
+    code, data, err = run(capsys, "ask", path, QUESTION, *options)
+    assert code == 0 and data["remarks"] == ["the file says that its pictures are shown mirrored, and so they are read"]
+    assert data["remarks"][0] in err
+    assert run(capsys, "ask", folder / "0.mp4", QUESTION, *options)[1]["remarks"] == []
 
 
 def test_ask_prints_the_answer_alone_or_side_by_side(world, capsys):

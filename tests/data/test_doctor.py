@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from media_files import VARIABLE, encode, noise, write_sound
+from media_files import VARIABLE, encode, noise, several, squashed, write_header_matrix, write_sound
 from pave.data.doctor import DEFECTS, Setup, examine, write_clean
 from pave.data.media import write_depth, write_picture, write_video
 from pave.data.samples import read_samples
@@ -259,6 +260,50 @@ def test_quick_only_probes(planted):
     decoded |= {"channel-apart", "channel-idle", "channel-little"}
     decoded |= {code for code in DEFECTS if code.startswith(("features-", "scene3d-", "sensor-"))}
     assert found_by_sample(report, folder / "train.jsonl") == {name: codes - decoded for name, codes in expected.items()}
+
+
+def test_how_pictures_are_shown_and_which_tracks_are_read_is_told(tmp_path):
+    matrices = {"mirrored": (-1, 0, 0, 1), "turned": (0, 1, -1, 0)}
+    for number, name in enumerate(["mirrored", "turned", "mute codec", "no codec"]):
+        clip(tmp_path / f"{name}.mp4", number)
+    for name, matrix in matrices.items():
+        write_header_matrix(tmp_path / f"{name}.mp4", matrix)
+    for name, old in {"mute codec": (b"mp4a", b"esds"), "no codec": (b"avc1", b"avcC")}.items():
+        path = tmp_path / f"{name}.mp4"
+        path.write_bytes(path.read_bytes().replace(old[0], b"zzz1").replace(old[1], b"zzz2"))
+    squashed(tmp_path / "wide.mp4", Fraction(16, 9))
+    squashed(tmp_path / "woven.mp4", Fraction(1), **{"x264-params": "interlaced=1"})
+    several(tmp_path / "dubbed.mkv")
+    expected = {
+        "mirrored.mp4": {"picture-mirrored"},
+        "turned.mp4": set(),
+        "mute codec.mp4": {"codec-unknown"},
+        "no codec.mp4": {"codec-unknown"},
+        "wide.mp4": {"pixels-not-square", "audio-none"},
+        "woven.mp4": {"picture-interlaced", "audio-none"},
+        "dubbed.mkv": {"tracks-further"},
+    }
+    lines = [{"id": name, "video": name, "question": f"{name} ?", "answer": "red"} for name in expected]
+    lines.append(
+        {"id": "seen twice", "video": "turned.mp4", "question": "?", "answer": "red", "side_channels": {"dense": "wide.mp4"}}
+    )
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    channels = {
+        "dense": {"kind": "video", "width": 7, "encoder": {"name": "frames_pixels", "settings": {"grid": 2, "detail": 1}}}
+    }
+    setup = {"channels": {"audio": {"width": 64}, **channels}, "frames": {"num_frames": 2}}
+    for quick in (True, False):
+        report = examine([tmp_path / "a.jsonl"], Setup.from_dict({**setup, "quick": quick}), workers=0, progress=False)
+        found = {name: set() for name in [*expected, "seen twice"]}
+        for one in report.findings:
+            for name in one.samples:
+                found[name].add(one.code)
+        found = {name: codes - {"features-constant"} for name, codes in found.items()}  # still pictures
+        assert found == {**expected, "seen twice": {"pixels-not-square"}}
+    (wide, *_) = [one for one in report.findings if one.code == "pixels-not-square"]
+    assert wide.severity == "note" and "its pictures are read as 256x144" in wide.sentence
+    (dubbed,) = [one for one in report.findings if one.code == "tracks-further"]
+    assert dubbed.channel == "audio" and "3 audio tracks, of which number 2 is read" in dubbed.sentence
 
 
 def test_what_is_written_is_clean_and_what_is_left_out_is_listed(planted, tmp_path):

@@ -8,7 +8,7 @@ import av.filter
 import numpy as np
 import pytest
 
-from media_files import bars, write_header_matrix
+from media_files import bars, squashed, write_header_matrix
 from pave.data.media import FrameSampling, FramesInPieces, MediaError, probe, read_frames, remarks, write_video
 
 HEIGHT, WIDTH = 32, 64
@@ -72,22 +72,6 @@ def test_a_matrix_a_little_off_a_quarter_turn_is_one_and_a_matrix_of_zeros_says_
 
 
 # --- pixels that are not square
-
-
-def squashed(path, aspect, codec="libx264", pix_fmt="yuv420p", height=144, width=144, **options):
-    """A white square in stored pixels, in the middle, on coloured dots that are less bright."""
-    picture = np.random.default_rng(0).integers(0, 90, (height, width, 3), dtype=np.uint8)
-    picture[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 255
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        stream.codec_context.sample_aspect_ratio = aspect
-        for tick in range(5):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = tick, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def white(frame_HWC):

@@ -9,7 +9,7 @@ from math import atan2, degrees
 import av
 import av.filter
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
+from av.sidedata.sidedata import SideData
 from numpy.typing import NDArray
 
 from pave.data.media.container import MediaError, check_size
@@ -64,7 +64,7 @@ class Projector:
     def show(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """(height, width, 3)."""
         self._graph.vpush(frame)
-        shown_HWC = np.rot90(self._graph.vpull().to_ndarray(), self.display.quarter_turns)
+        shown_HWC = np.rot90(np.asarray(self._graph.vpull().to_ndarray(), dtype=np.uint8), self.display.quarter_turns)
         return shown_HWC[:, ::-1] if self.display.mirrored else shown_HWC
 
 
@@ -88,8 +88,8 @@ def _matrix(frame: av.VideoFrame) -> _Matrix | None:
     """The display matrix (a, b, c, d) of ISO 14496-12, 8.3.2: what is stored at (x, y) is shown at (a x + c y, b x + d y), y downwards,
     but for a shift. None if the file has none."""
     # A frame whose side data was looked at lies in a reference cycle, so that is done on a copy of a few bytes.
-    data = frame.reformat(width=8, height=8, format="gray").side_data.get(SideDataType.DISPLAYMATRIX)
-    if data is None:
+    data = frame.reformat(width=8, height=8, format="gray").side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, SideData):
         return None
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), dtype=np.int32)[:5])
     return a, b, c, d
