@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from pave.evaluation.metrics import Interval
 
 WIDTH = 8.0
 """Inches."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the same everywhere
     "font.size": 9,
     "axes.spines.top": False,
@@ -99,7 +99,7 @@ def dot_chart(
             y += height
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, y + 0.55 + 0.2 * _legend_lines(names)))
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         for number, name in enumerate(series):
             offset = _LINE * (number - (len(series) - 1) / 2)
             found = [(y + offset, row.points[name]) for y, row in at if name in row.points]
@@ -118,7 +118,7 @@ def dot_chart(
             heading.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
             heading.set_in_layout(False)  # it may reach over the labels of the rows into the chart
         axes.set_xlabel(axis)
-        _legend(figure, names, "upper")
+        _legend(figure, names, "outside upper left")
     figure.set_label(title)
     return figure
 
@@ -158,12 +158,12 @@ def _legend_lines(names: Sequence[str]) -> int:
     return -(-len(names) // _legend_columns(names))
 
 
-def _legend(figure: Figure, names: Sequence[str], where: str) -> None:
+def _legend(figure: Figure, names: Sequence[str], where: Literal["outside upper left", "outside lower left"]) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     by_name = dict(zip(labels, handles, strict=True))
     shown = [name for name in names if name in by_name]
     columns = _legend_columns(names)
-    figure.legend([by_name[name] for name in shown], shown, loc=f"outside {where} left", ncols=columns)
+    figure.legend([by_name[name] for name in shown], shown, loc=where, ncols=columns)
 
 
 def curve_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, x_axis: str, y_axis: str) -> Figure:
@@ -177,7 +177,7 @@ def curve_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]],
     assert len(curves) <= len(SERIES)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2 + 0.2 * _legend_lines(list(curves))))
-        axes = figure.subplots()
+        axes: Any = figure.subplots()
         for number, (name, curve) in enumerate(curves.items()):
             xs, ys = zip(*curve, strict=True)
             colour, marker = SERIES[number]
@@ -191,6 +191,6 @@ def curve_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]],
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.set(xlabel=x_axis, ylabel=y_axis)
-        _legend(figure, list(curves), "lower")
+        _legend(figure, list(curves), "outside lower left")
     figure.set_label(title)
     return figure
