@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types contracts check bare package install dev clean help
+.PHONY: demo evidence test lint types contracts check bare package install dev clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -26,6 +26,9 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 
 demo: $(VENV)/.core  ## the whole story on real media: render, train, compare, report (about 6 minutes on 2 cores)
 	$(BIN)/pave demo $(DEMO)
+
+evidence: $(VENV)/.dev  ## the page of evidence, made again into runs/evidence; EVIDENCE="channels --size one-seed" for a part
+	$(BIN)/python -m evidence $(EVIDENCE)
 
 test: $(VENV)/.dev   ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

@@ -25,9 +25,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from prefill import measure_prefill, timed
 from torch import Tensor
 
-from pave.evidence.measured import measure_prefill, timed
 from pave.fusion import TemporalAlignedCrossAttention
 from pave.tokens import SideTokens, VideoTokens
 

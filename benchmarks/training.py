@@ -31,12 +31,12 @@ from unittest import mock
 
 import torch
 import transformers
+from prefill import forget_peak, peak_bytes
 from share_videos import QUESTIONS, in_own_rows
 
 import pave.training.trainer
 from pave import PatchConfig
 from pave.demo.plan import SHORT, audio_patch, recipe
-from pave.evidence.measured import forget_peak, peak_bytes
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.training import Recipe, run_recipe

@@ -2,7 +2,7 @@
 
     python examples/06_every_side_channel.py [FOLDER]
 
-The patches are fresh, so every answer is the base's own; `pave reproduce channels` trains them. What each encoder does and which files
+The patches are fresh, so every answer is the base's own; `python -m evidence channels` trains them. What each encoder does and which files
 it reads: docs/side_channels.md. recipes/playground_*.yaml are the recipes.
 """
 
@@ -17,15 +17,21 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pave import EncoderConfig, PatchConfig, SideChannelConfig, attach_patch
 from pave.data.sources import read_source
 from pave.evaluation.inference import VideoQA
-from pave.evidence.worlds import WORLDS
 from pave.playground import base_path
 from pave.playground.clips import render_clip
 from pave.playground.further import render_further
 from pave.playground.world import draw_scene
 from pave.side_channels import build_encoder
+from pave.training import read_recipe
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 QUESTION = "which object moves first ?"
 CAPTIONS = "1\n00:00:00,500 --> 00:00:02,000\na bell rings\n\n2\n00:00:05,000 --> 00:00:06,500\nsilence again\n"
+
+
+def encoder_of(recipe: str) -> EncoderConfig:
+    (channel,) = read_recipe(RECIPES / f"playground_{recipe}.yaml").patch.side_channels.values()
+    return channel.encoder
 
 
 def files(folder: Path) -> dict[str, tuple[str, str | None, EncoderConfig]]:
@@ -40,11 +46,11 @@ def files(folder: Path) -> dict[str, tuple[str, str | None, EncoderConfig]]:
     clip = {world: str(folder / world / "clips/test/00000.mp4") for world in ("space", "camera", "flicker", "sensor")}
     stored = EncoderConfig(name="features", settings={"width": 32, "tokens_per_step": 4})
     return {
-        "audio": (str(heard), None, WORLDS["audio"].encoder),
-        "scene3d": (clip["space"], str(folder / "space/space/test/00000/scene.json"), WORLDS["scene3d"].encoder),
-        "multiview": (clip["camera"], str(folder / "camera/camera/test/00000/views.json"), WORLDS["multiview"].encoder),
-        "high_fps": (clip["flicker"], None, WORLDS["high_fps"].encoder),
-        "sensor": (clip["sensor"], str(folder / "sensor/sensor/test/00000.csv"), WORLDS["sensor"].encoder),
+        "audio": (str(heard), None, encoder_of("audio")),
+        "scene3d": (clip["space"], str(folder / "space/space/test/00000/scene.json"), encoder_of("scene3d")),
+        "multiview": (clip["camera"], str(folder / "camera/camera/test/00000/views.json"), encoder_of("multiview")),
+        "high_fps": (clip["flicker"], None, encoder_of("high_fps")),
+        "sensor": (clip["sensor"], str(folder / "sensor/sensor/test/00000.csv"), encoder_of("sensor")),
         "text": (str(heard), str(folder / "words.srt"), EncoderConfig(name="text_hash")),
         "features": (str(heard), str(folder / "stored.safetensors"), stored),
     }

@@ -44,7 +44,6 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "doctor",
         "extract",
         "report",
-        "reproduce",
         "train",
         "eval",
         "score",

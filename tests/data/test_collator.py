@@ -328,7 +328,7 @@ def test_answers_are_found_in_any_text(family):
 
 
 def test_answer_outside_the_vocabulary_is_an_error():
-    from pave.playground.base_model import build_model, build_processor
+    from evidence.small_bases.models import build_model, build_processor
 
     family = (build_model(0), build_processor())
     batch = collator(family)([item("a", (("what sound is heard ?", "bell"),))])

@@ -92,7 +92,7 @@ def test_jobs_run_in_their_own_processes_with_one_thread(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("job", "message"), [(_fail, "b: ValueError: no such clip"), (_die, "b: the process ended with exit code 7")]
+    ("job", "message"), [(_fail, "b: ValueError: no such clip"), (_die, "b: its process was ended from outside")]
 )
 def test_a_job_that_fails_or_dies_is_named(job, message, tmp_path):
     with pytest.raises(RuntimeError, match=message):

@@ -4,25 +4,28 @@ import json
 
 import pytest
 
+from evidence import bases
+from evidence.contents import SECTIONS
+from evidence.page import reproduce
+from evidence.plan import BASE, FULL, ONE_SEED, PATCH, SHORT, VIDEO_ONLY, Plan
+from evidence.runs import RESULT, Run
+from evidence.sections import bases as section
+from evidence.worlds import WORLDS
 from evidence_files import leave
-from pave.evidence import bases
-from pave.evidence.document import reproduce
-from pave.evidence.runs import RESULT, Run, answers, facts_of
-from pave.evidence.sections import FULL, ONE_SEED, SECTIONS, SHORT, Plan
-from pave.evidence.sections import bases as section
-from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, video_only
-from pave.evidence.worlds import WORLDS
+from pave.demo.plan import video_only_patch
 from pave.patching.record import read_record
 from pave.utils.embedded import PLAYGROUND
 
 
 def test_a_base_is_part_of_what_a_run_is_and_its_folder_is_not(tmp_path):
-    own = Run("audio", "x", video_only())
-    other = Run("audio", "x", video_only(), base="small")
-    assert own.folder(tmp_path) != other.folder(tmp_path) != Run("audio", "x", video_only(), base="large").folder(tmp_path)
+    own = Run("audio", "x", video_only_patch())
+    other = Run("audio", "x", video_only_patch(), base="small")
+    assert (
+        own.folder(tmp_path) != other.folder(tmp_path) != Run("audio", "x", video_only_patch(), base="large").folder(tmp_path)
+    )
     assert other.folder(tmp_path).name == other.folder(tmp_path / "elsewhere").name
-    assert Run("audio", "x", video_only(), asked=5).folder(tmp_path) != own.folder(tmp_path)
-    assert "base" not in own.trained and "asked" not in own.trained  # at their defaults: runs made before stay what they were
+    assert Run("audio", "x", video_only_patch(), asked=5).folder(tmp_path) != own.folder(tmp_path)
+    assert "base" not in own.identity and "asked" not in own.identity  # at their defaults: runs made before stay what they were
     assert bases.folder_of("small", tmp_path) == str(tmp_path / "bases" / "small")
     assert bases.folder_of(PLAYGROUND, tmp_path) == PLAYGROUND
 
@@ -75,10 +78,10 @@ def test_a_base_is_trained_once_patched_and_compared(tmp_path, monkeypatch):
     assert "was left out: the extra `smollm2` is not installed" in text
     runs = {run.variant: run for run in SECTIONS["bases"].runs(SHORT) if run.base == "qwen2_5_vl-short"}
     assert set(runs) == {BASE, VIDEO_ONLY, PATCH}
-    assert facts_of(runs[PATCH], tmp_path)["run"]["base"] == "qwen2_5_vl-short"
+    assert runs[PATCH].facts(tmp_path)["run"]["base"] == "qwen2_5_vl-short"
     record = read_record(runs[PATCH].folder(tmp_path) / "patch")
     assert record.base.architecture["model_type"] == "qwen2_5_vl"
-    assert len(answers(runs[BASE], tmp_path)) == 10 * 7
+    assert len(runs[BASE].answers(tmp_path)) == 10 * 7
     stamp = (tmp_path / "bases/qwen2_5_vl-short/model.safetensors").stat().st_mtime_ns
     assert reproduce(tmp_path, ["bases"], "short").read_text() == text
     assert (tmp_path / "bases/qwen2_5_vl-short/model.safetensors").stat().st_mtime_ns == stamp

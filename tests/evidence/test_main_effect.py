@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pave.demo.plan import SILENT
-from pave.evidence.runs import execute_all
-from pave.evidence.scores import accuracy, difference
-from pave.evidence.sections.common import PATCH, VIDEO_ONLY, Plan, run, video_only
-from pave.evidence.worlds import WORLDS, write_world
+from evidence.execution import execute_all
+from evidence.plan import PATCH, VIDEO_ONLY, Plan, run
+from evidence.scores import accuracy, difference
+from evidence.worlds import WORLDS, write_world
+from pave.demo.plan import SILENT, video_only_patch
 
 SLICE = Plan(seeds=(0,), train_clips=200, test_clips=60, steps=100)
 
@@ -19,7 +19,7 @@ def test_a_patch_learns_from_its_channel_what_lora_cannot(tmp_path: Path):
     world = WORLDS["sensor"]
     write_world("sensor", tmp_path / "data", SLICE.train_clips, SLICE.test_clips)
     patch = run("sensor", PATCH, world.patch(), SLICE, 0, counterfactuals=("swapped",))
-    video = run("sensor", VIDEO_ONLY, video_only(), SLICE, 0)
+    video = run("sensor", VIDEO_ONLY, video_only_patch(), SLICE, 0)
     execute_all([patch, video], {"sensor": tmp_path / "data"}, tmp_path, processes=2)
     gain, interval = difference([video], [patch], tmp_path, ["sensor_vision"])
     assert gain > 0.2 and interval.low > 0.1

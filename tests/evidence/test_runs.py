@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evidence.contents import SECTIONS
+from evidence.page import default_sections, reproduce
+from evidence.plan import SHORT, Plan
+from evidence.runs import AS_IT_IS, RESULT, Run, mixture, recipe_of
+from evidence.scores import accuracy, difference
+from evidence.worlds import WORLDS, merge_worlds, write_world
 from evidence_files import leave
 from pave.data.samples import read_samples
+from pave.demo.plan import video_only_patch
 from pave.evaluation.metrics import accuracy_interval
-from pave.evidence.document import default_sections, reproduce
-from pave.evidence.runs import AS_IT_IS, RESULT, Run, answers, mixture, recipe_of
-from pave.evidence.scores import accuracy, difference
-from pave.evidence.sections import SECTIONS, SHORT, Plan
-from pave.evidence.sections.common import video_only
-from pave.evidence.worlds import WORLDS, merge_worlds, write_world
 from pave.playground.clips import read_scenes
 from pave.training import read_recipe
 
 
 def test_accuracy_is_pooled_over_seeds_and_clustered_by_video(tmp_path):
-    first = leave(Run("audio", "x", video_only(), seed=0), tmp_path, {"sound": [1, 1, 0, 0], "colour": [1, 1, 1, 1]})
-    second = leave(Run("audio", "x", video_only(), seed=1), tmp_path, {"sound": [1, 1, 1, 0], "colour": [0, 0, 0, 0]})
+    first = leave(Run("audio", "x", video_only_patch(), seed=0), tmp_path, {"sound": [1, 1, 0, 0], "colour": [1, 1, 1, 1]})
+    second = leave(Run("audio", "x", video_only_patch(), seed=1), tmp_path, {"sound": [1, 1, 1, 0], "colour": [0, 0, 0, 0]})
     score = accuracy([first, second], tmp_path, ["sound"])
     assert (score.mean, score.seeds) == (5 / 8, (0.5, 0.75))
     videos = ["v0", "v1", "v2", "v3"] * 2
@@ -33,13 +34,13 @@ def test_accuracy_is_pooled_over_seeds_and_clustered_by_video(tmp_path):
 
 
 def test_a_difference_is_taken_question_by_question(tmp_path):
-    one = leave(Run("audio", "x", video_only()), tmp_path, {"sound": [1, 0, 0, 0]})
-    other = leave(Run("audio", "y", video_only(), steps=7), tmp_path, {"sound": [1, 1, 1, 0]})
+    one = leave(Run("audio", "x", video_only_patch()), tmp_path, {"sound": [1, 0, 0, 0]})
+    other = leave(Run("audio", "y", video_only_patch(), steps=7), tmp_path, {"sound": [1, 1, 1, 0]})
     by, interval = difference([one], [other], tmp_path, ["sound"])
     assert by == 0.5 and interval.low < by < interval.high
     leave(one, tmp_path, {"sound": [0, 0, 0, 0]}, "gap=0.2")
     assert difference([one], [one], tmp_path, ["sound"], (AS_IT_IS, "gap=0.2"))[0] == -0.25
-    fewer = leave(Run("audio", "z", video_only(), steps=8), tmp_path, {"sound": [1, 1]})
+    fewer = leave(Run("audio", "z", video_only_patch(), steps=8), tmp_path, {"sound": [1, 1]})
     with pytest.raises(ValueError, match="not asked the same questions"):
         difference([one], [fewer], tmp_path, ["sound"])
 
@@ -47,7 +48,7 @@ def test_a_difference_is_taken_question_by_question(tmp_path):
 def test_runs_from_another_folder_are_about_the_same_clips(tmp_path):
     places = [f"{root}/data/audio-1200-300/clips/test/" for root in ("/here", "/there/and/more")]
     runs = [
-        leave(Run("audio", "x", video_only(), seed=seed), tmp_path, {"sound": [1, 1, 0, 0]}, clips=place)
+        leave(Run("audio", "x", video_only_patch(), seed=seed), tmp_path, {"sound": [1, 1, 0, 0]}, clips=place)
         for seed, place in enumerate(places)
     ]
     assert difference(runs[:1], runs[1:], tmp_path, ["sound"])[0] == 0
@@ -59,7 +60,7 @@ def test_what_changes_the_weights_changes_the_folder_and_what_does_not_does_not(
     run = Run("audio", "x", WORLDS["audio"].patch())
     same = Run("audio", "another name", WORLDS["audio"].patch(), counterfactuals=("removed",))
     assert run.folder(tmp_path) == same.folder(tmp_path)
-    assert "dropout" not in json.dumps(run.trained)  # at its default: a new setting does not make it another run
+    assert "dropout" not in json.dumps(run.identity)  # at its default: a new setting does not make it another run
     asked = Run("audio", "x", WORLDS["audio"].patch(), asked_with={"empty_frames": "nearest"})
     assert asked.folder(tmp_path) == run.folder(tmp_path)
     leave(run, tmp_path, {"sound": [1]})
@@ -117,15 +118,15 @@ def test_a_reproduction_goes_on_where_it_stopped(tmp_path):
     )
     runs = SECTIONS["time"].runs(SHORT)
     one, other = runs[0], next(run for run in runs if run.folder(tmp_path) != runs[0].folder(tmp_path))
-    before = {p.id: p.prediction for p in answers(one, tmp_path)}
-    early = answers(one, tmp_path, "early=3")
+    before = {p.id: p.prediction for p in one.answers(tmp_path)}
+    early = one.answers(tmp_path, "early=3")
     assert {p.type for p in early} == set(WORLDS["audio"].own) and len(before) == 10 * 7
     curve = json.loads((one.folder(tmp_path) / RESULT).read_text())
     assert curve["run"]["steps"] == 4 and np.isfinite(curve["train_loss"])
     stamp = (other.folder(tmp_path) / "trained.json").stat().st_mtime_ns
     shutil.rmtree(one.folder(tmp_path))
     assert reproduce(tmp_path, ["time"], "short").read_text() == text
-    assert {p.id: p.prediction for p in answers(one, tmp_path)} == before
+    assert {p.id: p.prediction for p in one.answers(tmp_path)} == before
     assert (other.folder(tmp_path) / "trained.json").stat().st_mtime_ns == stamp
 
 
@@ -150,6 +151,6 @@ def test_one_seed_leaves_out_the_long_sections_and_says_so(tmp_path):
     assert default_sections("full") == default_sections("short") == [name for name in SECTIONS if name != "own"]
     assert set(SECTIONS) - set(default_sections("one-seed")) == {"parts", "bases", "own"}
     page = reproduce(tmp_path, ["cost"], "short").read_text(encoding="utf-8")
-    assert "Made by `pave reproduce cost --size short` with" in page
+    assert "Made by `python -m evidence cost --size short` with" in page
     left_out = page.split("## What is not here")[1]
     assert [name for name in SECTIONS if f"`{name}`" not in left_out] == ["own", "cost"]

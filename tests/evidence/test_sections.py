@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.prefill import Measurement
+from evidence.contents import SECTIONS, all_runs
+from evidence.execution import execute_all
+from evidence.measurement import FILE
+from evidence.plan import PATCH, SHORT, Plan, compared_runs, run, seeds
+from evidence.runs import AS_IT_IS, RESULT, Run, silent
+from evidence.scores import accuracy, difference
+from evidence.sections import cost, multi, robustness
+from evidence.worlds import WORLDS, make_worlds
 from evidence_files import leave
-from pave.demo.plan import SILENT
-from pave.evidence.measured import FILE, Measured
-from pave.evidence.runs import AS_IT_IS, Run, execute_all, silent
-from pave.evidence.scores import accuracy, difference
-from pave.evidence.sections import SECTIONS, SHORT, Plan, all_runs, cost, multi, robustness
-from pave.evidence.sections.common import PATCH, run, seeds, video_only
-from pave.evidence.worlds import WORLDS
+from pave.demo.plan import SILENT, video_only_patch
 from pave.patching.cost import patch_cost
 from pave.utils.files import atomic_write_json
 from pave.video_llms.known import load_config
@@ -44,13 +47,15 @@ def test_a_sum_is_another_run_where_a_part_is(tmp_path):
     other = replace(parts[0], steps=9)
     assert Run("audio+sensor", "x", None, added=(other, parts[1])).folder(tmp_path) != one.folder(tmp_path)
     assert Run("audio+sensor", "x", None).folder(tmp_path) != one.folder(tmp_path)
-    assert one.to_dict()["added"][0]["seed"] == 0 and "added" not in parts[0].trained
+    assert one.to_dict()["added"][0]["seed"] == 0 and "added" not in parts[0].identity
 
 
 def test_types_are_found_with_and_without_their_world(tmp_path):
-    single = leave(Run("audio", "x", video_only()), tmp_path, {"colour": [1, 0], "sound": [1, 1]})
+    single = leave(Run("audio", "x", video_only_patch()), tmp_path, {"colour": [1, 0], "sound": [1, 1]})
     both = leave(
-        Run("audio+sensor", "y", video_only()), tmp_path, {"audio:colour": [1, 1], "sensor:colour": [0, 0], "sound": [0, 1]}
+        Run("audio+sensor", "y", video_only_patch()),
+        tmp_path,
+        {"audio:colour": [1, 1], "sensor:colour": [0, 0], "sound": [0, 1]},
     )
     kinds = ("audio:colour",)
     assert (accuracy([single], tmp_path, kinds).mean, accuracy([both], tmp_path, kinds).mean) == (0.5, 1.0)
@@ -77,11 +82,11 @@ def quiet(right):
 def test_the_table_of_several_channels(tmp_path):
     plan = Plan(seeds=(0,), steps=4)
     for world in multi.CHANNELS:
-        for variant, (made,) in multi._alone(world, plan).items():
+        for variant, (made,) in compared_runs(world, plan).items():
             right = {"base alone": [0, 0, 0, 0], "patch": [1, 1, 1, 1]}.get(variant, [1, 0, 0, 0])
             silent_right = {kind: [1, 1, 1, 0] if variant == "base alone" else [1, 1, 1, 1] for kind in SILENT}
             leave(made, tmp_path, {**own(world, right), **silent_right})
-    for variant, (made,) in multi._of_both(plan).items():
+    for variant, (made,) in multi.runs_for_both(plan).items():
         right = [1, 1, 1, 0] if variant == multi.BOTH else [1, 0, 0, 0]
         others = {f"{world}:{kind}": [1, 1, 0, 0] for world in multi.CHANNELS for kind in SILENT}
         leave(made, tmp_path, {**own("audio", right), **own("sensor", right), **others})
@@ -100,10 +105,10 @@ def test_the_table_of_several_channels(tmp_path):
 def test_the_tables_of_damaged_channels(tmp_path):
     plan = Plan(seeds=(0,), steps=4)
     for world in robustness._WORLDS:
-        for runs in robustness._without_channel(world, plan).values():
+        for runs in robustness.without_channel(world, plan).values():
             leave(runs[0], tmp_path, {**own(world, [1, 0, 0, 0]), **quiet([1, 1, 1, 1])})
-        for variant, (made,) in robustness._variants(world, plan).items():
-            suffix = "-missing_channel=lora_only" if variant == robustness.KEPT else ""
+        for variant, (made,) in robustness.variants(world, plan).items():
+            suffix = "-missing_channel=lora_only" if variant == robustness.LORA_ON else ""
             as_it_is = [1, 1, 1, variant != robustness.DROPOUT]
             leave(made, tmp_path, {**own(world, as_it_is), **quiet([1, 1, 1, 1])}, AS_IT_IS + suffix)
             for place, change in enumerate(made.counterfactuals):
@@ -135,16 +140,16 @@ def test_the_tables_of_damaged_channels(tmp_path):
 
 def test_dropout_is_what_the_variants_of_a_damaged_channel_differ_in():
     for world in robustness._WORLDS:
-        (plain_run,), (kept,), (dropout,) = robustness._variants(world, Plan(seeds=(0,), steps=4)).values()
+        (plain_run,), (kept,), (dropout,) = robustness.variants(world, Plan(seeds=(0,), steps=4)).values()
         assert plain_run.training.get("channel_dropout", 0) == 0 and plain_run.patch.missing_channel == "base"
-        assert kept.trained == plain_run.trained and kept.asked_with == {"missing_channel": "lora_only"}
+        assert kept.identity == plain_run.identity and kept.asked_with == {"missing_channel": "lora_only"}
         assert dropout.training == {**plain_run.training, "channel_dropout": robustness.RATE}
         assert dropout.patch == replace(plain_run.patch, missing_channel="lora_only")
 
 
 def test_patches_of_one_seed_are_added_up():
     plan = Plan(seeds=(0, 5))
-    sums = multi._of_both(plan)[multi.ADDED]
+    sums = multi.runs_for_both(plan)[multi.ADDED]
     assert [(made.seed, [part.seed for part in made.added]) for made in sums] == [(0, [0, 0]), (5, [5, 5])]
     assert [part.world for part in sums[1].added] == list(multi.CHANNELS)
 
@@ -159,7 +164,7 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
     share = 100 * (counted.fusion_flops + counted.lora_flops) / counted.base_prefill_flops
     assert f"{counted.fusion_bytes / 1e6:.2f} + {counted.lora_bytes / 1e6:.2f} MB" in row and f"+{share:.3f} %" in row
     assert "Nothing was measured" in short and not (tmp_path / FILE).exists()
-    known = Measured(
+    known = Measurement(
         base=cost.BASE, frames=4, tokens=1633, dtype="bfloat16", rounds=2, base_seconds=20.0, ratio=1.01, fusion_seconds=0.05,
         base_bytes=2_500_000_000, patched_bytes=2_512_000_000, machine="a machine",
         patch=preset_patch("compact").to_dict(),
@@ -175,8 +180,6 @@ def test_costs_are_those_of_pave_show_and_a_measurement_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_sums_and_silent_questions_under_a_change_are_really_made(tmp_path):
-    from pave.evidence.rendered import make_worlds
-    from pave.evidence.runs import RESULT, answers
 
     plan = Plan(seeds=(0,), train_clips=8, test_clips=2, steps=1)
     (base,) = seeds("audio", "base", None, plan)
@@ -188,14 +191,14 @@ def test_sums_and_silent_questions_under_a_change_are_really_made(tmp_path):
     other = seeds("sensor", PATCH, WORLDS["sensor"].patch(), plan)
     added = run("audio+sensor", multi.ADDED, None, plan, 0, added=(*trained, *other))
     runs = [added, *kept, *trained, *other, base]
-    data = make_worlds(("audio", "sensor", "audio+sensor"), tmp_path, plan, 2)
+    data = make_worlds(("audio", "sensor", "audio+sensor"), tmp_path, plan.train_clips, plan.test_clips, 2)
     execute_all(runs, data, tmp_path, 1)
     assert (added.folder(tmp_path) / RESULT).exists() and len(list((tmp_path / "runs" / "audio").iterdir())) == 2
-    assert len(answers(added, tmp_path)) == 2 * 7 * 2
-    alone = {p.id: p.prediction for p in answers(base, tmp_path)}
-    without = {p.id: p.prediction for name in gone for p in answers(trained[0], tmp_path, name)}
+    assert len(added.answers(tmp_path)) == 2 * 7 * 2
+    alone = {p.id: p.prediction for p in base.answers(tmp_path)}
+    without = {p.id: p.prediction for name in gone for p in trained[0].answers(tmp_path, name)}
     assert without == alone  # missing_channel "base": exactly the base, on own and silent questions
-    assert {p.type for p in answers(kept[0], tmp_path, silent("removed"))} == set(SILENT)
+    assert {p.type for p in kept[0].answers(tmp_path, silent("removed"))} == set(SILENT)
     stamp = (trained[0].folder(tmp_path) / "trained.json").stat().st_mtime_ns
     execute_all(runs, data, tmp_path, 1)
     assert (trained[0].folder(tmp_path) / "trained.json").stat().st_mtime_ns == stamp

@@ -1,22 +1,24 @@
 """Numbers in the tables and charts of the sections on channels, time, parts and cost, from answers as told."""
 
 import re
-import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
 
+from evidence.contents import SECTIONS
+from evidence.execution import first_clips
+from evidence.plan import BASE, PATCH, SHORT, VIDEO_ONLY, Plan, compared_patches, seeds
+from evidence.runs import AS_IT_IS, RESULT, Run
+from evidence.scores import Accuracy, accuracy, difference
+from evidence.sections import channels, parts, time
+from evidence.sections.comparison import chart_and_table, compare
+from evidence.tables import cell, gain
+from evidence.worlds import WORLDS
 from evidence_files import leave
+from figure_checks import points
 from pave.data.samples import Sample, write_samples
-from pave.demo.plan import SILENT
+from pave.demo.plan import SILENT, video_only_patch
 from pave.evaluation.metrics import Interval, accuracy_interval, difference_interval
-from pave.evidence.runs import AS_IT_IS, RESULT, Run, _first
-from pave.evidence.scores import Accuracy, accuracy, difference
-from pave.evidence.sections import SECTIONS, SHORT, Plan, channels, parts, time
-from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, data_folder, seeds, video_only
-from pave.evidence.sections.comparison import chart_and_table, compare
-from pave.evidence.tables import cell, gain
-from pave.evidence.worlds import WORLDS
 from pave.patching.training_cost import training_cost
 from pave.patching.training_memory import StepShape
 from pave.playground.world import DURATION
@@ -24,7 +26,6 @@ from pave.utils.files import atomic_write_json
 from pave.video_llms.known import load_config
 
 PLAN = Plan(seeds=(0,), steps=4)
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def rows_of(text):
@@ -46,13 +47,13 @@ def test_a_cell_has_its_interval_and_the_seeds_where_there_are_several():
 def made_on_sensor(root, right):
     """Runs of the three variants, with as many right answers of twelve to each type as told."""
     world, made = WORLDS["sensor"], {}
-    for variant, patch in ((BASE, None), (VIDEO_ONLY, video_only()), (PATCH, world.patch())):
+    for variant, patch in ((BASE, None), (VIDEO_ONLY, video_only_patch()), (PATCH, world.patch())):
         made[variant] = seeds("sensor", variant, patch, PLAN)
         leave(made[variant][0], root, {kind: [i < n for i in range(12)] for kind, n in right[variant].items()})
     return made
 
 
-def test_the_patch_is_compared_with_lora_on_video_only(tmp_path):
+def test_the_patch_is_compared_with_lora_on_video_only(tmp_path, drawn):
     right = {
         BASE: {"sensor": 0, "sensor_vision": 6, "light": 6},
         VIDEO_ONLY: {"sensor": 3, "sensor_vision": 6, "light": 12},
@@ -60,7 +61,7 @@ def test_the_patch_is_compared_with_lora_on_video_only(tmp_path):
     }
     made = made_on_sensor(tmp_path, right)
     groups = {kind: (kind,) for kind in right[BASE]}
-    sensor, vision, light = compare(WORLDS["sensor"], groups, made, tmp_path)
+    sensor, vision, light = compare("sensor", groups, made, tmp_path)
     assert sensor.cells[:2] == ["sensor", "50"] and light.cells[1] == ""
     assert [text.split(" [")[0] for text in sensor.cells[2:]] == ["0.0", "25.0", "100.0", "+75.0"]
     assert light.cells[-1].startswith("-91.7")
@@ -68,29 +69,32 @@ def test_the_patch_is_compared_with_lora_on_video_only(tmp_path):
     interval = accuracy_interval([1] * 9 + [0] * 3, list(range(12)))
     point = vision.charted.points[PATCH]
     assert (point.value, point.low, point.high) == (75, 100 * interval.low, 100 * interval.high)
-    drawn, table = chart_and_table(tmp_path, "name", "a title", "channel", {"chart": ("head", [sensor, vision])})
-    assert drawn == "![a title](evidence/name.svg)"
+    shown, table = chart_and_table(tmp_path, "name", "a title", "channel", {"chart": ("head", [sensor, vision])})
+    assert shown == "![a title](evidence/name.png)"
     assert [row[:2] for row in rows_of(table)[2:]] == [["head", "sensor"], ["", "sensor vision"]]
-    dots = ET.parse(tmp_path / "evidence" / "name.svg").getroot().findall(f"{SVG}circle")[3:]  # after those of the legend
-    at = [round((float(dot.get("cx")) - 300) / 436 * 100) for dot in dots]
-    assert at == [0, 25, 100, 50, 50, 75]  # the values of the table
+    found = points(drawn["a title"])
+    assert {name: [dot[0] for dot in dots] for name, dots in found.items()} == {
+        BASE: [0, 50],
+        VIDEO_ONLY: [25, 50],
+        PATCH: [100, 75],
+    }
 
 
 def test_runs_that_were_not_asked_alike_are_not_compared(tmp_path):
-    one = leave(Run("audio", "x", video_only()), tmp_path, {"sound": [1]}, base_weights="a", frames={"num_frames": 8})
+    one = leave(Run("audio", "x", video_only_patch()), tmp_path, {"sound": [1]}, base_weights="a", frames={"num_frames": 8})
     other = leave(
-        Run("audio", "y", video_only(), steps=7), tmp_path, {"sound": [1]}, base_weights="b", frames={"num_frames": 8}
+        Run("audio", "y", video_only_patch(), steps=7), tmp_path, {"sound": [1]}, base_weights="b", frames={"num_frames": 8}
     )
     with pytest.raises(ValueError, match="cannot be compared: base_weights was 'a' in one and 'b' in the other"):
         difference([one], [other], tmp_path, ["sound"])
     alike = leave(
-        Run("audio", "z", video_only(), steps=8), tmp_path, {"sound": [0]}, base_weights="a", frames={"num_frames": 8}
+        Run("audio", "z", video_only_patch(), steps=8), tmp_path, {"sound": [0]}, base_weights="a", frames={"num_frames": 8}
     )
     assert difference([one], [alike], tmp_path, ["sound"])[0] == -1
 
 
 def test_answers_that_were_given_anew_are_read_anew(tmp_path):
-    run = leave(Run("audio", "x", video_only()), tmp_path, {"sound": [1, 1]})
+    run = leave(Run("audio", "x", video_only_patch()), tmp_path, {"sound": [1, 1]})
     assert accuracy([run], tmp_path, ["sound"]).mean == 1
     leave(run, tmp_path, {"sound": [1, 0]})
     assert accuracy([run], tmp_path, ["sound"]).mean == 0.5
@@ -98,7 +102,7 @@ def test_answers_that_were_given_anew_are_read_anew(tmp_path):
 
 def test_the_differences_over_seeds_are_one_cluster_a_video(tmp_path):
     first, second = [[1, 0, 0, 1], [1, 0, 0, 0]], [[1, 1, 1, 1], [1, 0, 1, 0]]
-    one = [leave(Run("audio", "x", video_only(), seed=i), tmp_path, {"sound": right}) for i, right in enumerate(first)]
+    one = [leave(Run("audio", "x", video_only_patch(), seed=i), tmp_path, {"sound": right}) for i, right in enumerate(first)]
     other = [leave(Run("audio", "y", None, seed=i), tmp_path, {"sound": right}) for i, right in enumerate(second)]
     by, interval = difference(one, other, tmp_path, ["sound"])
     assert by == 3 / 8
@@ -106,11 +110,9 @@ def test_the_differences_over_seeds_are_one_cluster_a_video(tmp_path):
 
 
 def test_the_table_of_the_section_on_time(tmp_path):
-    for world in time._TIMED:
-        kind = WORLDS[world].aligned
-        for place, (variant, (patch, asked)) in enumerate(time._time_variants(world).items()):
-            (run,) = seeds(world, variant, patch, PLAN, asked_with=asked)
-            suffix = "".join(f"-{key}={value}" for key, value in asked.items())
+    for world, kind in time._ALIGNED.items():
+        for place, (run,) in enumerate(time.variants(world, PLAN).values()):
+            suffix = "".join(f"-{key}={value}" for key, value in run.asked_with.items())
             others = dict.fromkeys(set(WORLDS[world].own) - {kind}, [0] * 4)
             leave(run, tmp_path, {kind: [i < 4 - place for i in range(4)], **others}, AS_IT_IS + suffix)
             for number, change in enumerate(time.CHANGES):
@@ -132,7 +134,7 @@ def test_the_table_of_the_section_on_time(tmp_path):
 
 def test_the_section_on_channels_in_short_and_its_questions(tmp_path):
     for name, world in WORLDS.items():
-        for variant, patch in channels._channel_variants(name).items():
+        for variant, patch in compared_patches(name).items():
             right = {BASE: [0, 0, 0, 0], VIDEO_ONLY: [1, 0, 0, 0], PATCH: [1, 1, name != "multiview", 0]}[variant]
             silent = [1, 1, 0, 0] if name == "sensor" and variant == PATCH else [1, 1, 1, 0]
             for run in seeds(name, variant, patch, PLAN):
@@ -142,7 +144,7 @@ def test_the_section_on_channels_in_short_and_its_questions(tmp_path):
             for n in range(3)
             for kind in (*world.own, *SILENT)
         ]
-        folder = data_folder(name, tmp_path, PLAN)
+        folder = PLAN.data(name, tmp_path)
         folder.mkdir(parents=True)
         write_samples(folder / "test.jsonl", lines)
     first, weak = channels._in_short(PLAN, tmp_path)
@@ -160,16 +162,16 @@ def test_the_section_on_channels_in_short_and_its_questions(tmp_path):
 
 
 def test_without_alignment_every_frame_sees_the_whole_stream():
-    for world in time._TIMED:
+    for world in time._ALIGNED:
         plain, nearest, by_index, unaligned = (
-            patch.side_channels[world].fusion for patch, _ in time._time_variants(world).values()
+            run.patch.side_channels[world].fusion for (run,) in time.variants(world, PLAN).values()
         )
         assert unaligned == replace(plain, neighbourhood_seconds=unaligned.neighbourhood_seconds)
         assert unaligned.neighbourhood_seconds > DURATION and plain.alignment == "timestamps" and nearest == plain
         assert by_index == replace(plain, alignment="index")
 
 
-def test_the_tables_of_the_section_on_parts(tmp_path):
+def test_the_tables_of_the_section_on_parts(tmp_path, drawn):
     """One variant is better on the own questions and worse on the silent ones, all others are as good as the reference."""
     better = "by index"
     for run in SECTIONS["parts"].runs(PLAN):
@@ -187,12 +189,10 @@ def test_the_tables_of_the_section_on_parts(tmp_path):
     (line,) = SECTIONS["parts"].in_short(PLAN, tmp_path)
     assert line.endswith(f"[{better}](#parts-alignment-by-index) +12.5.") and line.count(" +0.0") == len(line.split("](#")) - 2
     assert all(f'id="{name}"' in written for name in re.findall(r"\(#([^)]*)\)", line))
-    dots = ET.parse(tmp_path / "evidence" / "parts.svg").getroot().findall(f"{SVG}circle")[2:4]
-    clips = [0, 1, 2, 3] * 2
-    low = 100 * difference_interval([1, 1, 1, 1], [0, 0, 1, 1], clips[:4]).low
-    high = 100 * difference_interval([1, 1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0, 0], clips).high
-    at = [(float(dot.get("cx")) - 300) / 436 * (high - low) + low for dot in dots]
-    assert at == pytest.approx([12.5, -50], abs=0.3)
+    need = difference_interval([1, 1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 0, 0, 0], [0, 1, 2, 3] * 2)
+    found = points(drawn["What each change gains over the demo's patch"])
+    assert found["all that need the sound"][0][:3] == pytest.approx((12.5, 100 * need.low, 100 * need.high))
+    assert found["silent questions"][0][0] == -50
 
 
 def test_the_variants_of_the_parts_differ_in_one_thing_and_share_the_rest():
@@ -202,7 +202,7 @@ def test_the_variants_of_the_parts_differ_in_one_thing_and_share_the_rest():
         len(runs) == 1 + sum(len(group) for group in parts.variants().values()) and len({r.steps for r in runs.values()}) == 1
     )
     assert all((r.seed, r.clips, r.world, r.base) == (0, 1200, "audio", reference.base) for r in runs.values())
-    assert len({str(run.trained) for run in runs.values()}) == len(runs)
+    assert len({str(run.identity) for run in runs.values()}) == len(runs)
 
 
 def test_the_costs_of_training_are_those_of_the_arithmetic(tmp_path):
@@ -227,7 +227,7 @@ def test_the_costs_of_training_are_those_of_the_arithmetic(tmp_path):
 
 def test_the_first_clips_are_asked_with_all_their_questions():
     samples = [Sample(id=f"{clip}{n}", video=f"{clip}.mp4", question="?", answer="a") for n in range(2) for clip in "abc"]
-    assert [s.id for s in _first(samples, 2)] == ["a0", "b0", "a1", "b1"] and _first(samples, 0) == samples
+    assert [s.id for s in first_clips(samples, 2)] == ["a0", "b0", "a1", "b1"] and first_clips(samples, 0) == samples
 
 
 def test_the_page_says_where_a_channel_was_trained_for_longer():

@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 
+from evidence.attention import Look, Looker, OnEvent, on_event
+from evidence.attention_figure import draw_look
+from evidence.figures import FOLDER
+from evidence.page import reproduce
+from evidence.plan import BASE, PATCH, SHORT, VIDEO_ONLY
+from evidence.sections.views import PAGE, choose, samples_of, variants
+from figure_checks import unreadable
 from pave.config import EncoderConfig
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
@@ -14,14 +23,6 @@ from pave.evaluation.examples import _watched, attention_maps
 from pave.evaluation.generation import generate_ids
 from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
-from pave.evidence.document import reproduce
-from pave.evidence.figures import FOLDER
-from pave.evidence.look_drawing import draw_look
-from pave.evidence.looks import Look, Looker, OnEvent, on_event
-from pave.evidence.runs import answers
-from pave.evidence.sections import SHORT
-from pave.evidence.sections.common import BASE, PATCH, VIDEO_ONLY, data_folder
-from pave.evidence.sections.views import PAGE, _samples, _variants, chosen
 from pave.patching import patch_slot
 from pave.side_channels import SideFeatures, build_encoder
 from pave.side_channels.frames import Frames
@@ -144,39 +145,45 @@ def test_the_chosen_frame_is_the_one_that_may_attend_to_the_beginning_of_the_eve
     assert [look_of(everywhere, [1, 3], times, [[at, at + 0.2]]).chosen_frame for at in (0.4, 1.4, 2.4, 3.4)] == [0, 0, 1, 1]
 
 
-def boxes(drawing, kind):
-    found = re.findall(
-        rf'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" class="{kind}"(?: opacity="([\d.]+)")?', drawing
-    )
-    return [tuple(float(v or 1) for v in box) for box in found]
+def cells(axes):
+    """Where bars in the colour of attention begin, which line they are on and how opaque they are."""
+    bars = [bar for bar in axes.patches if bar.get_facecolor()[:3] == to_rgb("#0072b2")]
+    return [(bar.get_x(), round(bar.get_y() + bar.get_height() / 2), bar.get_facecolor()[3]) for bar in bars]
+
+
+def grids(axes):
+    """The pictures of weights: left edge, top, and the opacities."""
+    images = [image for image in axes.images if image.get_array().shape[-1] == 4]
+    return [(image.get_extent()[0], image.get_extent()[3], image.get_array()[..., 3].tolist()) for image in images]
 
 
 def test_a_cell_is_as_dark_as_its_weight_and_stands_at_its_time():
     look = look_of(two_frames(), [1, 3], [0.5, 1.5, 2.5, 3.5], [[1.4, 1.6]])
-    drawing = str(draw_look(look, "a look"))
-    cells = boxes(drawing, "h")
-    seconds = (744 - 118) / 4
-    lines = cells[:4]  # one layer: two frames with two steps each
-    assert [cell[4] for cell in lines] == [0.3, 0.7, 0.7, 0.3]
-    assert [round((cell[0] - 118) / seconds, 2) for cell in lines] == [0, 1, 2, 3]
-    assert lines[0][1] == lines[1][1] < lines[2][1] == lines[3][1]
-    tokens = cells[4:]  # the first frame, token by token
-    assert [cell[4] for cell in tokens] == [0.2, 0.8, 0.4, 0.6] and tokens[0][1] == tokens[1][1] < tokens[2][1]
-    marks = boxes(drawing, "m")
-    assert round((marks[0][0] - 118) / seconds, 2) == 1.4 and round(marks[0][2] / seconds, 2) == 0.2
-    assert marks[1][0] == tokens[1][0]  # over the step of the event
-    assert drawing == str(draw_look(look, "a look"))
+    figure = draw_look(look, "a look")
+    _, steps, layer, _, tokens = figure.findobj(Axes)
+    expected = [(0, 0, 0.3), (1, 0, 0.7), (2, 1, 0.7), (3, 1, 0.3)]  # one layer: two frames with two steps each
+    assert cells(layer) == [pytest.approx(cell, abs=1e-3) for cell in expected]
+    assert layer.get_xlim() == (0, 4) and layer.get_ylim()[0] > layer.get_ylim()[1]
+    for axes in (steps, layer):
+        event = next(patch for patch in axes.patches if patch.get_facecolor()[:3] == to_rgb("#e69f00"))
+        assert (event.get_x(), event.get_width()) == pytest.approx((1.4, 0.2))
+    found = grids(tokens)  # the first frame, token by token
+    assert [alpha for *_, ((alpha,),) in found] == pytest.approx([0.2, 0.8, 0.4, 0.6])
+    assert found[0][1] == found[1][1] < found[2][1] and found[0][0] == found[2][0] < found[1][0] == found[3][0]
+    (mark,) = tokens.lines
+    assert mark.get_xdata()[0] == found[1][0]  # over the step of the event
+    assert [label.get_text() for label in tokens.get_xticklabels()] == ["0.50 s", "1.50 s"]
+    assert unreadable(figure) == [] and figure.get_label() == "a look"
 
 
 def test_several_side_tokens_are_drawn_at_their_place():
     weights = np.zeros((1, 1, 1, 1, 2, 4))
     weights[..., 1, :] = 0.1, 0.2, 0.3, 0.4
-    weights[..., 0, :] = 1e-9
     look = look_of(weights, [1], [0.5, 1.5], [[1.0, 2.0]])
-    grid = [cell for cell in boxes(str(draw_look(look, "x")), "h") if cell[4] != 0.999]
-    mean, chosen_one = grid[:4], grid[4:]
-    assert [cell[4] for cell in mean] == [0.1, 0.2, 0.3, 0.4] == [cell[4] for cell in chosen_one]
-    assert mean[0][0] == mean[2][0] < mean[1][0] == mean[3][0] and mean[0][1] == mean[1][1] < mean[2][1] == mean[3][1]
+    tokens = draw_look(look, "x").findobj(Axes)[-1]
+    (_, top, mean), (_, below, token) = grids(tokens)
+    assert mean == token == [pytest.approx([0.1, 0.2]), pytest.approx([0.3, 0.4])] and top < below
+    assert [label.get_text() for label in tokens.get_yticklabels()] == ["mean, layer 1", "token 1, layer 1"]
 
 
 def test_steps_are_pictures_as_the_encoder_sees_them():
@@ -211,7 +218,7 @@ def test_the_first_right_and_the_first_wrong_of_every_type_are_shown():
             for s, ok in zip(samples, right, strict=True)
         }
 
-    found = chosen(samples, {BASE: given([1] * 6), PATCH: given([0, 1, 0, 1, 1, 1])})
+    found = choose(samples, {BASE: given([1] * 6), PATCH: given([0, 1, 0, 1, 1, 1])})
     assert {kind: [(s.sample.id, s.right) for s in pair] for kind, pair in found.items()} == {
         "sound": [("4", True), ("0", False)],
         "colour": [("1", True)],
@@ -223,12 +230,12 @@ def test_the_first_right_and_the_first_wrong_of_every_type_are_shown():
 def test_the_section_shows_what_real_runs_answered_and_where_they_looked(tmp_path):
     page = reproduce(tmp_path, ["views"], "short")
     text, further = page.read_text(), (tmp_path / FOLDER / PAGE).read_text()
-    shown = {path.name for path in (tmp_path / FOLDER).glob("*.svg")}
-    linked = set(re.findall(r"\(evidence/([^)]+\.svg)\)", text)) | set(re.findall(r"\(([^)/]+\.svg)\)", further))
-    assert shown == linked and "audio-unaligned-00000.svg" in shown
-    runs, samples = _variants("audio", SHORT), _samples("audio", SHORT, tmp_path)
-    by_id = {variant: {p.id: p for p in answers(made, tmp_path)} for variant, made in runs.items()}
-    for pair in chosen(samples, by_id).values():
+    shown = {path.name for path in (tmp_path / FOLDER).glob("*.png")}
+    linked = set(re.findall(r"\(evidence/([^)]+\.png)\)", text)) | set(re.findall(r"\(([^)/]+\.png)\)", further))
+    assert shown == linked and "audio-unaligned-00000.png" in shown
+    runs, samples = variants("audio", SHORT), samples_of("audio", SHORT, tmp_path)
+    by_id = {variant: {p.id: p for p in made.answers(tmp_path)} for variant, made in runs.items()}
+    for pair in choose(samples, by_id).values():
         for one in pair:
             told = " | ".join(f"{p.prediction} {'✓' if p.correct else '✗'}" for p in one.answers.values())
             assert f"{one.sample.question} | {one.sample.answer} | {told} |" in further
@@ -238,8 +245,8 @@ def test_the_section_shows_what_real_runs_answered_and_where_they_looked(tmp_pat
     assert (check_by_hand(looker.qa, look.item, "audio") == look.weight_LTNSKM).all()  # of a trained patch
     kept = (runs[PATCH].folder(tmp_path) / "attention.json").stat().st_mtime_ns
     before = {path.name: path.read_bytes() for path in (tmp_path / FOLDER).iterdir()}
-    (tmp_path / FOLDER / "old.svg").write_text("from another reproduction")
+    (tmp_path / FOLDER / "old.png").write_text("from another reproduction")
     assert reproduce(tmp_path, ["views"], "short").read_text() == text
     assert {path.name: path.read_bytes() for path in (tmp_path / FOLDER).iterdir()} == before
     assert (runs[PATCH].folder(tmp_path) / "attention.json").stat().st_mtime_ns == kept
-    assert data_folder("audio", tmp_path, SHORT).is_dir()
+    assert SHORT.data("audio", tmp_path).is_dir()

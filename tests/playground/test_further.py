@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from evidence.small_bases.models import vocabulary
 from leaks import fitted, learnt_table, limit, visible
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import read_samples
 from pave.data.sources import read_source
-from pave.playground.base_model import vocabulary
 from pave.playground.distances import FOCAL, SpacedScene, draw_depth, moments
 from pave.playground.flickers import COUNTS, HIGH_FPS, FlickeringScene, draw_clip, write_clip
 from pave.playground.further import WORLDS, ask_further, converse_further, render_further, write_further_samples

@@ -17,6 +17,9 @@ import pytest
 import typer.main
 import yaml
 
+from evidence.__main__ import app as evidence_app
+from evidence.contents import SECTIONS as SECTION_NAMES
+from evidence.page import SIZES
 from pave.cli import main
 from pave.cli.app import VERBS, app
 from pave.config import LoraSettings, PatchConfig
@@ -31,6 +34,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "test
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 PARTS = sorted(ROOT.glob("recipes/*/*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])
+EVIDENCE = sorted(ROOT.glob("evidence/**/*.py"))
 SECTIONS = {"data": DataConfig, "training": TrainingConfig}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -129,7 +133,7 @@ def quoted_commands(text: str) -> list[list[str]]:
 def documented_commands() -> list[tuple[str, list[str], bool]]:
     """(where, words, complete) for every command that a document, recipe or example shows."""
     found = []
-    for path in DOCUMENTS:
+    for path in (path for path in DOCUMENTS if path.name != "CHANGELOG.md"):  # which tells of verbs that are gone, too
         found += [(name_of(path), words, True) for block in blocks(path, "sh", "console") for words in commands(block)]
         found += [(name_of(path), words, False) for words in quoted_commands(prose(path))]
     for path in (*RECIPES, *PARTS):
@@ -144,6 +148,22 @@ def documented_commands() -> list[tuple[str, list[str], bool]]:
             (name_of(path), words, False) for words in quoted_commands(ast.get_docstring(ast.parse(path.read_text())) or "")
         ]
     return found
+
+
+def evidence_commands() -> list[list[str]]:
+    """The words behind ``python -m evidence`` in documents, recipes and examples, in blocks and in running text."""
+    texts = [path.read_text(encoding="utf-8") for path in (*DOCUMENTS, *RECIPES)]
+    texts += [ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in SCRIPTS]
+    text = "\n".join(texts).replace("\\\n", " ")
+    found = re.findall(r"python -m evidence(?![.\w])([^`\n]*)", text)
+    return [shlex.split(words, comments=True) for words in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize("words", evidence_commands(), ids=" ".join)
+def test_commands_of_the_evidence_parse(words):
+    with typer.main.get_command(evidence_app).make_context("evidence", list(words)) as context:
+        assert set(context.params["sections"] or ()) <= set(SECTION_NAMES)
+        assert context.params["size"] in SIZES
 
 
 def parse(words: list[str]) -> None:
@@ -414,7 +434,7 @@ def test_every_base_with_video_features_is_supported_or_said_not_to_be():
 def messages() -> list[str]:
     """Every text in the library and the Makefile, with an ellipsis where something is filled in."""
     found = [(ROOT / "Makefile").read_text()]
-    for path in ROOT.glob("src/pave/**/*.py"):
+    for path in (*ROOT.glob("src/pave/**/*.py"), *EVIDENCE):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(re.sub(r"%\.?\d*[sdfr]", "…", node.value))
@@ -446,7 +466,16 @@ FORBIDDEN = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_words_that_do_not_belong(what):
     found = []
-    for path in [*DOCUMENTS, *RECIPES, *PARTS, *SCRIPTS, ROOT / "CITATION.cff", ROOT / "pyproject.toml", ROOT / "Makefile"]:
+    for path in [
+        *DOCUMENTS,
+        *RECIPES,
+        *PARTS,
+        *SCRIPTS,
+        *EVIDENCE,
+        ROOT / "CITATION.cff",
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+    ]:
         found += [f"{name_of(path)}: {match[0]}" for match in re.finditer(FORBIDDEN[what], path.read_text(encoding="utf-8"))]
     assert found == []
 

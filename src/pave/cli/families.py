@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pave.cli.shared import JsonOption, Result
+from pave.utils.console import aligned
 
 if TYPE_CHECKING:
     from pave.video_llms.verified import VerifiedFamily
@@ -45,8 +46,7 @@ def _table(families: list[VerifiedFamily]) -> str:
         passed = f"{len(family.passed)} of {count}" if count else "not verified"
         vision = "yes" if family.stores_vision else ""
         rows.append((family.model_type, family.model_class, frames, vision, passed, str(len(family.limits) or "")))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned(rows)
 
 
 def _in_full(family: VerifiedFamily) -> str:

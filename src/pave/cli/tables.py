@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pave.utils.console import aligned
+
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks.scoring import BenchmarkResult, Row
     from pave.evaluation.exposure import Exposure
@@ -50,7 +52,7 @@ def benchmark_text(result: BenchmarkResult) -> str:
         first = next(row for row in rows if row is not None)
         label = name if kind == "overall" else f"{kind}: {name}"
         cells.append([label, *map(_number, rows), f"{first.n_scored:,} of {first.n_expected:,}"])
-    lines += ["", *_aligned(cells), "", "scorers: " + ", ".join(dict.fromkeys(table.version for table in result.tables))]
+    lines += ["", aligned(cells), "", "scorers: " + ", ".join(dict.fromkeys(table.version for table in result.tables))]
     return "\n".join(lines)
 
 
@@ -61,7 +63,7 @@ def comparison_text(comparisons: Mapping[str, PairedComparison], first: str, sec
         p = "< 0.0001" if pair.p_value < 1e-4 else f"{pair.p_value:.4f}"
         interval = f"{100 * pair.interval.low:+.1f} to {100 * pair.interval.high:+.1f}"
         cells.append([name, f"{100 * pair.difference:+.1f}", interval, str(pair.only_second), str(pair.only_first), p])
-    return "\n".join([f"{second} minus {first}{title}", *_aligned(cells)])
+    return "\n".join([f"{second} minus {first}{title}", aligned(cells)])
 
 
 def exposure_text(exposure: Exposure) -> str:
@@ -82,7 +84,7 @@ def exposure_text(exposure: Exposure) -> str:
                 f"{own.n_scored:,} of {own.n_expected:,}",
             ]
         )
-    return "\n".join([*_aligned(cells), *exposure.sentences])
+    return "\n".join([aligned(cells), *exposure.sentences])
 
 
 def _number(row: Row | None) -> str:
@@ -103,8 +105,3 @@ def _types_text(result: EvalResult) -> str:
         answered = "" if score.n_scored == score.n_expected else f" ({score.n_scored} answered)"
         lines.append(f"{kind:<{width}}  {100 * score.accuracy:>7.1f}%  {interval:<14}{score.n_expected:>5}{answered}")
     return "\n".join(lines)
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -57,7 +57,7 @@ ENCODER = EncoderConfig(name="log_mel")
 
 
 def audio_patch() -> PatchConfig:
-    """The audio patch: log-mel tokens, fused by true time, gated by the question so that silent questions stay as they were."""
+    """Log-mel tokens, fused by true time, gated by the question so that silent questions stay as they were."""
     fusion = FusionConfig(width=64, embed_width=64, num_heads=4, num_layers=2, gate=True)
     width = build_encoder(ENCODER).width
     return PatchConfig(

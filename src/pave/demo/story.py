@@ -1,4 +1,4 @@
-"""The demo's steps: render clips, score the base, train two patches side by side, score them as reloaded from disk, report."""
+"""The demo's steps: render clips, score the base, train two patches side by side, score them as saved, report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pave.evaluation.runner import evaluate
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.training.run import PATCH_FOLDER, run_recipe
-from pave.utils.console import track
+from pave.utils.console import aligned, track
 from pave.utils.files import atomic_write_json
 from pave.utils.threads import settle_threads
 
@@ -57,7 +57,7 @@ class DemoResult:
     short: bool
 
     def findings(self) -> dict[str, Any]:
-        """How far the patch is ahead on the questions that need sound, and what it costs on the silent ones, in points."""
+        """In points: how far the patch is ahead on questions that need sound, and what it costs on silent ones."""
         sound = {run: pooled(self.results[run], SOUND) for run in self.results}
         silent = {run: pooled(self.results[run], SILENT) for run in self.results}
         return {
@@ -201,7 +201,7 @@ def pooled(result: EvalResult, kinds: Sequence[str]) -> dict[str, float]:
 
 
 def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> list[tuple[Sample, dict[str, Prediction]]]:
-    """Samples to show: questions on sound first where the patch is right and the others wrong, then one where it is wrong."""
+    """Samples to show: first questions on sound that the patch alone answers right, then one that it does not."""
     by_run = {run: {p.id: p for p in result.predictions} for run, result in results.items()}
     rows = [(sample, {run: by_run[run][sample.id] for run in results}) for sample in samples]
     heard = [(s, p) for s, p in rows if s.type in SOUND]
@@ -263,26 +263,23 @@ def _setup(plan: Plan, short: bool, seed: int) -> dict[str, Any]:
 def _finding(result: DemoResult) -> str:
     found = result.findings()
     text = (
-        f"On questions that need sound the patch answers {100 * found['sound'][PATCH]['accuracy']:.1f} %, LoRA on video only "
-        f"{100 * found['sound'][VIDEO_ONLY]['accuracy']:.1f} % ({found['sound_gain']:+.1f} points; the 95 % intervals "
-        f"{'do not overlap' if found['sound_intervals_apart'] else 'overlap'}). On silent questions the patch is "
-        f"{abs(found['silent_loss']):.1f} points {'below' if found['silent_loss'] > 0 else 'above'} the base."
+        f"On questions that need sound the patch answers {100 * found['sound'][PATCH]['accuracy']:.1f} %, LoRA on "
+        f"video only {100 * found['sound'][VIDEO_ONLY]['accuracy']:.1f} % ({found['sound_gain']:+.1f} points; the 95 % "
+        f"intervals {'do not overlap' if found['sound_intervals_apart'] else 'overlap'}). On silent questions the "
+        f"patch is {abs(found['silent_loss']):.1f} points {'below' if found['silent_loss'] > 0 else 'above'} the base."
     )
     return f"{text} (A short run: it shows that everything works, not that it learns.)" if result.short else text
 
 
 def _summary(result: DemoResult) -> str:
-    runs = list(result.results)
-    width = max(len("all silent"), *(len(k) for k in (*SILENT, *SOUND))) + 2
-    lines = ["".ljust(width) + "".join(run.rjust(28) for run in runs)]
+    rows = [["", *result.results]]
     for kind in (*SILENT, *SOUND):
-        cells = [_cell(result.results[run].by_type[kind].to_dict()) for run in runs]
-        lines.append(kind.ljust(width) + "".join(c.rjust(28) for c in cells))
+        rows.append([kind, *(_percent(pooled(scored, (kind,))) for scored in result.results.values())])
     for label, kinds in (("all silent", SILENT), ("all sound", SOUND)):
-        cells = [_percent(pooled(result.results[run], kinds)) for run in runs]
-        lines.append(label.ljust(width) + "".join(c.rjust(28) for c in cells))
+        rows.append([label, *(_percent(pooled(scored, kinds)) for scored in result.results.values())])
     asked = result.asked
-    lines += [
+    lines = [
+        aligned(rows),
         "",
         _finding(result),
         "",
@@ -295,10 +292,6 @@ def _summary(result: DemoResult) -> str:
         f"{sum(result.seconds.values()):.0f} s in all",
     ]
     return "\n".join(lines)
-
-
-def _cell(score: Mapping[str, Any]) -> str:
-    return _percent({"accuracy": score["accuracy"], "low": score["interval"]["low"], "high": score["interval"]["high"]})
 
 
 def _percent(values: Mapping[str, float]) -> str:

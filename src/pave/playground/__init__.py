@@ -1,4 +1,4 @@
-"""A miniature audio-visual world, its questions, and a tiny base Video LLM that was trained on the silent part of it."""
+"""A miniature audio-visual world, its questions, and a tiny base Video LLM trained on the silent part of it."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
 """Depth and camera pose: scenes whose objects look equally large because the farther one is larger.
 
-What is seen is the silent clip of the same scene. A depth map gives every object its distance and the background another one;
-the picture of an object covers the same pixels whatever its distance, so size and distance are confounded in the frames,
-and only depth tells which object is nearer. The camera stands still, anywhere in its world and turned anyhow.
+What is seen is the silent clip of the same scene. A depth map gives every object its distance and the background
+another one; the picture of an object covers the same pixels whatever its distance, so size and distance are confounded
+in the frames, and only depth tells which object is nearer. The camera stands still, anywhere in its world and turned
+anyhow.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pave.playground.world import DURATION, NUM_MOMENTS, Scene, Split, draw_scen
 from pave.utils.files import atomic_write_json
 
 CHANNEL = 2
-"""Of the random numbers."""
+"""Stream of random numbers (``pave.playground.world.stream``)."""
 FOCAL = 48.0
 """Pixels; the camera looks through the middle of its picture."""
 BACKGROUND = 6.0
@@ -87,8 +88,8 @@ def draw_depth(spaced: SpacedScene, times_F: NDArray[np.float64]) -> NDArray[np.
 
 
 def write_space(path: Path, spaced: SpacedScene) -> None:
-    """Write pictures and 16-bit depth maps beside ``path``, and at ``path`` the JSON that describes them (and that the encoder
-    ``scene3d`` reads)."""
+    """Write pictures and 16-bit depth maps beside ``path``, and at ``path`` the JSON that describes them (and that the
+    encoder ``scene3d`` reads)."""
     times_F = moments()
     frames = []
     parts = zip(times_F, draw_frames(spaced.scene, times_F), draw_depth(spaced, times_F), strict=True)

@@ -1,9 +1,10 @@
 """Flashes so short that they fall between the frames a model sees.
 
-The clip has 8 frames a second. A light in the middle of the picture flickers: it is on for one frame, one to three times, always
-while one and the same object moves. However 8 frames are sampled evenly from the clip (centres, floor, endpoints), none of them
-shows it, and the sampled frame nearest to a flicker shows the object that moves during it. Kind, number and object are
-drawn whatever else is seen. The clip is encoded without loss, so that nothing of a flicker spills into its neighbours.
+The clip has 8 frames a second. A light in the middle of the picture flickers: it is on for one frame, one to three
+times, always while one and the same object moves. However 8 frames are sampled evenly from the clip (centres, floor,
+endpoints), none of them shows it, and the sampled frame nearest to a flicker shows the object that moves during it.
+Kind, number and object are drawn whatever else is seen. The clip is encoded without loss, so that nothing of a flicker
+spills into its neighbours.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pave.playground.render import RGB, SIZE, draw_frames
 from pave.playground.world import DURATION, LIGHTS, NUM_SEGMENTS, Event, Scene, Split, draw_scene, stream
 
 CHANNEL = 4
-"""Of the random numbers."""
+"""Stream of random numbers (``pave.playground.world.stream``)."""
 HIGH_FPS = 8
 """Frames a second of these clips."""
 COUNTS = ("one", "two", "three")
 _SLOTS = ((5, 7, 11), (21, 23, 25), (37, 39, 41, 43), (53, 55, 57, 59))
-"""By segment, the frames that may flicker: sampled by no even sampling, nearest to sampled frames of the same segment, not
-adjacent."""
+"""By segment, the frames that may flicker: sampled by no even sampling, nearest to sampled frames of the same segment,
+not adjacent."""
 _SPOT_HALF = 4
 
 

@@ -1,4 +1,4 @@
-"""Further worlds, each with one channel beside the silent clip: a folder of real files, and questions that need the channel.
+"""Further worlds, each with one channel beside the silent clip: real files, and questions that need the channel.
 
 ========== ============================ ================================================== ==========================
 world      what a sample's channel is   questions that need it                             module
@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from pave.playground import distances, flickers, second_camera, sensors
-from pave.playground.clips import as_meta, as_sample, check_manifest, clip_name, json_lines, render_clip
-from pave.playground.questions import REVEALS, SILENT_TYPES, Question, ask
+from pave.playground.clips import as_sample, check_manifest, clip_name, json_lines, render_clip, write_rows
+from pave.playground.questions import REVEALS, SILENT_TYPES, Question, ask, check_apart
 from pave.playground.world import DURATION, SPLITS, Event, Split
 from pave.utils.files import atomic_write_text
 
@@ -70,43 +70,43 @@ WORLDS = {
     world.name: world
     for world in (
         World(
-            "space",
-            distances.draw_spaced,
-            _plain_clip,
-            "/scene.json",
-            distances.write_space,
-            distances.MAKERS,
-            distances.REVEALS,
+            name="space",
+            draw=distances.draw_spaced,
+            write_clip=_plain_clip,
+            ending="/scene.json",
+            write_side=distances.write_space,
+            makers=distances.MAKERS,
+            reveals=distances.REVEALS,
         ),
         World(
-            "camera",
-            second_camera.draw_occluded,
-            second_camera.write_clip,
-            "/views.json",
-            second_camera.write_views,
-            second_camera.MAKERS,
-            second_camera.REVEALS,
-            lambda occluded: [occluded.shown],
+            name="camera",
+            draw=second_camera.draw_occluded,
+            write_clip=second_camera.write_clip,
+            ending="/views.json",
+            write_side=second_camera.write_views,
+            makers=second_camera.MAKERS,
+            reveals=second_camera.REVEALS,
+            events=lambda occluded: [occluded.shown],
         ),
         World(
-            "flicker",
-            flickers.draw_flickering,
-            flickers.write_clip,
-            None,
-            _no_file,
-            flickers.MAKERS,
-            flickers.REVEALS,
-            lambda flickering: flickering.flickers,
+            name="flicker",
+            draw=flickers.draw_flickering,
+            write_clip=flickers.write_clip,
+            ending=None,
+            write_side=_no_file,
+            makers=flickers.MAKERS,
+            reveals=flickers.REVEALS,
+            events=lambda flickering: flickering.flickers,
         ),
         World(
-            "sensor",
-            sensors.draw_sensed,
-            _plain_clip,
-            ".csv",
-            sensors.write_readings,
-            sensors.MAKERS,
-            sensors.REVEALS,
-            lambda sensed: [sensed.shake],
+            name="sensor",
+            draw=sensors.draw_sensed,
+            write_clip=_plain_clip,
+            ending=".csv",
+            write_side=sensors.write_readings,
+            makers=sensors.MAKERS,
+            reveals=sensors.REVEALS,
+            events=lambda sensed: [sensed.shake],
         ),
     )
 }
@@ -144,19 +144,13 @@ def converse_further(world: World, extended: Any, kinds: Sequence[str], rng: np.
         ValueError: if a type is unknown, or two of them give away the same thing.
     """
     questions = [ask_further(world, extended, kind, rng) for kind in kinds]
-    seen: dict[str, str] = {}
-    for kind in kinds:
-        for thing in sorted(world.reveals.get(kind) or REVEALS[kind]):
-            if thing in seen:
-                raise ValueError(
-                    f"questions of types {seen[thing]!r} and {kind!r} both give away the {thing} and cannot share a conversation"
-                )
-            seen[thing] = kind
+    check_apart(kinds, {**REVEALS, **world.reveals})
     return questions
 
 
 def render_further(folder: Path, name: str, split: Split, count: int, *, seed: int = 0) -> None:
-    """Write clips and channels of the first ``count`` scenes of a split. What is there already under the same manifest is kept.
+    """Write clips and channels of the first ``count`` scenes of a split. What is there already under the same manifest
+    is kept.
 
     Args:
         folder: made where missing; one world in each.
@@ -201,7 +195,8 @@ def write_further_samples(
         path: of the jsonl file.
         name: of the world.
         split: as in ``render_further``, like ``count`` and ``seed``.
-        conversations: what is asked on each clip, one sample for each entry, as in ``pave.playground.clips.write_samples``.
+        conversations: what is asked on each clip, one sample for each entry, as in
+            ``pave.playground.clips.write_samples``.
         channel: name of the side channel in the patch, under which samples name their file.
 
     Returns:
@@ -211,17 +206,12 @@ def write_further_samples(
         ValueError: if the world or a type is unknown, or two questions of a conversation could give each other away.
     """
     world = get_world(name)
-    rows = []
-    for index in range(count):
-        extended = world.draw(seed, split, index)
-        rng = np.random.default_rng([seed, SPLITS.index(split), index, _QUESTION_STREAM])
+
+    def sample(extended: Any, index: int, kinds: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
         side = world.side_name(split, index)
-        for number, slots in enumerate(conversations):
-            kinds = [str(rng.choice(slot.split("|"))) for slot in slots]
-            sample: dict[str, Any] = {"id": f"{split}-{index:05d}-{number}", "video": clip_name(split, index)}
-            if side is not None:
-                sample["side_channels"] = {channel: side}
-            meta = as_meta(world.events(extended)) if set(kinds) & set(world.makers) else {}
-            rows.append({**sample, **as_sample(converse_further(world, extended, kinds, rng)), **meta})
-    atomic_write_text(Path(path), json_lines(rows))
-    return len(rows)
+        side_channels = {} if side is None else {"side_channels": {channel: side}}
+        events = world.events(extended) if set(kinds) & set(world.makers) else None
+        return {**side_channels, **as_sample(converse_further(world, extended, kinds, rng), events)}
+
+    scenes = (world.draw(seed, split, index) for index in range(count))
+    return write_rows(path, split, scenes, conversations, sample, (seed, _QUESTION_STREAM))

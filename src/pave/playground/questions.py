@@ -13,13 +13,13 @@ type                      question                                              
 ========================= ======================================================= ==================== =========
 
 A question may give away something of another one: "what colour is the circle ?" says that there is a circle, and "which
-object moves when the bell sounds ?" says what is heard. ``REVEALS`` names what each type gives away; two questions stand in
-one conversation only if they give away different things, so that having read one is no help with the other.
+object moves when the bell sounds ?" says what is heard. ``REVEALS`` names what each type gives away; two questions
+stand in one conversation only if they give away different things, so that having read one is no help with the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,15 +121,26 @@ def converse(scene: Scene, kinds: Sequence[str], rng: np.random.Generator) -> li
     """Questions for one conversation, in the given order.
 
     Raises:
-        ValueError: if two of the types give away the same thing (see ``REVEALS``), so that one could give away the other.
+        ValueError: if two of the types give away the same thing (see ``REVEALS``), so that one could give away the
+            other.
     """
     questions = [ask(scene, kind, rng) for kind in kinds]
-    seen: dict[str, str] = {}
-    for kind in kinds:
-        for thing in sorted(REVEALS[kind]):
-            if thing in seen:
-                raise ValueError(
-                    f"questions of types {seen[thing]!r} and {kind!r} both give away the {thing} and cannot share a conversation"
-                )
-            seen[thing] = kind
+    check_apart(kinds, REVEALS)
     return questions
+
+
+def check_apart(kinds: Sequence[str], reveals: Mapping[str, set[str]]) -> None:
+    """Whether questions of these types may stand in one conversation.
+
+    Raises:
+        ValueError: if two of them give away the same thing.
+    """
+    told_by: dict[str, str] = {}
+    for kind in kinds:
+        for thing in sorted(reveals[kind]):
+            if thing in told_by:
+                raise ValueError(
+                    f"questions of types {told_by[thing]!r} and {kind!r} both give away the {thing} and cannot share a "
+                    "conversation"
+                )
+            told_by[thing] = kind

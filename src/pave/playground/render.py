@@ -1,4 +1,4 @@
-"""From a scene to frames and samples, and from many scenes to a folder of real media files."""
+"""From a scene to frames and samples of sound."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A second camera that sees behind an occluder.
 
-In the middle of the clip stands a grey cube. For a second an object shows behind it, which only the second camera, on the
-other side, can see. Its video was started at another time than the clip; the description of the views says when. Colour and
-shape of the hidden object, and which object moves while it shows, are drawn whatever is seen.
+In the middle of the clip stands a grey cube. For a second an object shows behind it, which only the second camera, on
+the other side, can see. Its video was started at another time than the clip; the description of the views says when.
+Colour and shape of the hidden object, and which object moves while it shows, are drawn whatever is seen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pave.playground.world import (
 from pave.utils.files import atomic_write_json
 
 CHANNEL = 3
-"""Of the random numbers."""
+"""Stream of random numbers (``pave.playground.world.stream``)."""
 VIEW = "behind"
 """Name of the second camera among the views."""
 VIEW_SECONDS = 10.0
@@ -76,7 +76,8 @@ def draw_clip(occluded: OccludedScene, times_F: NDArray[np.float64] | None = Non
 
 
 def draw_behind(occluded: OccludedScene) -> NDArray[np.uint8]:
-    """What the second camera sees, mirrored because it looks from the other side, with the hidden object while it shows."""
+    """What the second camera sees, mirrored because it looks from the other side, with the hidden object while it
+    shows."""
     times_F = view_times() + occluded.offset
     frames = _with_cube(draw_frames(occluded.scene, times_F)[:, :, ::-1])
     middle_F = np.full(len(times_F), SIZE / 2)

@@ -1,8 +1,9 @@
 """A sensor that is read beside the clip, as a table of numbers.
 
-The file is CSV with the columns ``time`` (seconds on the clip's clock), ``reading`` and ``shake``, about ten rows a second at uneven
-times; it starts before the clip and ends after it. The reading rises or falls over the whole clip; the shake column is quiet
-but for a burst of 0.6 s. Whether the reading rises, and which object moves during the burst, are drawn whatever is seen.
+The file is CSV with the columns ``time`` (seconds on the clip's clock), ``reading`` and ``shake``, about ten rows a
+second at uneven times; it starts before the clip and ends after it. The reading rises or falls over the whole clip; the
+shake column is quiet but for a burst of 0.6 s. Whether the reading rises, and which object moves during the burst, are
+drawn whatever is seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pave.playground.world import DURATION, SEGMENT, Event, Scene, Split, draw_s
 from pave.utils.files import atomic_write_text
 
 CHANNEL = 5
-"""Of the random numbers."""
+"""Stream of random numbers (``pave.playground.world.stream``)."""
 COLUMNS = ("time", "reading", "shake")
 SHAKE_SECONDS = 0.6
 _BEFORE, _AFTER, _PERIOD = 0.5, 0.3, 0.1  # seconds

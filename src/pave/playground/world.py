@@ -1,17 +1,18 @@
 """The miniature world: scenes of two moving objects, flashing lights and short sounds, described as data.
 
-A scene lasts 8 s and is cut into 4 segments of 2 s. In every segment one of the two objects moves (along its own lane, with a
-motion trail behind it) and the other rests. A light may flash, or a sound be heard, in the middle of a segment. Everything
-that happens keeps clear of the segment borders, so whichever way 8 frames are sampled evenly from the clip, at least one
-of them shows the flash, and the frame nearest to a sound shows the object that moves while it is heard.
+A scene lasts 8 s and is cut into 4 segments of 2 s. In every segment one of the two objects moves (along its own lane,
+with a motion trail behind it) and the other rests. A light may flash, or a sound be heard, in the middle of a segment.
+Everything that happens keeps clear of the segment borders, so whichever way 8 frames are sampled evenly from the clip,
+at least one of them shows the flash, and the frame nearest to a sound shows the object that moves while it is heard.
 
-A scene is drawn in two steps from two independent streams of random numbers: first what can be seen, then the sounds. The
-kind of a sound and the *object* that moves during it are drawn uniformly, whatever is seen; only then is the segment drawn,
-among those in which that object moves. So nothing visible says anything about the answers to the questions on sound.
+A scene is drawn in two steps from two independent streams of random numbers: first what can be seen, then the sounds.
+The kind of a sound and the *object* that moves during it are drawn uniformly, whatever is seen; only then is the
+segment drawn, among those in which that object moves. So nothing visible says anything about the answers to the
+questions on sound.
 
-Further channels are added around a scene, drawn from a stream of random numbers of their own (see ``stream``), so that no
-scene that exists changes: ``pave.playground.further`` has depth and pose, a second camera, events between the sampled frames,
-and a sensor.
+Further channels are added around a scene, drawn from a stream of random numbers of their own (see ``stream``), so that
+no scene that exists changes: ``pave.playground.further`` has depth and pose, a second camera, events between the
+sampled frames, and a sensor.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Scene:
     """Everything there is to see and hear in one clip. The same scene always renders to the same frames and samples."""
 
     seed: int
-    """Of the rendering's own randomness: texture of the background, pitch and loudness of the sounds."""
+    """Seed of what rendering draws: texture of the background, pitch and loudness of the sounds."""
     things: tuple[Thing, Thing]
     lanes: str
     """``rows``: the lanes lie one above the other and objects move sideways; ``columns``: the other way round."""

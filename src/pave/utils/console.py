@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -23,6 +23,13 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler.set_name(_HANDLER_NAME)
     handler.setFormatter(logging.Formatter("%(message)s" if level >= logging.INFO else "%(asctime)s %(name)s: %(message)s"))
     logger.addHandler(handler)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines whose columns begin under each other, as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def track(

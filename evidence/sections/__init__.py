@@ -1,0 +1,1 @@
+"""What is compared: each section names its runs, and writes its part of the page from their answers."""
