@@ -2,7 +2,7 @@
 
 import pytest
 
-from pave import FusionConfig, LoraSettings
+from pave import FusionConfig, LoraSettings, PatchConfig
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,39 @@ def test_fusion_options_that_contradict_each_other(values, message):
 def test_alpha_is_a_positive_number(alpha):
     with pytest.raises(ValueError, match="alpha must be positive and finite"):
         LoraSettings(alpha=alpha)
+
+
+def test_one_target_is_one_name_and_not_its_letters():
+    assert LoraSettings(targets="q_proj").targets == ("q_proj",)
+    assert LoraSettings(targets=["q_proj", "v_proj"]).targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        ({"r": 8}, "rank"),
+        ({"lora_alpha": 8.0}, "alpha"),
+        ({"target_modules": ["q_proj"]}, "targets"),
+        ({"lora_dropout": 0.1}, "dropout"),
+        ({"ranks_": {}}, "ranks"),
+    ],
+)
+def test_a_wrong_keyword_names_the_right_one(values, right):
+    (key,) = values
+    with pytest.raises(TypeError, match=f"^LoraSettings has no setting '{key}'; did you mean '{right}'"):
+        LoraSettings(**values)
+    with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean '{right}'"):
+        LoraSettings.from_dict(values, "recipe.yaml")
+    with pytest.raises(TypeError, match="FusionConfig has no setting 'zzz'; known: kind, alignment"):
+        FusionConfig(zzz=1)
+
+
+def test_a_channel_may_not_be_called_like_a_part_of_a_module_or_a_mapping():
+    from torch import nn
+
+    taken = {name for thing in (nn.ModuleDict(), nn.Module(), {}) for name in dir(thing)}
+    assert len(taken) > 100 and {"forward", "keys", "__class__", "_parameters"} <= taken
+    for name in sorted(taken):
+        with pytest.raises(ValueError, match=f"side channel '{name}': "):
+            PatchConfig.from_dict({"side_channels": {name: {"width": 4}}})
+    assert PatchConfig.compact(audio=4, depth=4, sound_2=4).side_channels.keys() == {"audio", "depth", "sound_2"}

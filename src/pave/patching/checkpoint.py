@@ -30,7 +30,7 @@ from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
-from pave.patching.model import attach_patch, build_slot, detach_patch, patch_name, patch_slot
+from pave.patching.model import attach_patch, build_slot, check_base, detach_patch, patch_name, patch_slot
 from pave.patching.record import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
@@ -152,6 +152,7 @@ def load_patch(
     Raises:
         ValueError: if anything is missing, unexpected or of another shape, or the base is another one; the model is then as it was.
     """
+    check_base(model)
     folder = resolve_patch(patch, revision)
     record = read_record(folder)
     own = fingerprint(model, processor)

@@ -33,7 +33,7 @@ from pave.patching.classes import (
     wrap_checkpointing,
 )
 from pave.patching.slot import SLOTS, PatchSlot
-from pave.video_llms import get_interface
+from pave.video_llms import VideoLLMInterface, get_interface
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -65,6 +65,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     check_name("name", name)
     for channel in config.side_channels:
         check_name("side_channels", channel)
+    check_base(model)
     check_forward(model)
     base: Any = model
     interface = get_interface(base.config)
@@ -78,35 +79,39 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
     _check_prompt_settings(base, config, interface)
+    try:
+        _put_on(base, config, name, seed, trainable, interface)
+    except BaseException:  # out of memory, for instance
+        _take_off(base, name, trainable)
+        raise
+    return model
+
+
+def _put_on(base: Any, config: PatchConfig, name: str, seed: int, trainable: list[str], interface: VideoLLMInterface) -> None:
+    """Everything that changes the model. What this does, all or part of it, ``_take_off`` undoes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         slot = build_slot(base.config, config)
-        model.requires_grad_(False)
-        try:
-            if config.lora is not None:
-                always = not config.side_channels or config.missing_channel == "lora_only"
-                lora.inject(model, name, config.lora, default_weight=1.0 if always else 0.0)
-        except BaseException:  # out of memory, for instance
-            lora.remove(model, name)
-            _restore_flags(model, trainable)
-            raise
+        base.requires_grad_(False)
+        if config.lora is not None:
+            always = not config.side_channels or config.missing_channel == "lora_only"
+            lora.inject(base, name, config.lora, default_weight=1.0 if always else 0.0)
     embeddings = base.get_input_embeddings().weight
     if embeddings.device.type != "meta":
         slot = slot.to(embeddings.device)
-    model.add_module(SLOTS, nn.ModuleDict({name: slot}).train(model.training))
+    base.add_module(SLOTS, nn.ModuleDict({name: slot}).train(base.training))
     base.pave_strength = base.pave_enabled_strength = 1.0
     base.pave_base_trainable = trainable
     swap_classes(base, interface.features_method)
     rebind_forward(base)
-    for parameter in patch_parameters(model):
+    for parameter in patch_parameters(base):
         parameter.requires_grad_(True)
     if slot.needs_pre_projector():
         projector = interface.projector(base.base_model)
         base.pave_hook = projector.register_forward_pre_hook(capture_projector_input, with_kwargs=True)
-    wrap_checkpointing(model)
+    wrap_checkpointing(base)
     if config.vocabulary is not None:
         base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)
-    return model
 
 
 def _check_prompt_settings(base: Any, config: PatchConfig, interface: Any) -> None:
@@ -129,26 +134,46 @@ def detach_patch(model: _Model) -> _Model:
     name = patch_name(model)
     check_forward(model)
     base: Any = model
-    lora.remove(model, name)
+    _take_off(base, name, base.pave_base_trainable)
+    return model
+
+
+def _take_off(base: Any, name: str, trainable: Iterable[str]) -> None:
+    """Undo ``_put_on``, wherever it stopped."""
+    lora.remove(base, name)
     for swapped in (base, base.base_model):
         if isinstance(swapped, Swapped):
             swapped.__class__ = type(swapped)._pave_base
     rebind_forward(base)
     module: Any
-    for module in model.modules():
+    for module in base.modules():
         function = getattr(module, "_gradient_checkpointing_func", None)
         if isinstance(function, CheckpointInCall):
             module._gradient_checkpointing_func = function.function
-    delattr(base, SLOTS)
-    if "pave_hook" in base.__dict__:
-        base.pave_hook.remove()
-        del base.pave_hook
-    if "pave_vocabulary_hook" in base.__dict__:
-        base.pave_vocabulary_hook.remove()
-        del base.pave_vocabulary_hook
-    _restore_flags(model, base.pave_base_trainable)
-    del base.pave_strength, base.pave_enabled_strength, base.pave_base_trainable
-    return model
+    if SLOTS in base._modules:
+        delattr(base, SLOTS)
+    for hook in ("pave_hook", "pave_vocabulary_hook"):
+        handle = base.__dict__.pop(hook, None)
+        if handle is not None:
+            handle.remove()
+    for attribute in ("pave_strength", "pave_enabled_strength", "pave_base_trainable"):
+        base.__dict__.pop(attribute, None)
+    _restore_flags(base, trainable)
+
+
+def check_base(model: Any) -> None:
+    """Refuse what cannot carry a patch: a text model, a model without its head, anything that transformers did not make.
+
+    Raises:
+        ValueError: saying what was found and what is needed.
+    """
+    config = getattr(model, "config", None)
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or getattr(config, "model_type", None) is None:
+        raise ValueError(f"a patch goes on a Video LLM of transformers, and this {kind} is none")
+    get_interface(config)
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise ValueError(f"this {kind} has no head that chooses tokens; load the base with AutoModelForImageTextToText")
 
 
 def build_slot(base_config: Any, config: PatchConfig) -> PatchSlot:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pave.side_channels.base import AudioClip, SideEncoder, SideFeatures
@@ -52,6 +53,8 @@ ENCODERS = {
 """Where the class of each encoder lives; it is imported when it is first built."""
 
 
+MAX_SETTING = 1_000_000
+"""No number in the settings of an encoder is larger, as settings may come with a patch of somebody else."""
 FEATURES_VERSION = 1
 """Part of the name of every stored feature. Raise it when an encoder or a reader begins to give other numbers for the same
 source and settings, so that what was stored before is never taken for them."""
@@ -125,3 +128,22 @@ def _check_settings(config: EncoderConfig, known: set[str]) -> None:
             near = difflib.get_close_matches(setting, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}"
             raise ValueError(f"the encoder {config.name!r} has no setting {setting!r}; {hint}")
+    for setting, value in config.settings.items():
+        large = next((number for number in _numbers(value) if not abs(number) <= MAX_SETTING), None)
+        if large is not None:
+            raise ValueError(
+                f"the encoder {config.name!r}: the setting {setting} is {large:.6g}, and none is beyond {MAX_SETTING:,}, so that nothing is "
+                "made that no memory holds"
+            )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a setting, or in the lists and mappings that it holds; those too large for a float as infinity."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            yield float(value)
+        except OverflowError:
+            yield math.inf
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
