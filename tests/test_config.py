@@ -2,7 +2,7 @@
 
 import pytest
 
-from pave.config import FusionConfig, LoraSettings, SideChannelConfig
+from pave.config import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,39 @@ def test_sizes_that_would_fill_the_memory_are_refused_before_anything_is_allocat
 def test_large_patches_are_taken():
     fusion = FusionConfig(width=4096, embed_width=4096, num_layers=32, num_heads=32)
     assert SideChannelConfig(width=2**17, fusion=fusion).width == 2**17 and LoraSettings(rank=1024).rank == 1024
+
+
+def test_one_target_is_one_name_and_not_its_letters():
+    assert LoraSettings(targets="q_proj").targets == ("q_proj",)
+    assert LoraSettings(targets=["q_proj", "v_proj"]).targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        ({"r": 8}, "rank"),
+        ({"lora_alpha": 8.0}, "alpha"),
+        ({"target_modules": ["q_proj"]}, "targets"),
+        ({"lora_dropout": 0.1}, "dropout"),
+        ({"ranks_": {}}, "ranks"),
+    ],
+)
+def test_a_wrong_keyword_names_the_right_one(values, right):
+    (key,) = values
+    with pytest.raises(TypeError, match=f"^LoraSettings has no setting '{key}'; did you mean '{right}'"):
+        LoraSettings(**values)
+    with pytest.raises(ValueError, match=f"unknown key '{key}'; did you mean '{right}'"):
+        LoraSettings.from_dict(values, "recipe.yaml")
+    with pytest.raises(TypeError, match="FusionConfig has no setting 'zzz'; known: kind, alignment"):
+        FusionConfig(zzz=1)
+
+
+def test_a_channel_may_not_be_called_like_a_part_of_a_module_or_a_mapping():
+    from torch import nn
+
+    taken = {name for thing in (nn.ModuleDict(), nn.Module(), {}) for name in dir(thing)}
+    assert len(taken) > 100 and {"forward", "keys", "__class__", "_parameters"} <= taken
+    for name in sorted(taken):
+        with pytest.raises(ValueError, match=f"side channel '{name}': "):
+            PatchConfig.from_dict({"side_channels": {name: {"width": 4}}})
+    assert PatchConfig.compact(audio=4, depth=4, sound_2=4).side_channels.keys() == {"audio", "depth", "sound_2"}

@@ -17,10 +17,13 @@ import textwrap
 import typing
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _T = TypeVar("_T")
 
@@ -29,6 +32,17 @@ class Strict:
     """Unknown keys are refused when a config is read from a dictionary."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    OTHER_NAMES: ClassVar[dict[str, str]] = {}
+    """What other libraries call a field, to name the right one."""
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        known = getattr(cls, "__dataclass_fields__", {})
+        for key in given:
+            if known and key not in known:
+                near = nearest_field(cls, key)
+                hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no setting {key!r}; {hint}")
+        return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and scalars, ready for JSON or YAML."""
@@ -58,6 +72,13 @@ class NullIsEmpty:
         )
 
 
+def nearest_field(cls: Any, key: str) -> str | None:
+    """The field of a config class that somebody who writes ``key`` may mean."""
+    other = getattr(cls, "OTHER_NAMES", {}).get(key)
+    near = difflib.get_close_matches(key, [f.name for f in dataclasses.fields(cls)], n=1)
+    return other or (near[0] if near else None)
+
+
 @cache
 def _reader(cls: type[Any]) -> TypeAdapter[Any]:
     """Making one takes far longer than reading a value with it."""
@@ -78,8 +99,8 @@ def read_strict(cls: type[_T], values: Any, where: str) -> _T:
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             parent = _class_at(cls, first["loc"][:-1])
             known = [f.name for f in dataclasses.fields(parent)] if parent else []  # type: ignore[arg-type]
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            nearest = ".".join([*(str(part) for part in first["loc"][:-1]), *near])
+            near = nearest_field(parent, str(first["loc"][-1])) if parent else None
+            nearest = ".".join([*(str(part) for part in first["loc"][:-1]), near or ""])
             hint = f"; did you mean {nearest!r}?" if near else f"; known keys: {', '.join(known)}" if known else ""
             message = f"unknown key {path!r}{hint}"
         else:
@@ -306,6 +327,16 @@ LORA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class LoraSettings(Strict):
     """The low-rank part of a patch, on the linear layers of the language model only. Stored in PEFT's own format."""
 
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "r": "rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "target_modules": "targets",
+        "rank_pattern": "ranks",
+        "alpha_pattern": "alphas",
+        "init_lora_weights": "init",
+    }
+
     rank: int = 16
     """Rank of the update of every kind of layer that ranks does not name."""
     ranks: Annotated[dict[str, int], NullIsEmpty()] = field(default_factory=dict)
@@ -327,6 +358,10 @@ class LoraSettings(Strict):
     the base. Initialisations that start elsewhere (pissa, olora, ...) are refused."""
 
     def __post_init__(self) -> None:
+        names = (
+            (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+        )  # one name is one name, not its letters
+        object.__setattr__(self, "targets", names)
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 < self.alpha < float("inf"):
@@ -370,6 +405,78 @@ class LoraSettings(Strict):
         return self.alpha_of(kind) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
+TAKEN_NAMES = frozenset(
+    [
+        "T_destination",
+        "add_module",
+        "apply",
+        "bfloat16",
+        "buffers",
+        "call_super_init",
+        "children",
+        "clear",
+        "compile",
+        "copy",
+        "cpu",
+        "cuda",
+        "double",
+        "dump_patches",
+        "eval",
+        "extra_repr",
+        "float",
+        "forward",
+        "fromkeys",
+        "get",
+        "get_buffer",
+        "get_extra_state",
+        "get_parameter",
+        "get_submodule",
+        "half",
+        "ipu",
+        "items",
+        "keys",
+        "load_state_dict",
+        "modules",
+        "mtia",
+        "named_buffers",
+        "named_children",
+        "named_modules",
+        "named_parameters",
+        "parameters",
+        "pop",
+        "popitem",
+        "register_backward_hook",
+        "register_buffer",
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_load_state_dict_post_hook",
+        "register_load_state_dict_pre_hook",
+        "register_module",
+        "register_parameter",
+        "register_state_dict_post_hook",
+        "register_state_dict_pre_hook",
+        "requires_grad_",
+        "set_extra_state",
+        "set_submodule",
+        "setdefault",
+        "share_memory",
+        "state_dict",
+        "to",
+        "to_empty",
+        "train",
+        "training",
+        "type",
+        "update",
+        "values",
+        "xpu",
+        "zero_grad",
+    ]
+)
+"""What a module of torch or a dictionary has, so that no side channel may be called so; those with a leading underscore besides."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig(Strict):
     """Everything needed to rebuild a patch on its base. The default sizes are the compact preset: at most 20 MB at 7B."""
@@ -394,6 +501,10 @@ class PatchConfig(Strict):
         for name in self.side_channels:
             if not name.isidentifier():
                 raise ValueError(f"side channel {name!r}: a channel's name must be a Python identifier")
+            if name.startswith("_") or name in TAKEN_NAMES:
+                raise ValueError(
+                    f"side channel {name!r}: the name would hide a part of a module or a mapping; choose another one"
+                )
         if not self.side_channels and self.lora is None:
             raise ValueError("a patch needs at least one side channel or lora")
         if sum(c.fusion.adds_llm_tokens for c in self.side_channels.values()) > 1:

@@ -22,7 +22,7 @@ def loads():
 
 
 needs_torchcodec = pytest.mark.skipif(
-    not loads(), reason="torchcodec with FFmpeg's libraries is not installed (pip install 'pave-video[torchcodec]')"
+    not loads(), reason="torchcodec with FFmpeg's libraries is not installed (pip install '.[torchcodec]')"
 )
 
 
@@ -80,5 +80,5 @@ def test_an_unknown_decoder_is_named(tmp_path, monkeypatch):
 def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", moving(4), fps=10)
     monkeypatch.setenv(VARIABLE, "torchcodec")
-    with pytest.raises(ImportError, match=r"PAVE_DECODER=torchcodec needs the package 'torchcodec'.*pave-video\[torchcodec\]"):
+    with pytest.raises(ImportError, match=r"PAVE_DECODER=torchcodec needs the package 'torchcodec'.*'\.\[torchcodec\]'"):
         read_frames(tmp_path / "a.mp4")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install 'pave-video[lmms-eval]'")
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install '.[lmms-eval]'")
 
 from PIL import Image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,9 +202,9 @@ def wider(case):
         (other_seed, "other weights"),
         (one_matrix_nudged, "other weights"),
         (layers_swapped, "other weights"),
-        (other_rotary_base, "text.rope.rope_theta 10000.0 against 7.0"),
-        (other_epsilon, "text.rms_norm_eps 1e-0"),
-        (wider, "text.intermediate_size 64 against 96"),
+        (other_rotary_base, "text_config.rope_parameters.rope_theta 10000.0 against 7.0"),
+        (other_epsilon, "text_config.rms_norm_eps 1e-0"),
+        (wider, "text_config.intermediate_size 64 against 96"),
     ],
 )
 def test_another_base_is_refused_and_the_override_says_so(case, change, says, tmp_path, caplog):
@@ -258,7 +259,7 @@ def test_another_tokenizer_or_template_is_refused(tmp_path):
         load_patch(base, tmp_path / "patch", processor=other)
     _, other = case.build()
     other.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(ValueError, match="differs in: another tokenizer"):
+    with pytest.raises(ValueError, match="differs in: tokenizer added_tokens is another"):
         load_patch(base, tmp_path / "patch", processor=other)
     load_patch(base, tmp_path / "patch")  # not compared when no processor is given
 
@@ -441,6 +442,31 @@ def test_the_card_names_base_channels_and_sizes(tmp_path):
     fusion = sum(p.numel() for p in model.pave_patches.parameters())
     assert text.startswith("---\nlibrary_name: pave\n") and "| audio | audio | log_mel | 12 |" in text
     assert f"- fusion: {fusion:,} parameters, {fusion * 4 / 1e6:.2f} MB" in text
+
+
+def test_the_example_on_the_card_runs_as_it_is_printed(tmp_path, monkeypatch):
+    """Of a patch for the small base inside the package, whose name means nothing to transformers."""
+    from pave.video_llms.loading import load_base
+
+    model, processor = load_base("playground")
+    config = PatchConfig.compact(audio=64)
+    text = (save_patch(attach_patch(model, config), tmp_path / "patch", processor=processor) / "README.md").read_text()
+    assert "A patch for `playground`, the small Video LLM inside pave (llava_onevision)" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "patch")
+    names = {}
+    exec(code, names)
+    assert is_patched(names["model"]) and names["model"].patch_config == config
+    assert "pip install ." in text and "pave-video" not in text
+
+
+def test_the_card_of_a_base_in_a_folder_names_it_and_says_where_it_was(tmp_path):
+    model, processor = CASES["llava_onevision"].build()
+    model.save_pretrained(tmp_path / "my-base"), processor.save_pretrained(tmp_path / "my-base")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "my-base")
+    text = (save_patch(attach_patch(model, small_config()), tmp_path / "patch") / "README.md").read_text()
+    assert f"A patch for `my-base` (llava_onevision), which was the folder `{tmp_path / 'my-base'}` on the computer" in text
+    assert "base_model" not in text.split("---")[1]
 
 
 def test_pushing_uploads_what_saving_writes(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from fusion.slow_reference import slow_residual
 from pave.patching.convert import fusion_from_reference
+from pave.patching.convert.reference_fusion import read_fusion
 
 BASE = {
     "input_dim": 5,
@@ -192,6 +193,13 @@ def test_learnable_checkpoint_may_hold_a_query_mapping():
         ({"input_dim": "24"}, "input_dim must be a whole number of at least 1, got '24'"),
         ({"num_cross_attn_layer": 0}, "num_cross_attn_layer must be a whole number of at least 1, got 0"),
         ({"embed_dim": True}, "embed_dim must be a whole number"),
+        (
+            {"mlp_depth": 3},
+            "mlp_depth must be 2, got 3; with any other the released code builds an output MLP whose layers do not fit",
+        ),
+        ({"mlp_depth": True}, "mlp_depth must be 2, got True"),
+        ({"dropout_rate": 1.0}, "dropout_rate must be a number from 0 to below 1, got 1.0"),
+        ({"dropout_rate": "0.1"}, "dropout_rate must be a number from 0 to below 1, got '0.1'"),
         ({"fast_input_mapping_type": "conv"}, "fast_input_mapping_type must be 'linear', got 'conv'"),
         ({"num_cross_attn_head": 3}, r"width \(16\) must be a multiple of num_heads \(3\)"),
         ({"input_dim": 6}, r"input_mapping.weight has shape \(7, 5\), but the config asks for \(7, 6\)"),
@@ -250,3 +258,21 @@ def test_calls_that_do_not_fit_are_refused():
         module(features[0], [6], queries[:1], 3)
     with pytest.raises(ValueError, match="table is for 4 x 9"):
         fusion_from_reference(*reference(**LEARNABLE))(features, [6, 6], None, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "dropout"),
+    [
+        ({"use_dropout": True, "dropout_rate": 0.25}, 0.25),
+        ({"use_dropout": True, "dropout_rate": 0}, 0.0),
+        ({"use_dropout": True}, 0.1),
+        ({"use_dropout": False, "dropout_rate": 0.25}, 0.0),
+        ({"use_dropout": None, "dropout_rate": 0.25}, 0.0),
+    ],
+)
+def test_dropout_and_depth_are_read(given, dropout):
+    """The constructor's arguments as somebody writes them down: the rate counts where dropout is used at all."""
+    config, weights = reference()
+    read = read_fusion({**config, "mlp_depth": 2, **given}, weights)
+    assert read.config.dropout == dropout
+    assert read.module.state_dict().keys() == read_fusion(config, weights).module.state_dict().keys()

@@ -203,3 +203,22 @@ def test_another_class_with_the_source_of_ours_is_refused():
 
     with pytest.raises(ValueError, match=r"an encoder with the source 'own' is a pave\.side_channels\.own\.OwnEncoder"):
         read_source(Odd(), "video.mp4", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("log_mel", {"n_mels": 10**9}),
+        ("log_mel", {"window_seconds": 1e9}),
+        ("log_mel", {"n_mels": 10**400}),
+        ("log_mel", {"n_mels": 900_000, "window_seconds": 100.0}),
+        ("log_mel", {"window_seconds": float("nan")}),
+        ("text_hash", {"width": 10**9}),
+        ("features", {"width": 10**9}),
+        ("frames_pixels", {"grid": 10**9, "detail": 1}),
+        ("multiview", {"views": ["a"], "encoder": {"name": "frames_pixels", "settings": {"grid": 10**9}}}),
+    ],
+)
+def test_settings_that_no_memory_holds_are_refused_before_it_is_taken(name, settings):
+    with pytest.raises(ValueError, match=r"none is beyond 1,000,000|that memory is taken for"):
+        build_encoder(EncoderConfig(name=name, settings=settings))

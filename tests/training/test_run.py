@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -73,6 +74,27 @@ def test_output_folders_are_not_mixed_up(world, finished, tmp_path):
         run_recipe(plan(world, output, "training.seed=3"), folder=world, resume=True)
     with pytest.raises(ValueError, match="nothing to resume from"):
         run_recipe(plan(world, tmp_path), folder=world, resume=True)
+
+
+def nudged(folder):
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights[next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight"))] *= 1.05
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+
+
+def other_mean(folder):
+    file = folder / "processor_config.json"
+    file.write_text(file.read_text().replace('"image_mean": [\n      0.', '"image_mean": [\n      0.1'))
+
+
+@pytest.mark.parametrize(("change", "says"), [(nudged, "other weights"), (other_mean, r"processor \S*image_mean")])
+def test_a_run_does_not_go_on_on_another_base(world, finished, tmp_path, change, says):
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    shutil.copytree(world / "base", tmp_path / "base")
+    change(tmp_path / "base")
+    with pytest.raises(ValueError, match=rf"checkpoint-4: the base is not the one .* it differs in: {says}"):
+        run_recipe(plan(world, tmp_path / "run"), folder=world, base=tmp_path / "base", resume=True)
 
 
 def test_a_run_goes_on_though_its_recipe_was_written_before_a_field_was_added(world, finished, tmp_path):

@@ -16,7 +16,7 @@ def test_a_missing_package_names_the_extra_and_the_purpose():
         require("no_such_package_here.part", extra="serve", purpose="Serving over HTTP")
     assert str(caught.value) == (
         "Serving over HTTP needs the package 'no_such_package_here', which is not installed; "
-        "run: pip install 'pave-video[serve]'"
+        "run in a clone of pave: pip install '.[serve]'"
     )
 
 

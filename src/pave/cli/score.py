@@ -27,7 +27,7 @@ def command(
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in --samples start from. Default: the file's own."
     ),
-    meteor: bool = typer.Option(False, "--meteor", help="METEOR too, for captions. Needs Java and pave-video[captions]."),
+    meteor: bool = typer.Option(False, "--meteor", help="METEOR too, for captions. Needs Java and the extra captions."),
     submission: Path | None = typer.Option(None, "--submission", help="Write the benchmark's own format of results here."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the bootstrap behind intervals of scores such as CIDEr."),
     json_output: bool = JsonOption,

@@ -56,6 +56,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
             instance, a LoRA target does not exist, or a channel adds tokens to the prompt on a family where that is not described.
     """
     lora.check_model(model)
+    check_base(model)
     if name in patch_names(model):
         raise ValueError(
             f"the model already carries a patch {name!r}; call detach_patch(model, {name!r}) first, or give this one another name"
@@ -69,25 +70,30 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     _check_prompt_settings(base, config, interface)
     if config.lora is not None:
         lora.target_regex(model, config.lora)  # refuse before anything is touched
-    trainable = [path for path, p in model.named_parameters() if p.requires_grad]
+    try:
+        _put_on(base, config, name, seed)
+    except BaseException:  # out of memory, for instance
+        _take_off(base, name)
+        raise
+    return model
+
+
+def _put_on(base: Any, config: PatchConfig, name: str, seed: int) -> None:
+    """Everything that changes the model. What this does, all or part of it, ``_take_off`` undoes."""
+    trainable = [path for path, p in base.named_parameters() if p.requires_grad]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         slot = build_slot(base.config, config)
         if config.lora is not None:
-            try:
-                lora.inject(model, name, config.lora)
-            except BaseException:  # out of memory, for instance
-                lora.remove(model, name)
-                raise
-    if not is_patched(model):
+            lora.inject(base, name, config.lora)
+    if not is_patched(base):
         _swap_class(base, trainable)
     embeddings = base.get_input_embeddings().weight
     if embeddings.device.type != "meta":
         slot = slot.to(embeddings.device)
-    getattr(base, SLOTS)[name] = slot.train(model.training)
+    getattr(base, SLOTS)[name] = slot.train(base.training)
     if config.vocabulary is not None and "pave_vocabulary_hook" not in base.__dict__:
         base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)
-    return model
 
 
 def _check_prompt_settings(base: Any, config: PatchConfig, interface: VideoLLMInterface) -> None:
@@ -155,16 +161,40 @@ def detach_patch(model: _Model, name: str | None = None) -> _Model:
     check_forward(model)
     base: Any = model
     for each in names:
-        lora.remove(model, each)
-        del getattr(base, SLOTS)[each]
-        if base.pave_selection is not None:
-            base.pave_selection.pop(each, None)
+        _take_off(base, each)
+    return model
+
+
+def _take_off(base: Any, name: str) -> None:
+    """Undo ``_put_on``, wherever it stopped."""
+    lora.remove(base, name)
+    if not is_patched(base):
+        return
+    slots = getattr(base, SLOTS)
+    if name in slots:
+        del slots[name]
+    if base.pave_selection is not None:
+        base.pave_selection.pop(name, None)
     if "pave_vocabulary_hook" in base.__dict__ and all(c.vocabulary is None for c in base.patch_configs.values()):
         base.pave_vocabulary_hook.remove()
         del base.pave_vocabulary_hook
     if not base.patch_names:
         _swap_back(base)
-    return model
+
+
+def check_base(model: Any) -> None:
+    """Refuse what cannot carry a patch: a text model, a model without its head, anything that transformers did not make.
+
+    Raises:
+        ValueError: saying what was found and what is needed.
+    """
+    config = getattr(model, "config", None)
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module) or getattr(config, "model_type", None) is None:
+        raise ValueError(f"a patch goes on a Video LLM of transformers, and this {kind} is none")
+    get_interface(config)
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise ValueError(f"this {kind} has no head that chooses tokens; load the base with AutoModelForImageTextToText")
 
 
 def _swap_back(base: Any) -> None:

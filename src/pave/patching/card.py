@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from torch import Tensor
 
 from pave.patching.storage import parameter_count, tensor_bytes
+from pave.side_channels.own import own_modules
+from pave.utils.embedded import PLAYGROUND
+from pave.utils.optional import INSTALL
 
 if TYPE_CHECKING:
     from pave.config import PatchConfig
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> str:
     """Markdown that says what the patch is, on which base it works, how big it is and how to use it."""
-    base = record.base.model_id or "unknown"
+    base = record.base.model_id or ""
     front = {"library_name": "pave", "tags": ["pave", "video", "patch", *record.patch.side_channels]}
     if "/" in base and not base.startswith(("/", ".")):
         front["base_model"] = base
@@ -44,8 +48,7 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "---",
             f"# Patch `{record.name}`",
             "",
-            f"A patch for the Video LLM `{base}` ({record.base.architecture.get('model_type')}), made with pave-video "
-            f"{record.pave_version}. The base's weights and code stay as they are.",
+            f"A patch for {_base_in_words(record)}, made with pave {record.pave_version}. The base's weights and code stay as they are.",
             "",
             "## Side channels",
             "",
@@ -62,12 +65,15 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
             "## Use",
             "",
             "```python",
-            "from transformers import AutoModelForImageTextToText",
             "from pave import load_patch",
+            "from pave.video_llms.loading import load_base",
             "",
-            f'model = AutoModelForImageTextToText.from_pretrained("{base}")',
-            'load_patch(model, "PATH_OR_ID_OF_THIS_PATCH")',
+            f"model, processor = load_base({_base_to_load(record)!r})",
+            'load_patch(model, ".", processor=processor)  # this folder; or the id of this patch on the hub',
             "```",
+            "",
+            f"The library is installed from a clone of it ({INSTALL}).",
+            *_own_code(record),
             "",
             "## Where it came from",
             "",
@@ -129,6 +135,32 @@ def _tasks(provenance: Mapping[str, Any]) -> list[str]:
         share, shown = task.get("share"), "" if loss is None else f"{loss:.4g}"
         lines.append(f"| {name} | {task.get('train_samples')} | {share:.3g} | `{task.get('train')}` | {shown} |")
     return [*lines, ""]
+
+
+def _base_to_load(record: PatchRecord) -> str:
+    return record.base.model_id or f"FOLDER_OF_THE_{str(record.base.architecture.get('model_type')).upper()}_BASE"
+
+
+def _base_in_words(record: PatchRecord) -> str:
+    """What the base is called, useful on another computer too."""
+    name, kind = record.base.model_id, record.base.architecture.get("model_type")
+    if name is None:
+        return f"a Video LLM of type {kind} whose name was not recorded"
+    if name == PLAYGROUND:
+        return f"`{name}`, the small Video LLM inside pave ({kind})"
+    if Path(name).is_absolute() or name.startswith("."):
+        return f"`{Path(name).name}` ({kind}), which was the folder `{name}` on the computer that made the patch"
+    return f"`{name}` ({kind})"
+
+
+def _own_code(record: PatchRecord) -> list[str]:
+    modules = sorted({module for channel in record.patch.side_channels.values() for module in own_modules(channel.encoder)})
+    if not modules:
+        return []
+    names = ", ".join(f"`{module}`" for module in modules)
+    return [
+        f"Its side channels need code that is no part of a patch: {names}; name it with `--encoders` or `encoders=` if you trust it."
+    ]
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import pave
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, build_slot, detach_patch, patch_name, patch_slot
+from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch, patch_name, patch_slot
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
 from pave.patching.record import (
@@ -154,6 +154,7 @@ def load_patch(
     Raises:
         ValueError: if anything is missing, unexpected or of another shape, or the base is another one; the model is then as it was.
     """
+    check_base(model)
     folder = resolve_patch(patch, revision)
     record = read_record(folder)
     own = fingerprint(model, processor)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, SideChannelConfig
-from pave.patching.attach import attach_patch, detach_patch
+from pave.patching.attach import attach_patch, check_base, detach_patch
 from pave.patching.checkpoint import copy_into, first_difference, read_files, resolve_patch
 from pave.patching.fingerprint import differences, fingerprint
 from pave.patching.record import FUSION_FILE, LORA_FILE, LORA_FOLDER, PatchRecord, read_record
@@ -38,6 +38,7 @@ def continue_patch(
     Raises:
         ValueError: if the saved patch is damaged, belongs to another base or is no part of ``config``; the model is then as it was.
     """
+    check_base(model)
     record = check_continues(config, parent, revision)
     folder = resolve_patch(parent, revision)
     found = differences(record.base, fingerprint(model, processor))

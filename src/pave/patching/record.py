@@ -122,9 +122,7 @@ def check_version(values: Any, path: Path) -> None:
             f"where the patch comes from, sign it: pave sign {path.parent}"
         )
     if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version {version!r} is not {FORMAT_VERSION}, the one this library reads; update pave-video"
-        )
+        raise ValueError(f"{path}: format_version {version!r} is not {FORMAT_VERSION}, the one this library reads; update pave")
 
 
 def checked_bytes(folder: Path, name: str, record: PatchRecord) -> bytes:

@@ -21,6 +21,8 @@ from pave.utils.files import atomic_path
 from pave.utils.json_files import read_json_object
 from pave.utils.signed import DIGEST, sha256_of_file
 
+_KEPT_OF_BASE = ("model_id", "revision", "weights", "unquantised_weights", "chat_template")
+
 
 def sign_patch(folder: str | Path) -> PatchRecord:
     """Bind the files of a local patch together anew, after some were changed on purpose or by an earlier version of this library.
@@ -52,5 +54,11 @@ def sign_patch(folder: str | Path) -> PatchRecord:
 
 
 def _from_unsigned(values: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier format said, in this one's words."""
+    """What an earlier format said, in this one's words. Of the base only its type and its hashes are known in both."""
+    base = values.get("base")
+    if isinstance(base, dict):
+        architecture = base.get("architecture")
+        kept = {key: base[key] for key in _KEPT_OF_BASE if key in base}
+        known = {"model_type": architecture.get("model_type")} if isinstance(architecture, dict) else {}
+        values = {**values, "base": {**kept, "architecture": known}}
     return {**values, "format_version": FORMAT_VERSION}

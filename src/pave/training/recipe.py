@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pave.config import NullIsEmpty, PatchConfig, Strict, read_strict
 from pave.data.media import FrameSampling
 from pave.patching.branches import check_patch_shares
+from pave.side_channels.own import one_or_several
 from pave.training.arguments import TrainingConfig
 from pave.training.channel_dropout import check_not_shared, dropout_rates
 from pave.training.parts import check_parts
@@ -203,7 +204,7 @@ class Recipe(Strict):
 
     def own_encoders(self, folder: str | Path) -> tuple[str, ...]:
         """``encoders`` with the paths of files as they are from here; ``folder`` is the recipe's own."""
-        return tuple(str(Path(folder) / name) if name.endswith(".py") else name for name in self.encoders)
+        return tuple(str(Path(folder) / name) if name.endswith(".py") else name for name in one_or_several(self.encoders))
 
     def _check_best(self) -> None:
         """What the Trainer needs to choose the best checkpoint; it would speak in names of its own, or after the first evaluation."""

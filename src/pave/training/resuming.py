@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import read_strict
-from pave.patching import read_record
+from pave.patching import BaseFingerprint, read_record
+from pave.patching.fingerprint import differences
 from pave.training.checkpoints import last_checkpoint
 from pave.training.recipe import Recipe
 
@@ -91,6 +92,20 @@ def check_same_data(checkpoint: Path, now: Mapping[str, Any]) -> None:
                 f"{checkpoint}: it was written by a run with {what} ({key} was {was}, now it is {value}), so the run cannot go "
                 "on as if it had not been interrupted; restore them, or start a new run in another output folder"
             )
+
+
+def check_same_base(checkpoint: str | Path, now: BaseFingerprint) -> None:
+    """Refuse to go on on a base that is not the one of the checkpoint: its weights, config, processor or tokenizer.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    found = differences(read_record(checkpoint).base, now)
+    if found:
+        raise ValueError(
+            f"{checkpoint}: the base is not the one that the checkpoint was trained on, it differs in: {'; '.join(found)}; restore it, or "
+            "start a new run in another output folder"
+        )
 
 
 def plain(value: Any) -> Any:

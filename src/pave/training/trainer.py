@@ -45,6 +45,7 @@ from pave.training.groups import parameter_groups
 from pave.training.held_out import HeldOut, Judge, accuracies
 from pave.training.hub import push_from_checkpoint, upload
 from pave.training.loss import answer_loss, plain_loss, row_losses
+from pave.training.resuming import check_same_base
 from pave.training.together import check_sharding, problems_of_all, raise_together
 from pave.utils.files import naming_disk
 
@@ -407,6 +408,7 @@ class PatchTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_manifest(resume_from_checkpoint, content=True)
+        check_same_base(resume_from_checkpoint, self._base)
         load_tensors(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+INSTALL = "pip install ."
+"""How the library is installed: in a clone of it, as it is in no package index yet."""
+
 
 class MissingExtraError(ImportError):
     """A feature was asked for whose package is not installed. The message names the command that installs it."""
@@ -28,6 +31,6 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != wanted:
             raise
         raise MissingExtraError(
-            f"{purpose} needs the package {wanted!r}, which is not installed; run: pip install 'pave-video[{extra}]'",
+            f"{purpose} needs the package {wanted!r}, which is not installed; run in a clone of pave: pip install '.[{extra}]'",
             name=wanted,
         ) from None

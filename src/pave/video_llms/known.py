@@ -97,6 +97,11 @@ HUB_IDS = {
 """Hub ids whose config is built in."""
 
 
+def is_built_in(base: str) -> bool:
+    """Whether ``load_config`` takes the config of this base from here: its sizes are right, but what is not listed here is a default."""
+    return HUB_IDS.get(base, base) in KNOWN_CONFIGS
+
+
 def load_config(base: str) -> Any:
     """The config of a base: a short name of ``KNOWN_CONFIGS`` or its hub id, a local folder or config file, or another hub id.
 

@@ -106,7 +106,7 @@ def test_without_the_extra_its_name_is_said(monkeypatch):
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     assert not smollm2.installed()
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingExtraError, match=r"A base with SmolLM2 needs the package 'gguf'.*pave-video\[smollm2\]"):
+    with pytest.raises(MissingExtraError, match=r"A base with SmolLM2 needs the package 'gguf'.*'\.\[smollm2\]'"):
         smollm2.read_smollm2()
 
 

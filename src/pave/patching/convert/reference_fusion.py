@@ -17,7 +17,7 @@ from pave.tokens import SideTokens, VideoTokens
 
 logger = logging.getLogger(__name__)
 
-# The rate of the authors' optional dropout is recorded nowhere; it has no effect in eval mode.
+# Where the rate of the authors' optional dropout is not given; it has no effect in eval mode.
 ASSUMED_DROPOUT = 0.1
 
 _PREFIX = "temporal_aggregator."
@@ -44,8 +44,10 @@ _SWITCHES = (
     "train_addition_start_end_tokens",
     "use_slow_feat_before_mlp",
 )
+_RATE, _DEPTH = "dropout_rate", "mlp_depth"
+_ONLY_DEPTH = 2
 _ASSUMPTIONS: dict[str, Any] = {"num_cross_attn_head": 4, "use_3d_rope": False}
-_KNOWN = (*_SIZES, *_COUNTS, *_SWITCHES, "fast_input_mapping_type", "query_type")
+_KNOWN = (*_SIZES, *_COUNTS, *_SWITCHES, _RATE, _DEPTH, "fast_input_mapping_type", "query_type")
 
 
 class ReferenceFusion(nn.Module):
@@ -236,7 +238,7 @@ def _read_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
         embed_width=size("embed_dim", ("input_mapping.weight", 0)),
         share_key_value_projection=True,
         rope=_get(config, "use_3d_rope", _ASSUMPTIONS["use_3d_rope"]),
-        dropout=ASSUMED_DROPOUT if _get(config, "use_dropout", False) else 0.0,
+        dropout=float(_get(config, _RATE, ASSUMED_DROPOUT)) if _get(config, "use_dropout", False) else 0.0,
         output_mlp=_get(config, "use_output_mlp", any(name.startswith("output_mapping.") for name in weights)),
         output_norm=_get(config, "use_output_norm", any(name.startswith("output_norm.") for name in weights)),
         num_frames=size("chunks_number", (table, 0)) if learnable else None,
@@ -263,6 +265,14 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"reference config: {key} must be true or false, got {value!r}")
         if key in (*_SIZES, *_COUNTS) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"reference config: {key} must be a whole number of at least 1, got {value!r}")
+    rate, depth = config.get(_RATE), config.get(_DEPTH)
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1):
+        raise ValueError(f"reference config: {_RATE} must be a number from 0 to below 1, got {rate!r}")
+    if depth is not None and (isinstance(depth, bool) or depth != _ONLY_DEPTH):
+        raise ValueError(
+            f"reference config: {_DEPTH} must be {_ONLY_DEPTH}, got {depth!r}; with any other the released code builds an output MLP whose "
+            "layers do not fit each other"
+        )
     mapping = config.get("fast_input_mapping_type")
     if mapping not in (None, "linear"):
         raise ValueError(f"reference config: fast_input_mapping_type must be 'linear', got {mapping!r}; no other is supported")

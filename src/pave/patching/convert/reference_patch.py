@@ -25,11 +25,12 @@ from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
-from pave.patching.fingerprint import fingerprint
+from pave.patching.fingerprint import BaseFingerprint, fingerprint, sizes_only
 from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
 from pave.utils.json_files import read_json_object
 from pave.video_llms import get_interface
+from pave.video_llms.known import is_built_in, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -139,14 +140,24 @@ def import_patch(
         vocabulary=_vocabulary(files, vocabulary, processor, model.config, assumed),
         storage_dtype=storage_dtype,
     )
-    target = _write(files, Path(out), config, model, processor, name, read, assumed)
+    recorded = fingerprint(model, processor)
+    if is_built_in(base):
+        recorded = sizes_only(recorded)
+    target = _write(files, Path(out), config, model, recorded, name, read, assumed)
     for sentence in assumed:
         logger.warning("%s: %s", folder, sentence)
     return ImportedPatch(target, config, tuple(assumed), read.dropped)
 
 
 def _write(
-    files: _Files, out: Path, config: PatchConfig, model: Any, processor: Any, name: str, read: ReadFusion, assumed: list[str]
+    files: _Files,
+    out: Path,
+    config: PatchConfig,
+    model: Any,
+    base: BaseFingerprint,
+    name: str,
+    read: ReadFusion,
+    assumed: list[str],
 ) -> Path:
     """Attach a patch of this config to check every name and shape, and write the authors' tensors in its place."""
     attach_patch(model, config, name=name)
@@ -158,7 +169,7 @@ def _write(
         pave_version=pave.__version__,
         name=name,
         patch=config,
-        base=fingerprint(model, processor),
+        base=base,
         provenance={"imported": files.folder.name, "assumed": assumed, "dropped": list(read.dropped)},
     )
     dtype = getattr(torch, config.storage_dtype)
@@ -301,8 +312,6 @@ def _encoder(width: int, tokens_per_step: int, rate: float | None, assumed: list
 def _load_base(base: str) -> tuple[Any, Any]:
     """The base and its processor: whole from a local folder, else the base's config alone, on the meta device."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from pave.video_llms.known import load_config
 
     local = Path(base)
     if local.is_dir() and (local / "config.json").is_file() and is_reference_base(read_json_object(local / "config.json")):
