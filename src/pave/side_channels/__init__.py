@@ -10,8 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pave.side_channels.base import AudioClip, SideEncoder, SideFeatures
