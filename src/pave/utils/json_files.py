@@ -49,7 +49,9 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
             names no file.
     """
     try:
-        numbers = {} if any_number else {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
+        numbers: dict[str, Any] = (
+            {} if any_number else {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
+        )
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=_unique_keys, **numbers)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
