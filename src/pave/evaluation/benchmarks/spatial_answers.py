@@ -25,12 +25,65 @@ _NUMBERS = (
 )
 # fmt: on
 _ALTERNATIVES = frozenset(
-    ["yes", "no", "left", "right", "black", "white", "gray", "grey", "brown", "red", "green", "blue", "yellow", "orange", "purple", "pink", "beige", "tan", "silver"]
+    [
+        "yes",
+        "no",
+        "left",
+        "right",
+        "black",
+        "white",
+        "gray",
+        "grey",
+        "brown",
+        "red",
+        "green",
+        "blue",
+        "yellow",
+        "orange",
+        "purple",
+        "pink",
+        "beige",
+        "tan",
+        "silver",
+    ]
 ).union(_NUMBERS)
 """Short answers of which a question has one; who names a second one has not answered."""
 _WRITTEN = {"none": "zero", "23": "twenty-three", **{str(value): word for value, word in enumerate(_NUMBERS)}}
 _FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "of", "to", "in", "on", "at", "by", "from", "with", "for", "as", "and", "or", "is", "are", "was", "were", "be", "it", "its", "this", "that", "these", "those", "there", "i", "you", "he", "she", "they"]
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "by",
+        "from",
+        "with",
+        "for",
+        "as",
+        "and",
+        "or",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "it",
+        "its",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "i",
+        "you",
+        "he",
+        "she",
+        "they",
+    ]
 )
 """Words that answer nothing on their own."""
 _DROPPED = re.compile(r"[^a-zA-Z0-9,'\s:-]+")
