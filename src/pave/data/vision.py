@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 BASE_VISION = "base_vision"
 """``EncoderConfig.name`` of what makes the base's vision features."""
-VISION_VERSION = 1
+VISION_VERSION = 2
 """Raised when this module begins to give other features of the same frames."""
 _CONFIGS = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 _WEIGHTS = (".safetensors", ".bin", ".index.json")

@@ -17,7 +17,7 @@ from pave.data.media import FrameSampling, read_audio, read_frames, read_picture
 from pave.data.samples import Sample
 from pave.utils.content import Stamp, content_digest, stamp_or_none, unchanged
 
-CLIPS_VERSION = 1
+CLIPS_VERSION = 2
 """Part of the name of every file that is made here. Raise it when the same source begins to give another file."""
 _SOUND_RATE = 48_000
 _PICTURES = (".jpg", ".jpeg", ".png")
