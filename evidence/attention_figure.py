@@ -40,7 +40,7 @@ def draw_look(look: Look, title: str, sound: SoundView | None = None) -> Figure:
         heights = [frame, *([0.4] if sound is not None else []), 0.4, *[0.13 * T] * layers]
         tokens = _tokens_height(look)
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.13 * len(heights) + tokens + 0.75))
-        above, below = figure.subfigures(2, height_ratios=[sum(heights) + 0.13 * len(heights) + 0.35, tokens + 0.4])
+        above, below = figure.subfigures(2, height_ratios=[sum(heights) + 0.13 * len(heights) + 0.35, tokens + 0.4])  # type: ignore[misc]
         rows = above.subplots(len(heights), sharex=True, height_ratios=heights)
         _draw_frames(rows[0], look, frame * axis.seconds / (0.82 * WIDTH))
         if sound is not None:

@@ -27,7 +27,8 @@ from pave.evaluation.result import EvalResult, compare_results, rescore
 from pave.evaluation.runner import evaluate
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
-from pave.training.run import PATCH_FOLDER, run_recipe
+from pave.training.run import run_recipe
+from pave.training.trainer import PATCH_FOLDER
 from pave.utils.console import aligned, track
 from pave.utils.files import atomic_write_json
 from pave.utils.threads import settle_threads

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pave.config import Strict, read_strict
-from pave.patching.checkpoint import CONFIG_FILE, FUSION_FILE, LORA_FOLDER
+from pave.patching.record import CONFIG_FILE, FUSION_FILE, LORA_FOLDER
 from pave.utils.files import flush_folder
 from pave.utils.json_files import parse_json, read_bytes
 from pave.utils.signed import DIGEST, is_signed, sha256_of_file, write_signed

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils.hub import PushInProgress
 
 from pave.training.checkpoints import PATCH_ENTRIES
 from pave.utils.files import atomic_folder
@@ -47,4 +47,4 @@ def push_from_checkpoint(trainer: Any, checkpoint: Path, folder: Path) -> None:
     if pending:
         trainer.push_in_progress.jobs.extend(jobs)
     else:
-        trainer.push_in_progress = PushInProgress(jobs)
+        trainer.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # it takes a list

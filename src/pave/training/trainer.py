@@ -137,7 +137,8 @@ class PatchTrainer(transformers.Trainer):
     def _steps_of_two_passes(self) -> int:
         """Optimizer steps in which every sample comes: it may be first in one shuffled pass and last in the next."""
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return -(-2 * len(self.train_dataset) // per_step) if hasattr(self.train_dataset, "__len__") else 0
+        data: Any = self.train_dataset
+        return -(-2 * len(data) // per_step) if hasattr(data, "__len__") else 0
 
     # --- order of the samples
 
