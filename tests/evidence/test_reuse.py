@@ -165,7 +165,7 @@ def test_a_setting_that_is_none_is_not_set():
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_named(tmp_path):
+def test_a_clip_that_is_gone_is_named_and_its_run_is_not_finished(tmp_path):
     run = Run("audio", "x", video_only_patch())
     world = WORLDS["audio"]
     write_world(world.name, tmp_path / "data", 1, 1)
