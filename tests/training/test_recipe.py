@@ -228,7 +228,7 @@ def test_published_labels_go_with_what_reads_no_label(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.yaml: cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere.yaml: there is no such file"):
         read_recipe(tmp_path / "nowhere.yaml")
 
 

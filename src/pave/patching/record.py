@@ -11,7 +11,8 @@ from pave.config import PatchConfig, Strict, read_strict
 from pave.patching.attach import check_name
 from pave.patching.fingerprint import BaseFingerprint
 from pave.patching.storage import FusionStorage
-from pave.utils.json_files import parse_json, read_bytes
+from pave.utils.json_files import MAX_JSON_BYTES, parse_json
+from pave.utils.reading import read_bytes
 from pave.utils.signed import DIGEST, is_signed, sha256_of, sha256_of_file, write_signed
 
 FORMAT_VERSION = 3
@@ -82,7 +83,7 @@ def read_record(folder: str | Path) -> PatchRecord:
         ValueError: if the file is missing, is not JSON, has unknown keys, was written by another format, or is not as it was signed.
     """
     path = config_path(Path(folder))
-    content = read_bytes(path)
+    content = read_bytes(path, MAX_JSON_BYTES)
     try:
         values = parse_json(content)
     except ValueError as error:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _MOST_FILTERS = 2**28
 _FLOOR = 1e-10
 """Power that counts as silence (-100 dB below a power of 1)."""
-_MAX_WINDOW, _MAX_MELS = 2**18, 4096
 _BLOCK_STEPS = 256
 """Steps that are transformed at once, to bound memory."""
 
@@ -77,11 +76,6 @@ class LogMelEncoder:
             raise ValueError(f"log_mel: the {round(hops_per_step)} hops of a step do not divide into {parts_per_step} parts")
         if window_seconds < hop_seconds:
             raise ValueError(f"log_mel: window_seconds ({window_seconds}) must be at least hop_seconds ({hop_seconds})")
-        if window_seconds * sample_rate > _MAX_WINDOW or n_mels > _MAX_MELS:
-            raise ValueError(
-                f"log_mel: a window of {window_seconds} s ({window_seconds * sample_rate:.6g} samples) and {n_mels} mel bands are more than the "
-                f"{_MAX_WINDOW:,} samples and {_MAX_MELS:,} bands that memory is taken for"
-            )
         self.sample_rate = self._rate = sample_rate
         self._settings = {
             "sample_rate": sample_rate,

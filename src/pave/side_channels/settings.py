@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pave.side_channels.base import SideEncoder
 
 MOST = 1_000_000
-"""Largest number that is a setting of an encoder of this library: counts, sizes, rates and seconds."""
+"""Largest whole number that is a setting of an encoder of this library: counts, sizes and rates."""
 WIDEST = 2**20
 """Most numbers in a feature vector, and most tokens in a step."""
 _LARGEST = 1e12
@@ -41,13 +41,13 @@ def check_settings(config: EncoderConfig, encoder: type[Any], *, own: bool) -> N
     for name, value in config.settings.items():
         where = f"the encoder {config.name!r} cannot be built: the setting {name}"
         for number in _numbers(value):
-            if (_LARGEST if own else MOST) < abs(number) < math.inf:  # the encoders say themselves where infinity is none
+            if _LARGEST < abs(number) < math.inf:  # the encoders say themselves where infinity and NaN are none
                 raise ValueError(f"{where} holds {str(number)[:20]}, which is too large to be meant")
-            if number != number and not own:
-                raise ValueError(f"{where} holds NaN, which is no number")
         kinds = str(parameters[name].annotation).split(" | ") if name in parameters else []
         if kinds and set(kinds) <= set(_KINDS) and not any(_is_of(value, kind) for kind in kinds):
             raise ValueError(f"{where} is {' or '.join(_WORDS[kind] for kind in kinds)}, got {value!r:.60}")
+        if not own and isinstance(value, int) and abs(value) > MOST:
+            raise ValueError(f"{where} is at most {MOST:,}, got {value}")
 
 
 def check_size(name: str, encoder: SideEncoder[Any]) -> None:

@@ -26,7 +26,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pave.config import Strict, read_strict
 from pave.patching.record import CONFIG_FILE, FUSION_FILE, LORA_FOLDER
 from pave.utils.files import flush_folder
-from pave.utils.json_files import parse_json, read_bytes
+from pave.utils.json_files import MAX_JSON_BYTES, parse_json
+from pave.utils.reading import read_bytes
 from pave.utils.signed import DIGEST, is_signed, sha256_of_file, write_signed
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def read_manifest(checkpoint: str | Path, *, content: bool = False) -> Manifest:
     """
     folder = Path(checkpoint)
     try:
-        text = read_bytes(folder / MANIFEST)
+        text = read_bytes(folder / MANIFEST, MAX_JSON_BYTES)
         values = parse_json(text)
     except ValueError:
         raise ValueError(f"{folder} is no complete checkpoint: it has no readable {MANIFEST}") from None

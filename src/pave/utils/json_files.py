@@ -8,33 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from typing import Any, NoReturn
+
+from pave.utils.reading import read_bytes
 
 MAX_JSON_BYTES = 64 * 2**20
 """Largest JSON file that is read where the caller names no other limit: far more than any config or description."""
-
-
-def read_bytes(path: str | os.PathLike[str], limit: int = MAX_JSON_BYTES) -> bytes:
-    """The content of an ordinary file of at most ``limit`` bytes.
-
-    Raises:
-        ValueError: naming the file, if it is missing, a folder, a pipe or a device, larger, or cannot be read.
-    """
-    name = os.fspath(path)
-    try:
-        found = os.stat(name)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{name}: an ordinary file is needed, not a {_kind(found.st_mode)}")
-        with open(name, "rb") as file:
-            content = file.read() if found.st_size <= limit else b""
-    except FileNotFoundError:
-        raise ValueError(f"{name}: there is no such file") from None
-    except OSError as error:
-        raise ValueError(f"{name}: the file cannot be read ({error.strerror})") from None
-    if len(content) > limit or found.st_size > limit:
-        raise ValueError(f"{name}: the file is larger than {limit / 2**20:g} MiB, which is the most that is read here")
-    return content
 
 
 def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
@@ -90,11 +69,6 @@ def read_json_object(path: str | os.PathLike[str], *, limit: int = MAX_JSON_BYTE
     if not isinstance(found, dict):
         raise ValueError(f"{os.fspath(path)}: a JSON object in braces is needed, got a {type(found).__name__}")
     return found
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(mode), "device")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

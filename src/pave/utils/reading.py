@@ -39,8 +39,28 @@ def opened(path: str | os.PathLike[str], largest: int | None = None) -> Iterator
                     f"{name}: the file is too large ({status.st_size / 2**20:.3g} MiB; at most {largest / 2**20:g} MiB are read)"
                 )
             yield file
+    except FileNotFoundError:
+        raise ValueError(f"{name}: there is no such file") from None
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from None
+
+
+def read_bytes(path: str | os.PathLike[str], largest: int) -> bytes:
+    """The whole of a file.
+
+    Args:
+        path: of the file.
+        largest: most bytes that it may have.
+
+    Raises:
+        ValueError: as ``opened`` does.
+    """
+    with opened(path, largest) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise ValueError(f"{os.fspath(path)}: the file grew while it was read; try again when it is complete")
+    return data
 
 
 def read_text(path: str | os.PathLike[str], largest: int) -> str:
@@ -53,12 +73,8 @@ def read_text(path: str | os.PathLike[str], largest: int) -> str:
     Raises:
         ValueError: as ``opened`` does, and if it is not UTF-8.
     """
-    with opened(path, largest) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:  # it has grown
-        raise ValueError(f"{os.fspath(path)}: the file is too large (at most {largest / 2**20:g} MiB are read)")
     try:
-        return data.decode("utf-8-sig")
+        return read_bytes(path, largest).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)}: not UTF-8 (byte {error.start})") from None
 

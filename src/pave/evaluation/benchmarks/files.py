@@ -8,8 +8,9 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pave.utils.json_files import parse_json, read_bytes
+from pave.utils.json_files import parse_json
 from pave.utils.optional import require
+from pave.utils.reading import read_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
