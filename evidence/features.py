@@ -36,14 +36,17 @@ def fill_store(runs: Iterable[Run], data: Mapping[str, Path], root: Path, proces
     store = FeatureStore(store_of(root), create=True)
     hashes, plan = store.hashes(), Plan()
     planned: set[tuple[str, str]] = set()
-    towers: dict[str, BaseVision] = {}
+    towers: dict[tuple[str, bool], BaseVision] = {}
     for run in runs:
         encoders: dict[str, Any] = {}
-        for patch in (part.patch for part in (run, *run.added) if part.patch is not None):
+        patches = [part.patch for part in (run, *run.added) if part.patch is not None]
+        for patch in patches:
             encoders |= {name: build_encoder(channel.encoder) for name, channel in patch.side_channels.items()}
-        if run.base not in towers:
-            towers[run.base] = BaseVision(model_path(folder_of(run.base, root)), FRAMES, dtype=DTYPE)
-        encoders[VISION] = towers[run.base]
+        kind = run.base, any(patch.reads_pre_projector for patch in patches)
+        if kind not in towers:
+            folder = model_path(folder_of(run.base, root))
+            towers[kind] = BaseVision(folder, FRAMES, dtype=DTYPE, pre_projector=kind[1])
+        encoders[VISION] = towers[kind]
         new = {name: e for name, e in encoders.items() if (run.world, str(e.spec().to_dict())) not in planned}
         planned |= {(run.world, str(e.spec().to_dict())) for e in new.values()}
         if new:

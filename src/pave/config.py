@@ -526,6 +526,11 @@ class PatchConfig(Strict):
                 "the base; set missing_channel to 'lora_only'"
             )
 
+    @property
+    def reads_pre_projector(self) -> bool:
+        """Whether some channel makes its queries of what enters the base's projector."""
+        return any(channel.fusion.query_source == "pre_projector" for channel in self.side_channels.values())
+
     @classmethod
     def compact(cls, **widths: int) -> PatchConfig:
         """The default: fusion and LoRA together at most 20 MB at 7B. ``PatchConfig.compact(audio=128)``."""

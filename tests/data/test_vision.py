@@ -1,4 +1,4 @@
-"""The base's frozen vision features: named by what decides them, kept, rounded, and played back for the call that asks for it only."""
+"""The base's frozen vision features: named by what decides them, kept, rounded, and handed over in place of pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pave.data.store import VISION, FeatureStore, StoredVision, collect, plan_fe
 from pave.data.store.plan import identify
 from pave.data.store.vision import vision_of_parts, vision_parts
 from pave.data.vision import BaseVision, MemoryVision, VisionEncoder
-from pave.video_llms.vision import VisionFeatures, take_vision, vision_played_back
+from pave.video_llms.encode import EncodedVideo, encode, encode_to_keep, encoder_outputs
 from store_files import fill
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
 from tiny_runs import write_clip
@@ -61,6 +61,10 @@ def key(folder, video, **options):
     return wanted.encoder, wanted.key
 
 
+def tokens_of(vision):
+    return vision.encoded.tensors()["pooler_output"]
+
+
 def batch_of(model, processor, visions, question="what sound?"):
     items = [PatchItem(f"v{i}", v.shape_of_frames, v.times_F, ((question, None),), vision=v) for i, v in enumerate(visions)]
     batch = PatchCollator(processor, model.config, {}, train=False)(items)
@@ -78,9 +82,12 @@ def test_the_store_gives_back_what_the_tower_made(base, tmp_path, encoder):
     for sample in wanted:
         clip = read_frames(sample.video, FRAMES)
         expected, found = encoder.encode(clip.frames_FHWC, clip.times_F), reader.load(sample.video)
-        assert all(torch.equal(a, b) for a, b in zip(found.inputs, expected.inputs, strict=True))
+        made, kept = expected.encoded, found.encoded
+        assert made.tensors().keys() == kept.tensors().keys() == {"pooler_output"}
+        assert torch.equal(kept.tensors()["pooler_output"], made.tensors()["pooler_output"])
+        assert (kept.layouts, kept.video_key, kept.dtype) == (made.layouts, "video", torch.float32)
         assert np.array_equal(found.times_F, clip.times_F) and found.size == clip.frames_FHWC.shape[1:3]
-        assert (found.pixels, found.dtype) == (expected.pixels, torch.float32)
+        assert found.pixels == expected.pixels
         assert found.shape_of_frames.shape == clip.frames_FHWC.shape
     (size,) = store.sizes()
     assert (size.name, size.entries) == ("base_vision", 2)
@@ -150,23 +157,22 @@ def test_sixteen_bits_round_to_half_a_unit_in_the_last_place(base, storage, tole
     exact = encoder.encode(clip.frames_FHWC, clip.times_F)
     made = VisionEncoder(model.requires_grad_(False), processor, storage).encode(clip.frames_FHWC, clip.times_F)
     rounded = vision_of_parts(vision_parts(made))
-    assert rounded.inputs[0].dtype == getattr(torch, storage) and rounded.dtype == torch.float32
-    error = (rounded.inputs[0].float() - exact.inputs[0]).abs()
-    assert error.max() > 0 and bool((error <= tolerance * exact.inputs[0].abs() + 1e-7).all())
-    with torch.no_grad(), vision_played_back(model, VisionFeatures([made.inputs], made.dtype, made.pixels)) as pixels:
-        tokens = model.model.get_video_features(**pixels).pooler_output
-    assert tokens.dtype == torch.float32
+    kept, whole = (x.encoded.tensors()["pooler_output"] for x in (rounded, exact))
+    assert kept.dtype == getattr(torch, storage) and rounded.encoded.dtype == torch.float32
+    error = (kept.float() - whole).abs()
+    assert error.max() > 0 and bool((error <= tolerance * whole.abs() + 1e-7).all())
+    assert encoder_outputs(model, rounded.encoded)["video"].pooler_output.dtype == torch.float32
 
 
 def test_memory_keeps_what_fits(base, encoder, caplog):
     videos = [str(base / "0.mp4"), str(base / "1.mp4")]
     memory = MemoryVision(encoder, FRAMES, 10**9)
     first = memory.load(videos[0])
-    assert memory.load(videos[0]) is first and memory.num_bytes == first.num_bytes > first.inputs[0].nbytes
+    assert memory.load(videos[0]) is first and memory.num_bytes == first.num_bytes > tokens_of(first).nbytes
     small = MemoryVision(encoder, FRAMES, first.num_bytes + 1)
     kept, other = small.load(videos[0]), small.load(videos[1])
     assert small.load(videos[0]) is kept and small.load(videos[1]) is not other
-    assert torch.equal(small.load(videos[1]).inputs[0], other.inputs[0])
+    assert torch.equal(tokens_of(small.load(videos[1])), tokens_of(other))
     assert [r.message for r in caplog.records if "memory for vision features is full with 1 videos" in r.message]
 
 
@@ -207,18 +213,54 @@ def test_calls_that_cannot_be_are_refused(encoder):
     pixels = {name: torch.zeros(shape) for name, (shape, _) in vision.pixels.items()}
     with pytest.raises(ValueError, match="in place of pixels, but pixel_values_videos was given as well"):
         model(**batch, **pixels)
-    with pytest.raises(ValueError, match="expected VisionFeatures, got Tensor"):
-        model(**{**batch, "vision_features": vision.inputs[0]})
-    ids = {name: value[:, -4:] for name, value in batch.items() if name in ("input_ids", "attention_mask")}
-    unused = vision_played_back(model, batch["vision_features"])
-    with pytest.raises(ValueError, match="no video was encoded in this call"), unused:
-        model.get_decoder()(**ids)
+    with pytest.raises(ValueError, match="expected EncodedVideo, got Tensor"):
+        model(**{**batch, "vision_features": tokens_of(vision)})
     next(model.base_model.vision_tower.parameters()).requires_grad_(True)
     with pytest.raises(ValueError, match="the vision tower is trained .* cannot be stored"):
         model(**batch)
     with torch.no_grad():
         model(**batch)
-    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_features_without_what_enters_the_projector_are_refused_where_a_patch_reads_it(encoder):
+    model, processor = tiny_llava_onevision()
+    attach_patch(model, small_config(query_source="pre_projector"))
+    vision = encoder.encode(np.zeros((4, 32, 32, 3), dtype=np.uint8), np.arange(4) * 1.0)
+    batch = batch_of(model, processor, [vision])
+    with pytest.raises(
+        ValueError, match="hold nothing from before the base's projector.*make them anew with pre_projector=True"
+    ):
+        model(**batch, side_channels={"audio": side_tokens(1)}, frame_times=vision.times_F[None])
+
+
+def test_a_store_of_an_older_version_is_refused_and_says_how_to_make_it_anew(base, tmp_path, monkeypatch):
+    wanted = samples(base, "0.mp4")
+    monkeypatch.setattr("pave.data.vision.VISION_VERSION", 1)
+    fill(tmp_path / "store", wanted, {VISION: BaseVision(base / "base", FRAMES)})
+    monkeypatch.undo()
+    reader = StoredVision(tmp_path / "store", BaseVision(base / "base", FRAMES))
+    with pytest.raises(ValueError, match="lacks 1 of 1 .*an older version of the library made.*run: pave extract"):
+        reader.check_complete(wanted, "pave extract recipe.yaml")
+
+
+def test_one_encoding_serves_any_number_of_patches_and_strengths():
+    model, processor = tiny_llava_onevision()
+    shake(attach_patch(model, small_config(query_source="pre_projector"))).eval()
+    frames, times = np.random.default_rng(3).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8), np.arange(4) * 0.5
+    items = [PatchItem(str(i), frames[i], times, (("what sound?", None),)) for i in range(2)]
+    batch = PatchCollator(processor, model.config, {}, train=False)(items)
+    del batch["side_channels"]
+    call = {"side_channels": {"audio": side_tokens(2)}, "frame_times": batch.pop("frame_times")}
+    with torch.no_grad():
+        encoded = encode(model, batch, pre_projector=True)
+        text = {key: value for key, value in batch.items() if not key.startswith("pixel_values")}
+        for patches in (None, {"default": 0.5}, ["default", None], {}):
+            expected = model(**batch, **call, patches=patches).logits
+            assert torch.equal(model(**text, **call, patches=patches, vision_features=encoded).logits, expected)
+        greedy = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2}
+        expected = model.generate(**batch, **call, **greedy)
+        assert torch.equal(model.generate(**text, **call, **greedy, vision_features=encoded), expected)
+    assert isinstance(encoded, EncodedVideo) and len(encoded) == 2
 
 
 def test_lora_inside_the_tower_is_refused(encoder):
@@ -259,21 +301,6 @@ def test_a_thread_with_pixels_never_meets_a_thread_with_stored_features(build):
     for thread in threads:
         thread.join()
     assert not wrong
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_a_forward_that_stood_on_the_tower_before_stands_there_again():
-    """As accelerate's hooks do."""
-    model, processor = tiny_llava_onevision()
-    tower = model.model.vision_tower
-    tower.forward = hooked = tower.forward
-    vision = VisionEncoder(model.requires_grad_(False), processor).encode(
-        np.zeros((4, 32, 32, 3), dtype=np.uint8), np.arange(4) * 1.0
-    )
-    with vision_played_back(model, VisionFeatures([vision.inputs], vision.dtype, vision.pixels)) as pixels:
-        assert tower.forward is not hooked
-        model.model.get_video_features(**pixels)
-    assert tower.forward is hooked
 
 
 def test_features_are_taken_in_evaluation_mode_and_leave_the_model_as_it_was(encoder):
@@ -287,12 +314,17 @@ def test_features_are_taken_in_evaluation_mode_and_leave_the_model_as_it_was(enc
         [PatchItem("p", frames, np.arange(4) * 1.0, (("?", None),))]
     )
     del batch["side_channels"], batch["frame_times"]
-    (taken,) = take_vision(model, batch)
-    assert [module.training for module in model.modules()] == modes and not taken.requires_grad
+    made = encode_to_keep(model, batch, pre_projector=True)
+    taken = made.tensors()
+    assert [module.training for module in model.modules()] == modes
+    assert not any(tensor.requires_grad for tensor in taken.values())
     with torch.no_grad():
         states = tower(batch["pixel_values_videos"][0], output_hidden_states=True).hidden_states
-    assert torch.equal(taken, states[model.config.vision_feature_layer])
-    assert not any(module._forward_pre_hooks for module in model.model.vision_tower.modules())
+        entered = model.model.apply_pooling(states[model.config.vision_feature_layer])
+        assert torch.equal(taken["pre_projector.0"], entered.flatten(0, 1))
+        model.eval()
+        assert torch.equal(taken["pooler_output"], model.model.get_video_features(batch["pixel_values_videos"]).pooler_output)
+    assert not any(module._forward_pre_hooks for module in model.model.modules())
 
 
 @pytest.mark.parametrize("settings", [{"kind": "concat"}, {"kind": "interleave"}, {"gate": True}, {"newline": "grid"}], ids=str)
@@ -312,10 +344,11 @@ def test_patches_that_lengthen_the_prompt_or_read_the_question_compute_the_same(
     assert torch.equal(model.generate(**batch, **call, **options), model.generate(**plain, **call, **options))
 
 
-def test_side_channels_reach_the_stored_tokens(encoder):
+def test_side_channels_reach_the_stored_tokens():
     """Gradients flow into the patch, from stored features as from pixels."""
     model, processor = tiny_llava_onevision()
     attach_patch(model, small_config(query_source="pre_projector"))
+    encoder = VisionEncoder(model, processor, pre_projector=True)
     vision = encoder.encode(np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), np.arange(4) * 1.0)
     batch = batch_of(model, processor, [vision])
     output = model(**batch, side_channels={"audio": side_tokens(1)}, frame_times=vision.times_F[None])

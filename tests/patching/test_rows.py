@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from cases import CASES, shake, shake_parameters, side_tokens, small_config
 from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_patch, load_patch, save_patch
 from pave.patching import Plan, Use, patch_name, patch_names, patch_parameters, patch_slot, unload_patch
+from pave.video_llms import get_interface
 
 QUESTION = "what sound?"
 AUDIO = small_config(targets=("q_proj", "v_proj"))
@@ -345,6 +346,76 @@ def test_attaching_another_patch_leaves_the_first_ones_flags(two):
     assert all(p.requires_grad for p in patch_parameters(model, "B"))
     own = {id(p) for p in patch_parameters(model, "B")}
     assert all(p.requires_grad == (id(p) in own) for p in model.parameters())
+
+
+# --- calls that go on, calls under way
+
+
+def decoded_step_by_step(model, batch, steps, **given):
+    """Greedy tokens of a loop that hands on the cache and nothing else."""
+    mask, positions, tokens = batch["attention_mask"], batch.get("position_ids"), []
+    with torch.no_grad():
+        output = model(**batch, **given, use_cache=True)
+        for _ in range(steps):
+            tokens.append(output.logits[:, -1].argmax(-1))
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            more = (
+                {}
+                if positions is None
+                else {"position_ids": positions.amax(dim=(0, 2), keepdim=True).expand(3, -1, 1) + len(tokens)}
+            )
+            output = model(input_ids=tokens[-1][:, None], attention_mask=mask, past_key_values=output.past_key_values, **more)
+    return torch.stack(tokens, dim=1), output.logits
+
+
+def test_a_decoding_loop_of_ones_own_keeps_the_patches_of_its_rows(two):
+    base, model, batch, given = two
+    positions = get_interface(base.config).position_ids(base.config, batch)  # without them Qwen2.5-VL takes no such step
+    batch = batch if positions is None else {**batch, "position_ids": positions}
+    for patches in ("A", ["B", {"A": 1.0, "B": 0.5}], [None, "A"]):
+        expected = model.generate(**batch, **given, patches=patches, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        tokens, last = decoded_step_by_step(model, batch, 6, **given, patches=patches)
+        assert torch.equal(tokens, expected[:, batch["input_ids"].shape[1] :])
+        longer = {**batch, "input_ids": torch.cat([batch["input_ids"], tokens], dim=1)}
+        longer["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(tokens)], dim=1)
+        if "mm_token_type_ids" in batch:
+            longer["mm_token_type_ids"] = torch.cat([batch["mm_token_type_ids"], torch.zeros_like(tokens)], dim=1)
+            longer["position_ids"] = get_interface(base.config).position_ids(base.config, longer)
+        whole = logits(model, longer, **given, patches=patches)[:, -1:]
+        torch.testing.assert_close(last, whole, atol=1e-5, rtol=1e-5)
+    with model.patch_disabled():
+        assert torch.equal(decoded_step_by_step(model, batch, 6, **given)[1], decoded_step_by_step(base, batch, 6)[1])
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        cache = copied(**batch, **given, use_cache=True).past_key_values
+        ids, mask = batch["input_ids"][:, -1:], torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+        detach_patch(copied, "A")
+        with pytest.raises(ValueError, match="come from a call with the patch 'A', which is not attached any more"):
+            copied(input_ids=ids, attention_mask=mask, past_key_values=cache)
+
+
+def test_a_patch_cannot_be_taken_off_while_a_call_runs_elsewhere(two):
+    _, model, batch, given = two
+    model = copy.deepcopy(model)
+    expected = logits(model, batch, **given)
+    inside, go_on, got = threading.Event(), threading.Event(), []
+
+    def wait(*_):
+        inside.set()
+        assert go_on.wait(60)
+
+    hook = model.get_decoder().register_forward_pre_hook(wait)
+    thread = threading.Thread(target=lambda: got.append(logits(model, batch, **given)))
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(ValueError, match=r"1 call\(s\) of this model are under way"):
+        unload_patch(model, "A")
+    go_on.set()
+    thread.join()
+    hook.remove()
+    assert torch.equal(got[0], expected)
+    unload_patch(model, "A")
+    assert patch_names(model) == ("B",)
 
 
 # --- beside PEFT

@@ -8,6 +8,7 @@ import torch
 
 from cases import CASES, side_tokens
 from family_cases import FAMILY_CASES, build_family, make_times, make_video
+from pave.patching.rows import Rows
 from pave.patching.slot import batch_videos
 from pave.video_llms import get_interface
 from tiny_models import tiny_llava_onevision, tiny_qwen2_5_vl
@@ -211,13 +212,19 @@ def test_an_unknown_family_is_named_with_the_known_ones():
         get_interface(type("Config", (), {"model_type": "gpt2"})())
 
 
-def test_a_mixed_batch_with_lora_inside_shared_experts_is_refused():
-    """Their input has no rows any more, so a row without its channel could not be kept the base's."""
+def test_a_mixed_batch_with_lora_inside_shared_experts_keeps_its_rows_apart():
+    """Their input is flat: the tokens of a row follow each other in it. A call of many rows packed into one is refused."""
     family = build_family("qwen3_5_moe")
     model = family.patched(family.config(targets=("q_proj", "up_proj")))
     side = side_tokens()
     given = {"side_channels": {"audio": side}, "frame_times": family.times}
-    assert not torch.allclose(model(**family.inputs, **given).logits, family.logits, atol=1e-3)
-    side.valid_BK[0] = False
-    with pytest.raises(ValueError, match="rows with and without side channels cannot share a batch on this base"):
-        model(**family.inputs, **given)
+    with torch.no_grad():
+        both = model(**family.inputs, **given).logits
+        side.valid_BK[0] = False
+        mixed = model(**family.inputs, **given).logits
+    assert torch.equal(mixed[0], family.logits[0])
+    torch.testing.assert_close(mixed[1], both[1], atol=family.case.tolerance, rtol=1e-4)
+    assert not torch.allclose(both, family.logits, atol=1e-3)
+    packed = Rows(model, {"default": [1.0, 0.0]})
+    with pytest.raises(ValueError, match="for 2 prompts, so this base packs several into a row"):
+        packed.of("default", torch.zeros(1, 5, 4))

@@ -179,7 +179,8 @@ def _samples_job(
         if sampling is None and record is not None:
             sampling = trained_sampling(record.provenance)
         sampling = sampling or default_sampling(load_processor(where)[1])
-        encoders[VISION] = BaseVision(where, sampling, dtype=dtype, storage=storage)
+        features = record is not None and record.patch.reads_pre_projector
+        encoders[VISION] = BaseVision(where, sampling, dtype=dtype, storage=storage, pre_projector=features)
     if not encoders:
         raise ValueError(f"{source}: there is no side channel and no --vision, so there is nothing to extract")
     return read_samples(source, data_root=root), encoders, store

@@ -33,7 +33,7 @@ class PatchCollator:
     makes                processor returns for the rendered conversations and the decoded frames
     ``side_channels``    dictionary channel -> SideTokens with one row per video; a video that lacks the channel has a row
                          without a valid step
-    ``vision_features``  in place of pixels, where the items hold stored vision features: ``VisionFeatures``
+    ``vision_features``  in place of pixels, where the items hold stored vision features: ``EncodedVideo``
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100

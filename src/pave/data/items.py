@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pave.side_channels.base import SideFeatures
-    from pave.video_llms.vision import Pixels
+    from pave.video_llms.encode import EncodedVideo
 
 
 class SampleError(CodedError):
@@ -31,15 +31,13 @@ class SampleError(CodedError):
 
 @dataclass(frozen=True, eq=False)
 class VideoVision:
-    """What the base makes of one video's frames up to its projector, and what its processor says of them beside pixels."""
+    """What the base's features method makes of one video, and what its processor says of the frames beside pixels."""
 
-    inputs: tuple[Tensor, ...]
-    """What enters each of ``VideoLLMInterface.vision_points``, in the dtype of the storage."""
-    dtype: torch.dtype
-    """That the base computed them in."""
+    encoded: EncodedVideo
+    """The features, in the dtype of the storage."""
     outputs: Mapping[str, Tensor]
     """What the base's video processor made beside pixels (``video_grid_thw`` and the like), for a batch of this video alone."""
-    pixels: Mapping[str, Pixels]
+    pixels: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     """Shape and dtype of the pixels that it made, likewise."""
     times_F: NDArray[np.float64]
     """Seconds of the frames on the video's clock."""
@@ -49,7 +47,7 @@ class VideoVision:
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(x.nbytes for x in (*self.inputs, *self.outputs.values())) + self.times_F.nbytes
+        return sum(x.nbytes for x in (*self.encoded.tensors().values(), *self.outputs.values())) + self.times_F.nbytes
 
     @property
     def shape_of_frames(self) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""A video as the base's frozen vision tower sees it: made once of its frames, and put into batches in place of them."""
+"""A video as the frozen base encodes it: made once of its frames, and put into batches in place of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from pave.config import EncoderConfig
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem, VideoVision
 from pave.data.media import FrameSampling, VideoClip, read_frames
-from pave.data.vision_batch import PIXELS
 from pave.side_channels import SideEncoder, build_encoder, own_modules
 from pave.utils.content import Stamp, stamp_or_none, unchanged
 from pave.utils.embedded import model_path
+from pave.video_llms.encode import PIXELS, check_vision_stored, encode_to_keep
 from pave.video_llms.loading import load_base, load_processor
-from pave.video_llms.vision import check_vision_stored, take_vision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +56,8 @@ class BaseVision:
         sampling: which frames of a video are taken.
         revision: of the base on the hub.
         dtype: "auto" holds its weights as they are stored; or float32, bfloat16, float16.
-        storage: "exact" keeps the dtype of the tower's output; bfloat16 and float16 round to it.
+        storage: "exact" keeps the dtype of the features; bfloat16 and float16 round to it.
+        pre_projector: keep what enters the projector too, for patches that make their queries of it.
 
     Raises:
         ValueError: if there is no such base, or its family is not supported.
@@ -74,6 +74,7 @@ class BaseVision:
         revision: str | None = None,
         dtype: str = "auto",
         storage: StorageDtype = "exact",
+        pre_projector: bool = False,
     ) -> None:
         config, _ = load_processor(model, revision=revision)
         self.model = model_path(model)
@@ -83,6 +84,7 @@ class BaseVision:
         self._dtype = str(stored).removeprefix("torch.") if dtype == "auto" else dtype
         self.storage: StorageDtype = storage
         """How its features are kept."""
+        self._pre_projector = pre_projector
         self._encoder: VisionEncoder | None = None
 
     @classmethod
@@ -90,7 +92,8 @@ class BaseVision:
         """The inverse of ``spec``."""
         settings = spec.settings
         sampling = FrameSampling.from_dict(settings["frames"], where="frames")
-        return cls(str(spec.model), sampling, revision=spec.revision, dtype=settings["dtype"], storage=settings["storage"])
+        options = {key: settings[key] for key in ("dtype", "storage", "pre_projector")}
+        return cls(str(spec.model), sampling, revision=spec.revision, **options)
 
     def spec(self) -> EncoderConfig:
         """Everything that decides the features."""
@@ -98,6 +101,7 @@ class BaseVision:
             "frames": self.sampling.to_dict(),
             "dtype": self._dtype,
             "storage": self.storage,
+            "pre_projector": self._pre_projector,
             "version": VISION_VERSION,
         }
         return EncoderConfig(name=BASE_VISION, model=self.model, revision=self._revision, settings=settings)
@@ -113,7 +117,8 @@ class BaseVision:
         decoder = model.get_decoder()
         if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
             decoder.layers = nn.ModuleList()  # most of the weights, and never reached
-        self._encoder = VisionEncoder(model.requires_grad_(False).to(device), processor, self.storage)
+        frozen = model.requires_grad_(False).to(device)
+        self._encoder = VisionEncoder(frozen, processor, self.storage, pre_projector=self._pre_projector)
         return self
 
     def encode_batch(self, sources: Sequence[VideoClip]) -> list[VideoVision]:
@@ -145,14 +150,16 @@ class VisionEncoder:
     Args:
         model: the base, patched or not, wherever it is at the time of each call.
         processor: its processor.
-        storage: "exact" keeps the dtype of the tower's output; bfloat16 and float16 round to it.
+        storage: "exact" keeps the dtype of the features; bfloat16 and float16 round to it.
+        pre_projector: keep what enters the projector too.
 
     Raises:
         ValueError: if vision features of this base cannot be stored.
     """
 
-    def __init__(self, model: Any, processor: Any, storage: StorageDtype = "exact") -> None:
+    def __init__(self, model: Any, processor: Any, storage: StorageDtype = "exact", *, pre_projector: bool = False) -> None:
         check_vision_stored(model)
+        self._pre_projector = pre_projector
         self._model = model
         self._storage = None if storage == "exact" else getattr(torch, storage)
         processor = copy.copy(processor)
@@ -177,12 +184,10 @@ class VisionEncoder:
         for key, value in moved.items():
             if isinstance(value, Tensor) and value.is_floating_point() and key.startswith(PIXELS):
                 moved[key] = value.to(self._model.dtype)
-        inputs = take_vision(self._model, moved)
-        dtype = inputs[-1].dtype
+        encoded = encode_to_keep(self._model, moved, frame_counts=[len(frames_FHWC)], pre_projector=self._pre_projector)
         outputs, pixels = self._recorder.last()
         return VideoVision(
-            inputs=tuple(x.to("cpu", self._storage or x.dtype) for x in inputs),
-            dtype=dtype,
+            encoded=encoded.to("cpu", self._storage),
             outputs=outputs,
             pixels=pixels,
             times_F=times_F,

@@ -15,10 +15,7 @@ from torch import Tensor
 
 from pave.data.items import VideoVision
 from pave.video_llms import VideoLLMInterface
-from pave.video_llms.vision import VisionFeatures
-
-PIXELS = "pixel_values"
-"""What the names of all tensors of pixels begin with."""
+from pave.video_llms.encode import PIXELS, EncodedVideo
 
 
 def processor_of_stored(processor: Any, videos: Sequence[VideoVision], interface: VideoLLMInterface) -> Any:
@@ -38,9 +35,8 @@ def processor_of_stored(processor: Any, videos: Sequence[VideoVision], interface
 
 def features_for_pixels(data: dict[str, Any], videos: Sequence[VideoVision]) -> dict[str, Any]:
     """What such a processor made, with the stored features in place of the pixels."""
-    pixels = {key: (tuple(data[key].shape), data[key].dtype) for key in data if key.startswith(PIXELS)}
-    kept = {key: value for key, value in data.items() if key not in pixels}
-    return {**kept, "vision_features": VisionFeatures([video.inputs for video in videos], videos[0].dtype, pixels)}
+    kept = {key: value for key, value in data.items() if not key.startswith(PIXELS)}
+    return {**kept, "vision_features": EncodedVideo.join([video.encoded for video in videos])}
 
 
 class _StoredVideos:

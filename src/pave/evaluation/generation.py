@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pave.patching import is_patched
 from pave.tokens import SideTokens
-from pave.video_llms.vision import vision_played_back
+from pave.video_llms.encode import encoder_outputs
 
 _PATCH_INPUTS = ("side_channels", "frame_times")
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -43,16 +43,14 @@ def generate_ids(
 ) -> Tensor:
     """The token ids behind ``generate_texts``: (rows, new tokens), without the prompt."""
     inputs = model_inputs(model, batch, patch=patch)
-    features = inputs.pop("vision_features", None)
-    playback: contextlib.AbstractContextManager[dict[str, Tensor]] = (
-        contextlib.nullcontext({}) if features is None else vision_played_back(model, features)
-    )
+    if not is_patched(model) and "vision_features" in inputs:
+        inputs["mm_encoder_outputs"] = encoder_outputs(model, inputs.pop("vision_features"))
     without = model.patch_disabled() if is_patched(model) and not patch else contextlib.nullcontext()
     was_training = model.training
     model.eval()
     try:
-        with without, playback as pixels:
-            output = model.generate(**inputs, **pixels, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
+        with without:
+            output = model.generate(**inputs, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
     finally:
         model.train(was_training)
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]

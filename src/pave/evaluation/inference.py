@@ -28,8 +28,8 @@ from pave.evaluation.metrics import parse_choice
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import SideFeatures, build_encoder, modules_named
 from pave.utils.content import ContentHashes
+from pave.video_llms.encode import check_vision_stored
 from pave.video_llms.loading import load_base
-from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,9 @@ class VideoQA:
                 )
             check_vision_stored(self.model)
             base, revision, dtype = self._loaded_from
-            found = StoredVision(folder, BaseVision(base, self.sampling, revision=revision, dtype=dtype, storage=vision))
+            pre = self._reads_pre_projector()
+            made_by = BaseVision(base, self.sampling, revision=revision, dtype=dtype, storage=vision, pre_projector=pre)
+            found = StoredVision(folder, made_by)
             found.check_complete(samples, f"pave extract SAMPLES --base BASE --store STORE --vision {vision}")
         self.stored, self.vision = stored, found
         self._kept = {}
@@ -193,10 +195,13 @@ class VideoQA:
         self._kept_bytes = int(gigabytes * 2**30)
         self._kept = {}
         try:
-            encoder = VisionEncoder(self.model, self.processor)
+            encoder = VisionEncoder(self.model, self.processor, pre_projector=self._reads_pre_projector())
         except ValueError:  # this base has none to keep
             return
         self._kept_vision = MemoryVision(encoder, self.sampling, self._kept_bytes)
+
+    def _reads_pre_projector(self) -> bool:
+        return is_patched(self.model) and any(config.reads_pre_projector for config in self.model.patch_configs.values())
 
     def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
         """Change the side streams of these samples from now on (see ``pave.evaluation.counterfactuals``); None stops it.

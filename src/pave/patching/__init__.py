@@ -21,12 +21,12 @@ from pave.patching.checkpoint import (
     save_patch,
 )
 from pave.patching.continuing import check_continues, continue_patch, patch_digest
-from pave.patching.encode import EncodedVideo, encode
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.fuse import Fused, fuse
 from pave.patching.record import PatchRecord, read_record
 from pave.patching.rows import InSameRows, Plan, Use, lora_rows
 from pave.patching.signing import sign_patch
+from pave.video_llms.encode import EncodedVideo, encode
 
 __all__ = [
     "BaseFingerprint",

@@ -24,7 +24,7 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.patched import PatchedVideoLLM, cut_vocabulary, patched_class
+from pave.patching.patched import PatchedVideoLLM, calls_under_way, cut_vocabulary, patched_class
 from pave.patching.rows import InSameRows
 from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import VideoLLMInterface, get_interface
@@ -153,12 +153,18 @@ def detach_patch(model: _Model, name: str | None = None) -> _Model:
         name: of the patch; None takes off all there are.
 
     Raises:
-        ValueError: if the model carries no patch (of that name), or its ``forward`` was replaced on the instance since then.
+        ValueError: if the model carries no patch (of that name), a call of it is under way, or its ``forward`` was replaced on the
+            instance since then.
     """
     names = list(patch_names(model)) if name is None else [patch_name(model, name)]
     if not names:
         patch_name(model)  # says that there is none
     check_forward(model)
+    running = calls_under_way(model)
+    if running:
+        raise ValueError(
+            f"{running} call(s) of this model are under way and may use the patch; take it off when they have ended"
+        )
     base: Any = model
     for each in names:
         _take_off(base, each)

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pave.patching.encode import EncodedVideo
 from pave.patching.lengthen import Lengthening, insert_tokens, plan_newlines, plan_side_tokens
 from pave.patching.rows import Plan
 from pave.patching.slot import PatchSlot, add_residual, batch_videos, rows_of_videos
 from pave.tokens import QuestionTokens, SideTokens
 from pave.video_llms import VideoLayout, VideoLLMInterface, get_interface
+from pave.video_llms.encode import EncodedVideo
 
 logger = logging.getLogger(__name__)
 
@@ -280,6 +280,11 @@ class _Call:
         device = next(slot.parameters()).device
         layouts = [self.layouts[v] for v in chosen]
         features = self.encoded.pre_projector if slot.needs_pre_projector() else None
+        if features is None and slot.needs_pre_projector():
+            raise ValueError(
+                "vision_features hold nothing from before the base's projector, where this patch (query_source: pre_projector) makes its "
+                "queries: make them anew with pre_projector=True"
+            )
         if times_BT is not None:
             times_BT = times_BT[chosen, : max(layout.steps for layout in layouts)]
         batch = batch_videos(

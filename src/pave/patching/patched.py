@@ -6,20 +6,22 @@ import contextlib
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.branches import with_branches
-from pave.patching.encode import PIXELS, EncodedVideo, encode
 from pave.patching.fuse import FrameTimes, Fused, fuse, present_videos, read_sides, read_times, zero_of
 from pave.patching.lengthen import Lengthening, at_given_positions
 from pave.patching.rows import (
@@ -36,7 +38,7 @@ from pave.patching.rows import (
 from pave.patching.slot import SLOTS, PatchSlot, base_state_dict, without_patches
 from pave.tokens import SideTokens
 from pave.video_llms import get_interface
-from pave.video_llms.vision import VisionFeatures, vision_played_back
+from pave.video_llms.encode import PIXELS, EncodedVideo, encode, encoder_outputs, learning_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,7 @@ class PatchedVideoLLM:
         side_channels: SideChannels | None = None,
         frame_times: FrameTimes | None = None,
         patches: Patches = None,
+        vision_features: EncodedVideo | None = None,
     ) -> Iterator[dict[str, Any]]:
         """For code that runs inner modules itself: what ``forward`` does around the base's own.
 
@@ -180,11 +183,12 @@ class PatchedVideoLLM:
             side_channels: as ``forward`` takes them.
             frame_times: likewise.
             patches: likewise.
+            vision_features: likewise.
 
         Yields:
             The arguments to call ``model.base_model`` with inside the block.
         """
-        with _prepared(self, batch, side_channels, frame_times, patches) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
             yield call.inputs
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
@@ -266,6 +270,7 @@ def _prepared(
     side_channels: SideChannels | None,
     frame_times: FrameTimes | None,
     patches: Patches,
+    vision_features: EncodedVideo | None,
 ) -> Iterator[_Prepared]:
     """Encode, fuse and hand over, inside the rows of the call. Where no patch acts, the base gets what it was given."""
     slots: dict[str, PatchSlot] = dict(getattr(model, SLOTS).items())
@@ -273,15 +278,25 @@ def _prepared(
     times_BF = read_times(frame_times)
     sides = read_sides(slots, side_channels or {}, plan.names(), times_BF)
     vocabulary = _vocabulary(slots, plan)
-    if not _must_fuse(model, slots, plan, sides):
-        _check_video(batch, sides, EncodedVideo({}, ""))
-        fused = fuse(model, slots, EncodedVideo({}, ""), {}, None, plan, batch)
-        with lora_rows(Rows(model, fused.lora, vocabulary)):
+    _check_vision_features(model, batch, vision_features)
+    held = None if side_channels or patches is not None or vision_features is not None else _rows_of_cache(model, batch)
+    if held is not None:
+        with _under_way(model), lora_rows(held):
             yield _Prepared(dict(batch))
         return
-    counts = None if times_BF is None else torch.isfinite(times_BF).sum(dim=1).tolist()
-    features = any(slots[name].needs_pre_projector() for name in sides)
-    encoded = encode(model, batch, frame_counts=counts, pre_projector=features)
+    if not _must_fuse(model, slots, plan, sides):
+        _check_video(batch, sides, vision_features or EncodedVideo({}, ""))
+        fused = fuse(model, slots, EncodedVideo({}, ""), {}, None, plan, batch)
+        fused.outputs = {} if vision_features is None else encoder_outputs(model, vision_features)
+        with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary)):
+            yield _handed_over(dict(batch), fused)
+        return
+    if vision_features is None:
+        counts = None if times_BF is None else torch.isfinite(times_BF).sum(dim=1).tolist()
+        features = any(slots[name].needs_pre_projector() for name in sides)
+        encoded = encode(model, batch, frame_counts=counts, pre_projector=features)
+    else:
+        encoded = vision_features.to(model.get_input_embeddings().weight.device, vision_features.dtype)
     _check_video(batch, sides, encoded)
     grids = [name for name in plan.names() if slots[name].config.newline == "grid"]
     if grids and (batch.get("mm_encoder_outputs") or {}).get("video") is not None:
@@ -290,8 +305,58 @@ def _prepared(
         )
     prompt = {name: value for name, value in batch.items() if not name.startswith(PIXELS)}
     fused = fuse(model, slots, encoded, sides, times_BF, plan, prompt)
-    with lora_rows(Rows(model, fused.lora, vocabulary, fused.longer)):
+    with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary, fused.longer)):
         yield _handed_over(prompt, fused)
+
+
+# A decoding loop of one's own hands the cache of one call to the next, and the rows with it.
+
+
+def _keep_rows(output: Any) -> None:
+    """Let the cache that a call returns remember its rows."""
+    found = (output,) if isinstance(output, Tensor) else output
+    found = found if isinstance(found, tuple) else (getattr(output, "past_key_values", None),)
+    for cache in found:
+        if isinstance(cache, Cache):
+            cache.pave_rows = current_rows()  # type: ignore[attr-defined]
+
+
+def _rows_of_cache(model: Any, batch: Mapping[str, Any]) -> Rows | None:
+    """The rows of the call whose cache this one goes on from, unless it brings a video or the patches are disabled."""
+    names, strength = model.patch_names, model.patch_strength
+    rows: Rows | None = getattr(batch.get("past_key_values"), "pave_rows", None)
+    video = any(name.startswith(PIXELS) and value is not None for name, value in batch.items())
+    if rows is None or rows.owner is not model or video or strength == 0.0:
+        return None
+    gone = [name for name, weights in rows.weights.items() if any(weights) and name not in names]
+    if gone:
+        raise ValueError(f"past_key_values come from a call with the patch {gone[0]!r}, which is not attached any more")
+    return rows
+
+
+_RUNNING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _count(model: nn.Module, by: int) -> None:
+    with _LOCK:
+        _RUNNING[model] = _RUNNING.get(model, 0) + by
+
+
+@contextlib.contextmanager
+def _under_way(model: nn.Module) -> Iterator[None]:
+    _count(model, 1)
+    try:
+        yield
+    finally:
+        _count(model, -1)
+
+
+def calls_under_way(model: nn.Module) -> int:
+    """How many calls of a patched model run at present, in all threads."""
+    with _LOCK:
+        return _RUNNING.get(model, 0)
 
 
 def _handed_over(prompt: dict[str, Any], fused: Fused) -> _Prepared:
@@ -299,6 +364,22 @@ def _handed_over(prompt: dict[str, Any], fused: Fused) -> _Prepared:
     if fused.outputs:
         inputs = {**inputs, "mm_encoder_outputs": fused.outputs}
     return _Prepared(inputs, bool(fused.outputs), fused.longer, fused.idle)
+
+
+def _check_vision_features(model: Any, batch: Mapping[str, Any], features: EncodedVideo | None) -> None:
+    if features is None:
+        return
+    if not isinstance(features, EncodedVideo):
+        raise ValueError(f"vision_features: expected EncodedVideo, got {type(features).__name__}")
+    given = [name for name, value in batch.items() if name.startswith(PIXELS) and value is not None]
+    if given:
+        raise ValueError(f"vision_features stand in place of pixels, but {given[0]} was given as well; pass one of them")
+    trained = learning_parameters(model) if torch.is_grad_enabled() else []
+    if trained:
+        raise ValueError(
+            f"the vision tower is trained (the first parameter that takes gradients is {trained[0]!r}), so its features change and cannot "
+            "be stored: freeze it, or pass the video's pixels"
+        )
 
 
 def _num_rows(batch: Mapping[str, Any]) -> int:
@@ -373,18 +454,6 @@ def _touched(output: Any, idle: list[nn.Parameter]) -> Any:
     return output
 
 
-@contextlib.contextmanager
-def _played_back(model: Any, features: Any, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of a call with stored vision features in place of pixels."""
-    if not isinstance(features, VisionFeatures):
-        raise ValueError(f"vision_features: expected VisionFeatures, got {type(features).__name__}")
-    given = [name for name, value in arguments.items() if name.startswith(PIXELS) and value is not None]
-    if given:
-        raise ValueError(f"vision_features stand in place of pixels, but {given[0]} was given as well; pass one of them")
-    with vision_played_back(model, features) as pixels:
-        yield {**arguments, **pixels}
-
-
 # --- the class --------------------------------------------------------------------------------------------------------
 
 
@@ -422,22 +491,21 @@ def _forward_method(base: Any) -> Any:
         **kwargs: Any,
     ) -> Any:
         running = current_rows()
-        if running is not None and running.owner is self and side_channels is None and patches is None:
+        own = side_channels is None and patches is None and vision_features is None
+        if own and running is not None and running.owner is self:
             return original(self, *args, **kwargs)  # a step of generate, or inside patch_call
         batch = dict(signature.bind_partial(self, *args, **kwargs).arguments)
         batch |= batch.pop("kwargs", {})
         del batch["self"]
         if branches is not None:
             batch = with_branches(self, branches, batch)
-        if vision_features is not None:
-            with _played_back(self, vision_features, batch) as pixels:
-                return forward(self, side_channels=side_channels, frame_times=frame_times, patches=patches, **pixels)
-        with _prepared(self, batch, side_channels, frame_times, patches) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
             if call.encoded:
                 call.inputs = {**dict.fromkeys(required), **call.inputs}  # some ask for pixels by position
             output = original(self, **call.inputs)
             if call.idle and self.training and torch.is_grad_enabled():
                 output = _touched(output, call.idle)
+            _keep_rows(output)
             return output if call.longer is None else at_given_positions(output, call.longer, batch)
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -451,7 +519,7 @@ _ARGUMENTS = """
         frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
         patches (*optional*): which patches act, for all rows or one entry a row: a name, a mapping from names to strengths, or None for
             the base. Default: those selected, else all.
-        vision_features (`VisionFeatures`, *optional*): stored frozen vision features of the videos, in place of their pixels.
+        vision_features (`EncodedVideo`, *optional*): what the base made of the videos earlier, in place of their pixels.
         branches (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): 0 where a token is seen by the whole row, else the number
             of the question that it belongs to, -1 at padding; questions do not see each other.
 """
@@ -473,15 +541,13 @@ def _generate_method(base: Any) -> Any:
         vision_features: Any = None,
         **kwargs: Any,
     ) -> Any:
-        if vision_features is not None:
-            with _played_back(self, vision_features, kwargs) as pixels:
-                given = {"side_channels": side_channels, "frame_times": frame_times, "patches": patches}
-                return generate(self, inputs, *args, **given, **pixels)
         batch = kwargs if inputs is None else {**kwargs, prompt: inputs}
-        with _prepared(self, batch, side_channels, frame_times, patches) as call:
-            if not call.encoded:  # a few families have another first argument than the prompt: it is passed on only if given
-                return original(self, *(() if inputs is None else (inputs,)), *args, **kwargs)
-            output = get_interface(self.config).generate(self, original, args, call.inputs)
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
+            if call.encoded:
+                output = get_interface(self.config).generate(self, original, args, call.inputs)
+            else:  # a few families have another first argument than the prompt: it is passed on only if given
+                output = original(self, *(() if inputs is None else (inputs,)), *args, **kwargs)
+            _keep_rows(output)
             if call.longer is None:
                 return output
             if isinstance(output, Tensor):

@@ -192,6 +192,9 @@ class Rows:
             return index, acting.pop()
         return index, torch.tensor([each[row] for row in chosen], device=x.device)
 
+    def __deepcopy__(self, memo: Any) -> Rows:
+        return self  # nothing in it changes, and a copied cache still belongs to the same model
+
 
 def _no_rows(x: Tensor) -> Tensor:
     return torch.zeros(0, dtype=torch.long, device=x.device)

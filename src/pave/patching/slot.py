@@ -56,7 +56,7 @@ class PatchSlot(nn.Module):
         )
 
     def needs_pre_projector(self) -> bool:
-        return any(c.fusion.query_source == "pre_projector" for c in self.config.side_channels.values())
+        return self.config.reads_pre_projector
 
     def needs_frame_times(self) -> bool:
         return any(c.fusion.alignment == "timestamps" for c in self.config.side_channels.values())

@@ -288,7 +288,7 @@ def _vision(sizes: Sizes, shape: StepShape, settings: StepSettings, a: int) -> i
     projector = rows * sizes.projected * a * (sizes.vision_width + 3 * sizes.E)
     states = rows * sizes.vision_patches * a * sizes.vision_width * sizes.vision_states
     if settings.stored_vision:
-        return projector
+        return rows * sizes.projected * a * sizes.E
     tower = rows * sizes.vision_patches * a * (2 * sizes.vision_mlp + 2 * sizes.vision_width)
     return states + max(tower, projector)
 

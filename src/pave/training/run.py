@@ -41,8 +41,8 @@ from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import atomic_write_text
 from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
+from pave.video_llms.encode import check_vision_stored
 from pave.video_llms.loading import load_base
-from pave.video_llms.vision import check_vision_stored
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +323,14 @@ def base_vision(recipe: Recipe, base: str | Path, storage: StorageDtype | None =
         ValueError: if there is no such base.
     """
     storage = storage or recipe.data.vision_dtype
-    return BaseVision(base, recipe.data.frames, revision=recipe.base.revision, dtype=recipe.base.dtype, storage=storage)
+    return BaseVision(
+        base,
+        recipe.data.frames,
+        revision=recipe.base.revision,
+        dtype=recipe.base.dtype,
+        storage=storage,
+        pre_projector=recipe.patch.reads_pre_projector,
+    )
 
 
 def _keep_vision(
@@ -341,7 +348,8 @@ def _keep_vision(
             f"data.vision 'memory' runs the vision tower in the process that trains, whole, but {what} is set; leave it out, or "
             "use data.vision 'store'"
         )
-    encoder = VisionEncoder(model, processor, recipe.data.vision_dtype)
+    features = recipe.patch.reads_pre_projector
+    encoder = VisionEncoder(model, processor, recipe.data.vision_dtype, pre_projector=features)
     memory = MemoryVision(encoder, recipe.data.frames, int(recipe.data.cache_gigabytes * 2**30))
     for dataset in datasets:
         dataset.vision = memory

@@ -15,7 +15,6 @@ class Ernie4_5VLInterface(GridInterface):
     model_types = ("ernie4_5_vl_moe",)
     frames_per_step = 2
     projector_path = "resampler_model"
-    vision_path = "vision_tower"
 
     def layouts(
         self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None

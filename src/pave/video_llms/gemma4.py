@@ -13,7 +13,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 class Gemma4Interface(VideoLLMInterface):
     model_types = ("gemma4",)
     projector_path = "embed_vision"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from pave.video_llms import stand_ins
 from pave.video_llms.interface import ATTENTION_LINEARS, MLP_LINEARS, GridInterface
-from pave.video_llms.stand_ins import StandIn
 
 
 class Glm4vInterface(GridInterface):
@@ -17,12 +13,6 @@ class Glm4vInterface(GridInterface):
     model_types = ("glm4v", "glm46v", "glm4v_moe")
     frames_per_step = 2
     width_field = "out_hidden_size"  # the patches of a token are merged by a convolution before the projector
-
-    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
-        tower = inner.visual
-        norms = (tower.post_conv_layernorm, tower.embeddings, tower.post_layernorm)
-        merged = stand_ins.rows_of_width(tower.config.out_hidden_size)
-        return {**super().vision_stand_ins(inner), **stand_ins.layers_of(norms), tower.downsample: merged}
 
     def video_token_id(self, config: Any) -> int:
         return int(config.image_token_id)

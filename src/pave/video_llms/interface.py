@@ -17,9 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pave.video_llms import stand_ins
-from pave.video_llms.stand_ins import StandIn
-
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
 
@@ -60,22 +57,16 @@ class VideoLLMInterface(ABC):
     """Sampled frames that the model merges into one time step."""
     needs_frame_counts: ClassVar[bool] = False
     """True where the model's inputs do not say which frames make a video: ``frame_times`` has to."""
-    encodes_after_beams: ClassVar[bool] = False
-    """True where ``generate`` repeats the pixels for beams before it encodes them."""
     lengthens_prompt: ClassVar[bool] = False
     """True where fusion by ``concat`` and ``interleave``, which add tokens to the prompt, is described and tested."""
     shares_videos: ClassVar[bool] = False
     """True where several questions in one row after one video (``pave.video_llms.branches``) are tested."""
     projector_path: ClassVar[str]
     """Where the module whose input holds the features before the projector is in the inner model."""
-    vision_path: ClassVar[str] = ""
-    """Where the vision tower is in the inner model, for families whose tower can be skipped as a whole; see ``vision_stand_ins``."""
-    vision_axis: ClassVar[int] = 0
-    """Axis of the features before the projector along which the videos of a batch follow each other."""
     pixels_axis: ClassVar[int] = 0
-    """Axis of the pixels, likewise."""
-    vision_not_stored: ClassVar[str] = "how its vision tower is skipped is not described"
-    """Why stored vision features cannot take the place of pixels, where ``vision_stand_ins`` is empty."""
+    """Axis of the pixels along which the videos of a batch follow each other."""
+    vision_not_stored: ClassVar[str] = ""
+    """Why what the features method makes of a video alone cannot take the place of its pixels; empty where it can."""
 
     # --- static facts, from the config alone
 
@@ -170,17 +161,6 @@ class VideoLLMInterface(ABC):
         """Per video (T * S, C): what entered the projector, in frame order and pooled like the video tokens."""
 
     # --- stored vision features in place of pixels
-
-    def vision_points(self, inner: Any) -> list[nn.Module]:
-        """The modules whose first input is stored: all that the frozen tower hands on. The projector comes last."""
-        return [self.projector(inner)]
-
-    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
-        """What runs in place of which module's forward while stored features are played back; empty if that is not described."""
-        if not self.vision_path:
-            return {}
-        layers = int(getattr(inner.config.vision_config, "num_hidden_layers", 0)) + 1
-        return {inner.get_submodule(self.vision_path): stand_ins.tower(layers)}
 
     def join_processed(self, name: str, parts: Sequence[Tensor], pixels: Sequence[tuple[int, ...]]) -> Tensor:
         """What the video processor makes of a batch beside pixels, from what it made of each video alone.
@@ -287,12 +267,6 @@ class GridInterface(VideoLLMInterface):
             )
             merged = merged[torch.argsort(window_index).to(merged.device)]
         return list(merged.split([layout.num_tokens for layout in layouts]))
-
-    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
-        """The projector is the last part of the tower here, so the layers before it are skipped one by one."""
-        if self.vision_path:
-            return super().vision_stand_ins(inner)
-        return {inner.visual.patch_embed: stand_ins.patches, **stand_ins.layers_of(inner.visual.blocks)}
 
 
 def videos_of_frames(total: int, frame_counts: Sequence[int] | None, what: str) -> list[int]:

@@ -17,7 +17,6 @@ class InternVLInterface(VideoLLMInterface):
     video_key = "image"
     needs_frame_counts = True
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2)

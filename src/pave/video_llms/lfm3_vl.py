@@ -11,7 +11,6 @@ class Lfm3VLInterface(GridInterface):
     model_types = ("lfm3_vl",)
     frames_per_step = 2
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def decoder_linears(self, config: Any) -> tuple[str, ...]:
         return (*ATTENTION_LINEARS, "g_proj", "w1", "w2", "w3", "in_proj", "out_proj")

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pave.video_llms import stand_ins
 from pave.video_llms.interface import VideoLayout, VideoLLMInterface
-from pave.video_llms.stand_ins import StandIn
 
 
 class LlavaNextVideoInterface(VideoLLMInterface):
     model_types = ("llava_next_video",)
     shares_videos = True
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         layers = config.vision_feature_layer
@@ -35,6 +32,3 @@ class LlavaNextVideoInterface(VideoLLMInterface):
         self, inner: Any, captured: Tensor, layouts: Sequence[VideoLayout], arguments: Mapping[str, Any]
     ) -> list[Tensor]:
         return list(captured.reshape(len(layouts), -1, captured.shape[-1]))
-
-    def vision_stand_ins(self, inner: Any) -> dict[nn.Module, StandIn]:
-        return {**super().vision_stand_ins(inner), inner.vision_resampler: stand_ins.unchanged}

@@ -16,7 +16,6 @@ class LlavaOnevisionInterface(VideoLLMInterface):
     lengthens_prompt = True
     shares_videos = True
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         layers = config.vision_feature_layer

@@ -16,8 +16,6 @@ class MiniCPMV4_6Interface(VideoLLMInterface):
     model_types = ("minicpmv4_6",)
     needs_frame_counts = True
     projector_path = "merger"
-    vision_path = "vision_tower"
-    vision_axis = 1
     pixels_axis = 3
 
     def pre_projector_width(self, config: Any) -> int:

@@ -15,7 +15,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 class Molmo2Interface(VideoLLMInterface):
     model_types = ("molmo2",)
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size) * len(config.adapter_config.vision_feature_layer)

@@ -15,9 +15,7 @@ class PerceptionLMInterface(VideoLLMInterface):
     model_types = ("perception_lm",)
     shares_videos = True
     features_method = "get_image_features"
-    encodes_after_beams = True
     projector_path = "multi_modal_projector"
-    vision_path = "vision_tower"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.model_args["embed_dim"])

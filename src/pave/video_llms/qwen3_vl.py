@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pave.video_llms.interface import ATTENTION_LINEARS, MLP_LINEARS, GridInterface
 from pave.video_llms.mrope import rotary_positions
@@ -21,10 +21,6 @@ class Qwen3VLInterface(GridInterface):
     model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     frames_per_step = 2
     shares_videos = True
-
-    def vision_points(self, inner: Any) -> list[nn.Module]:
-        """With the mergers of the deepstack features, which take the states of earlier layers."""
-        return [*getattr(inner.visual, "deepstack_merger_list", ()), *super().vision_points(inner)]
 
     def positions_of_rows(self, config: Any, batch: Mapping[str, Any]) -> Tensor | None:
         """Every step is a run of its own, and so are its positions."""

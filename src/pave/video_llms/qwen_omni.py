@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pave.video_llms.interface import ATTENTION_LINEARS, GridInterface
 
@@ -27,10 +27,6 @@ class Qwen2_5OmniInterface(GridInterface):
 class Qwen3OmniInterface(Qwen2_5OmniInterface):
     model_types = ("qwen3_omni_moe_thinker",)
     windowed = False
-
-    def vision_points(self, inner: Any) -> list[nn.Module]:
-        """With the mergers of the deepstack features, which take the states of earlier layers."""
-        return [*inner.visual.merger_list, *super().vision_points(inner)]
 
     def decoder_linears(self, config: Any) -> tuple[str, ...]:
         return ATTENTION_LINEARS

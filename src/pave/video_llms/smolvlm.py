@@ -17,7 +17,7 @@ class SmolVLMInterface(VideoLLMInterface):
     video_key = "image"
     needs_frame_counts = True
     projector_path = "connector"
-    vision_not_stored = "it finds the pictures of a video among black ones by looking at their pixels"
+    vision_not_stored = "its processor pads the videos of a batch to one number of frames and writes that into every prompt"
 
     def pre_projector_width(self, config: Any) -> int:
         return int(config.vision_config.hidden_size)

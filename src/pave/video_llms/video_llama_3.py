@@ -16,7 +16,6 @@ from pave.video_llms.interface import GridInterface, VideoLayout
 class VideoLlama3Interface(GridInterface):
     model_types = ("video_llama_3",)
     projector_path = "projector"  # its input is pooled already
-    vision_path = "vision_model"
 
     def layouts(
         self, config: Any, arguments: Mapping[str, Any], frame_counts: Sequence[int] | None = None

@@ -11,7 +11,7 @@ from pave.data.samples import Sample
 from pave.data.store.plan import VISION, identify, plan_features, wanted_key
 from pave.data.store.shards import FeatureStore
 from pave.data.store.vision import vision_of_parts
-from pave.data.vision import BaseVision, Encoder
+from pave.data.vision import BASE_VISION, VISION_VERSION, BaseVision, Encoder
 from pave.side_channels.base import SideEncoder, SideFeatures
 
 
@@ -51,10 +51,17 @@ class _Reader:
             self.store.index(encoder, fresh=True)
         missing = [want for want in plan.wanted.values() if want.key not in self.store.index(want.encoder)]
         if missing:
+            older = " (there are some that an older version of the library made, which hold something else)"
             raise ValueError(
                 f"the feature store {self.store.folder} lacks {len(missing)} of {len(plan.wanted)} features, the first is "
-                f"{named(plan.channels[missing[0].key])} of {missing[0].file}; run: {command}"
+                f"{named(plan.channels[missing[0].key])} of {missing[0].file}{older if self._has_older() else ''}; run: {command}"
             )
+
+    def _has_older(self) -> bool:
+        """Whether the store has vision features of an older version."""
+        specs = [self.store.facts(encoder).get("spec", {}) for encoder in self.store.encoders()]
+        versions = [spec.get("settings", {}).get("version", 0) for spec in specs if spec.get("name") == BASE_VISION]
+        return VISION in self.encoders and any(version < VISION_VERSION for version in versions)
 
 
 class StoredChannels(_Reader):
