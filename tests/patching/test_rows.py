@@ -157,9 +157,27 @@ def test_residual_and_lora_have_strengths_of_their_own(two):
     patch_slot(fusion_alone).load_state_dict(patch_slot(model, "A").state_dict())
     expected = logits(fusion_alone, batch, **only(given, "audio"))
     assert torch.equal(logits(model, batch, **given, patches={"A": (1.0, 0.0)}), expected)
+    assert torch.equal(
+        logits(fusion_alone, batch, **only(given, "audio"), patches={"default": 0.5}),
+        logits(model, batch, **given, patches={"A": (0.5, 0.0)}),
+    )
     lora_alone = logits(model, batch, **given, patches={"A": (0.0, 1.0)})
+    assert not torch.allclose(logits(model, batch, **given, patches={"A": (0.0, 0.5)}), lora_alone, atol=1e-3)
     for other in (expected, logits(base, batch), logits(model, batch, **given, patches="A")):
         assert not torch.allclose(lora_alone, other, atol=1e-3)
+
+
+def test_the_strength_of_a_row_scales_its_residual(two):
+    _, model, batch, given = two
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(lambda _, a, kw: seen.append(kw["inputs_embeds"]), with_kwargs=True)
+    for patches in (None, "A", [{"A": 0.5}, {"A": 0.25}]):
+        logits(model, batch, **given, patches=[None, None] if patches is None else patches)
+    hook.remove()
+    base, full, scaled = seen
+    for row, strength in enumerate((0.5, 0.25)):
+        torch.testing.assert_close(scaled[row] - base[row], strength * (full[row] - base[row]), atol=1e-5, rtol=1e-4)
+        assert (full[row] - base[row]).abs().max() > 0.1
 
 
 def test_generation_of_a_mixed_batch_is_that_of_its_rows(two):
