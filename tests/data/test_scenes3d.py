@@ -192,21 +192,22 @@ def test_bad_descriptions_are_refused(change, words, tmp_path):
 
 
 BIG = 10**400
+DIGITS = r"scene\.json: a number of 401 digits is too large"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["frames"][1]["pose"][0].__setitem__(3, BIG), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
+        (lambda c: c["frames"][1]["pose"][0].__setitem__(3, BIG), DIGITS),
         (
             lambda c: c["frames"][1]["pose"][0].__setitem__(3, 1e300),
             r"1\.png: the pose puts the camera 1e\+300 m from the origin",
         ),
         (lambda c: c["frames"][1]["pose"][0].__setitem__(0, 1e300), "the pose is not rigid"),
         (lambda c: c["frames"][1]["pose"][0].__setitem__(0, "1_0"), r"frames\[1\]: pose must be 4 rows of 4 numbers"),
-        (lambda c: c["frames"][1].update(time=BIG), r"frames\[1\]: time: a number is needed, got 1000"),
-        (lambda c: c["intrinsics"].update(fx=BIG), "intrinsics: fx: a number is needed"),
-        (lambda c: c["intrinsics"].update(width=BIG), "intrinsics: width: a number is needed"),
+        (lambda c: c["frames"][1].update(time=BIG), DIGITS),
+        (lambda c: c["intrinsics"].update(fx=BIG), DIGITS),
+        (lambda c: c["intrinsics"].update(width=BIG), DIGITS),
         (lambda c: c["intrinsics"].update(height=0), "intrinsics: height is a whole number of pixels, at least 1, got 0"),
         (lambda c: c["intrinsics"].update(height=0.5), "intrinsics: height is a whole number of pixels, at least 1, got 0.5"),
         (
@@ -216,7 +217,7 @@ BIG = 10**400
         (lambda c: c["intrinsics"].update(fx=1e-300), "fx of 1e-300 pixels is no lens's for a picture of 32x24"),
         (lambda c: c["intrinsics"].update(fx=0.9, fy=0.9, cx=0.5, cy=0.5), "fx of 0.9 pixels is no lens's"),
         (lambda c: c["intrinsics"].update(fy=1e300), r"fy of 1e\+300 pixels is no lens's"),
-        (lambda c: c.update(depth_unit=BIG), "depth_unit: a number is needed"),
+        (lambda c: c.update(depth_unit=BIG), DIGITS),
     ],
 )
 def test_numbers_out_of_range_are_one_sentence(change, words, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cases import CASES, patched, side_tokens, small_config
-from pave import LoraSettings, PatchConfig, SideTokens, attach_patch, detach_patch
+from pave import PatchConfig, SideTokens, attach_patch, detach_patch
 from pave.patching import patch_parameters
 from pave.patching.slot import rows_of_videos
 
@@ -121,10 +121,8 @@ def test_attaching_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="is taken by torch, got 'keys'"):
         attach_patch(model, small_config(), name="keys")
     channel = small_config().side_channels["audio"]
-    with pytest.raises(ValueError, match="side_channels: .* is taken by torch, got 'type'"):
+    with pytest.raises(ValueError, match="side channel 'type': the name would hide a part of a module"):
         attach_patch(model, replace(small_config(), side_channels={"type": channel}))
-    with pytest.raises(RuntimeError):  # no machine has that much memory
-        attach_patch(model, replace(small_config(), lora=LoraSettings(rank=10**13)))
     bad = PatchConfig.from_dict({**small_config().to_dict(), "lora": {"targets": ["q_proj", "qkv"]}})
     with pytest.raises(ValueError, match=r"no linear layer named \['qkv'\]; it has .*'q_proj'"):
         attach_patch(model, bad)
