@@ -130,7 +130,7 @@ def test_every_rank_makes_its_share_and_rank_0_has_standard_output_to_itself(wor
     assert (made[1]["present"], len(read_samples(world / "train.jsonl"))) == (4, 3)
     assert main(["extract", str(tmp_path / "gone.yaml"), "--json"]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and "gone.yaml: cannot be read" in said.err
+    assert said.out == "" and "gone.yaml: there is no such file" in said.err
     monkeypatch.setenv("RANK", "one")
     assert main(["extract", str(world / "recipe.yaml"), "--store", str(tmp_path / "store")]) == 2
     assert "the variables RANK and WORLD_SIZE must be numbers" in capsys.readouterr().err

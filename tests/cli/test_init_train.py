@@ -89,7 +89,7 @@ def test_train_says_in_one_sentence_why_a_run_stopped(started, base, tmp_path, c
 
 def test_train_names_what_is_wrong(started, tmp_path, capsys):
     assert main(["train", str(tmp_path / "no.yaml")]) == 2
-    assert "no.yaml: cannot be read" in capsys.readouterr().err
+    assert "no.yaml: there is no such file" in capsys.readouterr().err
     assert main(["train", str(started / "recipe.yaml"), "training.learning_rat=1"]) == 2
     assert "did you mean 'training.learning_rate'" in capsys.readouterr().err
 

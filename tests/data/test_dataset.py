@@ -226,7 +226,7 @@ def test_folder_cache_follows_the_code_of_an_encoder_and_the_version_of_the_read
         sys.modules.pop("cached_own", None)
         linecache.clearcache()
         importlib.invalidate_caches()
-        encoders = {"audio": build_encoder(EncoderConfig(name="cached_own:Own"))}
+        encoders = {"audio": build_encoder(EncoderConfig(name="cached_own:Own"), "cached_own")}
         data = dataset([sample(files)], encoders, cache=str(tmp_path / "cache"))
         return data[0].side["audio"].features_KMC.unique().tolist(), data.cache_report.misses
 

@@ -22,7 +22,7 @@ from pave.evaluation.run_report import differing, read_runs, write_run_report
 from pave.evaluation.runner import evaluate
 from tiny_runs import save_base_and_patch, write_clip
 
-HOSTILE = "</td><script>alert(1)</script><img src=http://evil/x.png onerror=alert(2)> {{ 7*7 }} \ud800 " + "x" * 5000
+HOSTILE = "</td><script>alert(1)</script><img src=http://evil/x.png onerror=alert(2)> {{ 7*7 }} " + "x" * 5000
 
 
 def write_run(folder, samples, answers, **settings):
@@ -136,10 +136,15 @@ def test_hostile_answers_stay_text_and_nothing_is_loaded(tmp_path, capsys):
     page, text = words(tmp_path / "r.html")
     assert {tag for tag, _ in page.tags} & {"script", "img", "link", "iframe", "a", "form", "i"} <= {"i"}
     assert all(not name.startswith("on") and name not in ("src", "href") for _, a in page.tags for name in a)
-    assert text.count("<script>alert(1)</script>") >= 4 and "{{ 7*7 }} ?" in text
+    assert text.count("<script>alert(1)</script>") >= 4 and "{{ 7*7 }}" in text
     assert "characters in all)" in text and "x" * 1001 not in text
     assert "s0" in data["not_shown"] and "gone.mp4: " in data["not_shown"]["s0"]
     assert "Frames and side channels are not shown: " in text
+    half = write_run(tmp_path / "half", samples[:1], ["half a surrogate pair: \ud800"])
+    code = main(["report", str(half), "--out", str(tmp_path / "no.html")])
+    err = capsys.readouterr().err
+    assert code == 2 and "predictions.jsonl, line 2: Invalid JSON" in err and err.count("\n") == 1
+    assert not (tmp_path / "no.html").exists()
 
 
 def test_runs_of_other_samples_are_refused_in_one_sentence(tmp_path, capsys):
@@ -212,6 +217,7 @@ def test_what_is_not_what_was_asked_about_is_not_shown_beside_the_answers(tmp_pa
     config = json.loads(path.read_text())
     config["patch"]["side_channels"]["audio"]["encoder"]["settings"]["offset_seconds"] = 3.0
     path.write_text(json.dumps(config))
+    assert main(["sign", str(patch)]) == 0 and capsys.readouterr()
     code, _, _ = report(capsys, run, "--out", tmp_path / "r.html")
     shown = [a["alt"] for tag, a in words(tmp_path / "r.html")[0].tags if tag == "img"]
     assert code == 0 and any(alt.startswith("frame at") for alt in shown) and not any("features of" in alt for alt in shown)

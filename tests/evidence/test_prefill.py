@@ -20,7 +20,7 @@ def test_a_prompt_is_measured_in_rounds():
     assert got.tokens == 3 * 4 + 1 + 64
     assert 0 < got.fusion_seconds < got.base_seconds * got.ratio * 2
     assert got.patch == small_config().to_dict()
-    assert Measurement.from_dict(got.to_dict()) == got
+    assert Measurement.from_dict(json.loads(json.dumps(got.to_dict()))).to_dict() == json.loads(json.dumps(got.to_dict()))
 
 
 def test_the_patch_is_on_in_its_turn_only(monkeypatch):
@@ -56,7 +56,7 @@ def test_a_measurement_is_read_back_and_not_taken_again(tmp_path):
         SECTIONS["cost"].check(Plan(), tmp_path)
     SECTIONS["cost"].check(SHORT, tmp_path)  # it measures nothing
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"measured\.json: not valid JSON; remove it"):
+    with pytest.raises(ValueError, match=r"measured\.json: not JSON: .*; remove it"):
         measured_once(small_config(), tmp_path)
 
 

@@ -124,7 +124,7 @@ def test_the_tables_of_damaged_channels(tmp_path):
              for line in text.splitlines() if "|" in line]  # fmt: skip
     assert lines[2][:5] == ["audio, sound", "25", "patch", "100.0", "0.0"] and lines[2][5:] == ["25.0", "50.0", "75.0", "100.0"]
     removed = next(line for line in text.splitlines() if line.startswith("| audio, sound | 25 | patch |")).split("|")[5]
-    assert removed.strip().startswith("0.0 [") and "<br>-100.0 [-100.0, -100.0]" in removed  # from as it is to removed
+    assert removed.strip().startswith("0.0 [") and "<br>-100.0 [-100.0, +14.4]" in removed  # from as it is to removed
     assert lines[3][3:] == ["100.0", "0.0", *["as above"] * 4]
     assert lines[5][1:4] == ["25", "*base alone*", "25.0"]
     (line,) = SECTIONS["robustness"].in_short(plan, tmp_path)

@@ -58,7 +58,7 @@ def test_a_variant_has_its_changes_and_shares_all_else_with_the_reference():
 
 def test_a_variant_that_is_there_already_is_the_same_run(tmp_path):
     texts = {
-        "1 layer instead of 2": f"mine: {FUSION}.num_layers=1 {FUSION}.rope=no",
+        "1 layer instead of 2": f"mine: {FUSION}.num_layers=1 {FUSION}.rope=false",
         "the final norm learns at the rate of the rest (published)": "mine: training.output_norm_multiplier=1",
         "none, every frame attends to the whole sound": f"mine: {FUSION}.neighbourhood_seconds=1_000",
         "fusion only": "mine: patch.lora=null",
@@ -106,7 +106,8 @@ def test_values_are_read_as_a_shell_and_a_recipe_read_them():
         ("a: training.steps=9", "--variant 'a': training.steps cannot be changed, as every row is trained for the same number of steps"),
         ("lr: training.trainer.max_grad_norm=.inf", "training.trainer.max_grad_norm cannot be changed, as it holds settings of the Trainer"),
         (f"a: {FUSION}.dropout=.nan", "'a': '" + FUSION + ".dropout=.nan' is no finite number, text, true, false, null, list or mapping"),
-        ("a: patch.vocabulary=2020-01-01", "'patch.vocabulary=2020-01-01' is no finite number, text, true"),
+        ("a: patch.vocabulary=2020-01-01", "'a': patch.vocabulary: Input should be a valid integer, got '2020-01-01'"),
+        (f"a: {FUSION}.rope=no", f"'a': {FUSION}.rope: Input should be a valid boolean, got 'no'"),
         ("\u65e5\u672c: patch.lora=null", "the name has no letter from a to z and no digit, which links to its row are made of"),
         ("the demo s patch: patch.lora=null", "there is a row of that name already, but for signs"),
         ("a: training.epochs=9", "training.epochs cannot be changed, as every row is trained for the same number of steps"),

@@ -9,11 +9,11 @@ from torch import nn
 
 from cases import CASES, patched, small_config
 from pave import attach_patch, load_patch, save_patch
+from pave.patching import attach as attaching
 from pave.patching import continue_patch, is_patched
-from pave.patching import model as attaching
 
 CASE = CASES["llava_onevision"]
-STEPS = ("build_slot", "swap_classes", "patch_parameters", "wrap_checkpointing")
+STEPS = ("build_slot", "_swap_class", "patched_class", "_put_on")
 
 
 def state(model):

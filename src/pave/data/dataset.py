@@ -129,7 +129,12 @@ class PatchDataset(Dataset[PatchItem]):
         self._folder = Path(cache) if cache is not None and cache != "memory" else None
         self._ids = dict.fromkeys(self.encoders, "")  # in memory, there are no other encoders
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:  # a run does without a cache
+                logger.warning("%s: the cache cannot be written (%s); videos are decoded each time", self._folder, error)
+                self._folder = None
+        if self._folder is not None:
             hashes = ContentHashes(self._folder / "hashes.json")
             self._ids = {name: identify(encoder, hashes).id for name, encoder in self.encoders.items()}
 
