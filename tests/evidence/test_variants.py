@@ -60,7 +60,7 @@ def test_a_variant_that_is_there_already_is_the_same_run(tmp_path):
     texts = {
         "1 layer instead of 2": f"mine: {FUSION}.num_layers=1 {FUSION}.rope=false",
         "the final norm learns at the rate of the rest (published)": "mine: training.output_norm_multiplier=1",
-        "none, every frame attends to the whole sound": f"mine: {FUSION}.neighbourhood_seconds=1_000",
+        "none, every frame attends to the whole sound": f"mine: {FUSION}.neighbourhood_seconds=1e3",
         "fusion only": "mine: patch.lora=null",
     }
     for name, text in texts.items():
