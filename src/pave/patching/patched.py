@@ -391,10 +391,11 @@ def _num_rows(batch: Mapping[str, Any]) -> int:
 
 
 def _must_fuse(model: Any, slots: Mapping[str, PatchSlot], plan: Plan, sides: Mapping[str, Any]) -> bool:
-    if torch.is_grad_enabled() and any(
-        p.requires_grad for name, slot in slots.items() if model.training or name in sides for p in slot.parameters()
-    ):
-        return True  # they get a gradient of zero at least
+    if torch.is_grad_enabled():
+        if model.training:
+            return True  # every fusion gets a gradient, of zero at least, and nothing is kept of the frozen encoders
+        if any(p.requires_grad for name in sides for p in slots[name].parameters()):
+            return True
     acting = plan.names()
     return any(any(present_videos(sides.get(name, {}))) or slots[name].config.newline == "grid" for name in acting)
 

@@ -7,7 +7,6 @@ attribute on the model would mix up two threads that call one model; a ``threadi
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 Strength = float | tuple[float, float]
 """Of a patch on a row: 0 is the base bit for bit, 1 as trained. A pair scales the residual and the LoRA update apart."""
@@ -220,29 +218,11 @@ def lora_rows(rows: Rows | None) -> Iterator[Rows | None]:
         _ROWS.reset(token)
 
 
-_OF_CHECKPOINT = ("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop", "preserve_rng_state")
-
-
-def _is_frozen(layer: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """True if neither a parameter of the layer nor an input of it takes a gradient, as far as one can see."""
-    bound: dict[str, Any] = {}
-    while isinstance(layer, functools.partial):
-        bound |= layer.keywords
-        args = (*layer.args, *args)
-        layer = layer.func
-    module = getattr(layer, "__self__", layer)
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
-    if not parameters or any(p.requires_grad for p in parameters):
-        return False
-    return not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, bound, dict(kwargs))))
-
-
 class InSameRows:
     """An activation-checkpointing function that recomputes in the rows of its first run.
 
     The recomputation happens during backward, after the call has ended and perhaps in a thread of the autograd engine, yet
-    the LoRA layers must again act on the same rows. A layer of which nothing is differentiated just runs: checkpointing would keep its
-    inputs for a recomputation that never comes.
+    the LoRA layers must again act on the same rows.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -251,8 +231,6 @@ class InSameRows:
         """Of the checkpointing itself, such as ``use_reentrant``."""
 
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if _is_frozen(layer, args, kwargs):
-            return layer(*args, **{name: value for name, value in kwargs.items() if name not in _OF_CHECKPOINT})
         rows = current_rows()
 
         def run(*inner_args: Any, **inner_kwargs: Any) -> Any:
