@@ -134,7 +134,7 @@ def test_a_broken_file_is_named(tmp_path):
         run.facts(tmp_path)
     (tmp_path / "bases" / "small").mkdir(parents=True)
     (tmp_path / "bases" / "small" / "accuracy.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"accuracy\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"accuracy\.json: not JSON"):
         report_of("small", tmp_path)
 
 

@@ -114,6 +114,7 @@ def _check_prompt_settings(base: Any, config: PatchConfig, interface: VideoLLMIn
 
 
 def _swap_class(base: Any, trainable: list[str]) -> None:
+    swapped = patched_class(type(base))  # all that can fail comes first
     own = {id(p) for p in _lora_parameters(base)}
     for parameter in base.parameters():
         if id(parameter) not in own:
@@ -122,7 +123,7 @@ def _swap_class(base: Any, trainable: list[str]) -> None:
     base.pave_base_trainable = trainable
     base.pave_strength = base.pave_enabled_strength = 1.0
     base.pave_selection = None
-    base.__class__ = patched_class(base.__class__)
+    base.__class__ = swapped
     rebind_forward(base)
     for module in base.modules():
         function = module.__dict__.get("_gradient_checkpointing_func")
