@@ -38,8 +38,6 @@ PATCH_ENTRIES = (CONFIG_FILE, FUSION_FILE, LORA_FOLDER, "README.md")
 """What a patch has in its folder."""
 PATIENCE = 10.0
 """Seconds to wait for a folder: the decoding processes of a killed run hold it until they notice, up to 5 s later."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-"""What the operating system says of a disk that is full, read-only or broken."""
 _HIDDEN = f".{PREFIX_CHECKPOINT_DIR}-"
 _PARTS = ("optimizer", "scheduler", "rng_state", "trainer_state")
 

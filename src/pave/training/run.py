@@ -22,7 +22,7 @@ from pave.patching import attach_patch, check_continues, continue_patch, patch_d
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments, uses_accelerator
 from pave.training.callbacks import RunProgress
-from pave.training.checkpoints import DISK_ERRORS, CheckpointError, check_room, held, resumable, sweep
+from pave.training.checkpoints import CheckpointError, check_room, held, resumable, sweep
 from pave.training.held_out import Judge
 from pave.training.interrupt import TrainingInterrupted, interruptible
 from pave.training.lengths import token_lengths
@@ -38,7 +38,7 @@ from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
 from pave.training.trackers import check_tracker, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
-from pave.utils.files import atomic_write_text
+from pave.utils.files import DISK_ERRORS, atomic_write_text
 from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
 from pave.video_llms.encode import check_vision_stored

@@ -25,6 +25,8 @@ _OF_DISK = {
     errno.EROFS: "is read-only",
 }
 """What an error number says of the disk that is written to; reading has other ones."""
+DISK_ERRORS = (*_OF_DISK, errno.EFBIG, errno.EIO)
+"""What the operating system says of a disk that is full, read-only or broken, and of a file that may not grow."""
 _TORCH_WRITES = re.compile(r"unexpected pos|PytorchStreamWriter|failed writing|write error", re.IGNORECASE)
 _NO_ROOM = 2**16
 """Bytes; with less, a writer that does not say why it failed has failed because of the disk."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pave.utils.embedded import model_path
+from pave.utils.files import DISK_ERRORS
 from pave.video_llms import get_interface
 
 
@@ -62,6 +63,8 @@ def _errors_named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in DISK_ERRORS:  # a library that keeps something on the disk: no fault of the base
+            raise
         raise ValueError(f"base {name!r} is no folder with a model, and the hub did not give it: {_line(error)}") from error
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"base {name!r} cannot be loaded: {_line(error)}") from error
