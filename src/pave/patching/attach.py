@@ -114,7 +114,7 @@ def _check_prompt_settings(base: Any, config: PatchConfig, interface: VideoLLMIn
 
 
 def _swap_class(base: Any, trainable: list[str]) -> None:
-    swapped = patched_class(type(base))  # all that can fail comes first
+    swapped = patched_class(base.__class__)  # all that can fail comes first
     own = {id(p) for p in _lora_parameters(base)}
     for parameter in base.parameters():
         if id(parameter) not in own:
