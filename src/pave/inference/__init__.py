@@ -1,0 +1,1 @@
+"""From a model and what it is shown to answers."""
