@@ -19,12 +19,13 @@ from torch import Tensor
 
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, patch_slot
+from pave.patching.attach import attach_patch
 from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import BaseFingerprint, fingerprint, sizes_only
+from pave.patching.lookup import patch_slot
 from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
 from pave.utils.json_files import read_json_object
