@@ -31,7 +31,7 @@ from rich.table import Table
 from pave import PatchConfig, SideTokens, attach_patch
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
-from pave.evaluation.generation import generate_ids
+from pave.inference.generation import generate_ids
 from pave.inference.session import Session, StreamAnswer
 from pave.inference.session_streams import Lateness
 from pave.playground import base_path

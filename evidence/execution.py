@@ -116,9 +116,9 @@ def _make_patch(run: Run, data: Path, root: Path) -> dict[str, Any]:
 
 def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
     """Ask what has not been asked yet: as it is, and under each counterfactual."""
-    from pave.evaluation.counterfactuals import Counterfactual
-    from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
+    from pave.inference import VideoQA
+    from pave.inference.counterfactuals import Counterfactual
 
     names = run.unasked(root)
     if not names:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pave.evaluation.inference import VideoQA
+from pave import VideoQA
 from pave.patching import read_record
 from pave.playground import base_path
 from pave.playground.clips import clip_name, render_clips, write_samples

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pave.evaluation.inference import VideoQA
+from pave import VideoQA
 from pave.playground import base_path
 from pave.playground.clips import render_clip
 from pave.playground.world import draw_scene

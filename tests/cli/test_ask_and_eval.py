@@ -11,8 +11,8 @@ from pave import EncoderConfig, FusionConfig, PatchConfig, SideChannelConfig, at
 from pave.cli import main
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, write_samples
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.result import rescore
+from pave.inference import VideoQA
 from pave.side_channels import SideFeatures
 from pave.side_channels.features import save_features
 from pave.video_llms.loading import load_base

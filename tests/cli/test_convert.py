@@ -12,7 +12,7 @@ import torch
 from pave.cli import main
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
-from pave.evaluation.inference import VideoQA
+from pave.inference import VideoQA
 from tiny_runs import write_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "whole_model_A"

@@ -9,9 +9,9 @@ from pave import attach_patch
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
 from pave.evaluation.examples import attention_of, example_view
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.report import write_report
 from pave.evaluation.runner import evaluate
+from pave.inference import VideoQA
 from tiny_models import tiny_qwen2_5_vl
 from tiny_runs import hearing_config, save_base_and_patch, write_clip
 

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import STANDARD, Counterfactual
 from pave.evaluation.exposure import check_changes, compare_changes, evaluate_changes, file_of, headline, read_changes
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import PredictionFile, as_prediction
 from pave.evaluation.result import rescore, score_predictions
 from pave.evaluation.runner import evaluate
 from pave.evaluation.shards import merge_shards, take_shard
+from pave.inference import VideoQA
+from pave.inference.counterfactuals import STANDARD, Counterfactual
 from tiny_runs import save_base_and_patch, write_clip
 
 SAMPLES = [Sample(id=f"s{n}", video=f"v{n}.mp4", question="what?", answer="bell", type="ab"[n % 2]) for n in range(12)]

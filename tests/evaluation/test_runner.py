@@ -10,12 +10,12 @@ import pytest
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
 from pave.evaluation.costs import costs_in, read_cost
-from pave.evaluation.counterfactuals import Counterfactual
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evaluation.result import rescore
 from pave.evaluation.runner import evaluate, model_facts, patch_hash, plan_batches
 from pave.evaluation.shards import take_shard
+from pave.inference import VideoQA
+from pave.inference.counterfactuals import Counterfactual
 from pave.patching import attach_patch, patch_parameters
 from tiny_models import tiny_llava_onevision
 from tiny_runs import hearing_config, save_base_and_patch, write_clip

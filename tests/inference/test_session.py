@@ -18,7 +18,7 @@ from cases import CASES, WIDTH, patched, shake_parameters, small_config
 from pave import FusionConfig, PatchConfig, SideChannelConfig, SideTokens, attach_patch
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
-from pave.evaluation.generation import generate_ids, model_inputs
+from pave.inference.generation import generate_ids, model_inputs
 from pave.inference.session import Session
 from pave.inference.session_streams import Lateness
 from pave.patching import patch_parameters

@@ -21,7 +21,7 @@ from pave.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from pave.evaluation.inference import Answer
+    from pave.inference import Answer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pave.data.media import FrameSampling
-    from pave.evaluation.inference import VideoQA
+    from pave.inference import VideoQA
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def load(
     encoders: Sequence[str] | None = None,
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
-    from pave.evaluation.inference import VideoQA
+    from pave.inference import VideoQA
     from pave.utils.embedded import PLAYGROUND
     from pave.utils.threads import settle_threads
 

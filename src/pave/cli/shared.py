@@ -193,12 +193,26 @@ def _stdout_kept_for_json(as_json: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, as_json: bool, error: BaseException | None) -> NoReturn:
+    message = _for_terminal(message)
     if error is not None:
         logging.getLogger("pave").error("", exc_info=error)
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
     print(f"pave: {message}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
+
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error that are shown; a refused line of a file may be of any length."""
+
+
+def _for_terminal(message: str) -> str:
+    """Without control characters, which may come from a file and would act on the terminal, and of bounded length."""
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    begin, end = message[: LONGEST_MESSAGE * 3 // 4], message[-LONGEST_MESSAGE // 4 :]
+    return f"{begin} [... {len(message) - len(begin) - len(end):,} characters left out ...] {end}"
 
 
 def _sentence(error: BaseException) -> str:

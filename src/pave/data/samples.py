@@ -155,6 +155,12 @@ def question_with_choices(question: str, choices: Iterable[str]) -> str:
     return "\n".join([question, *(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))])
 
 
+def video_origin(meta: Mapping[str, Any], video: str) -> str:
+    """What a sample's video is a part of, by its meta where it is one of a benchmark; else the video."""
+    source = meta.get("source") if "benchmark" in meta else None
+    return source if isinstance(source, str) and source else video
+
+
 def read_samples(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> list[Sample]:
     """Read a file of samples. Relative paths in it become paths from here.
 

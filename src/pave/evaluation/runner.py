@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pave.data.contents import other_content
 from pave.data.samples import Sample
-from pave.evaluation.contents import other_content
 from pave.evaluation.costs import forget_cost, record_cost
-from pave.evaluation.counterfactuals import Counterfactual
-from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
 from pave.evaluation.result import EvalResult, check_scorable, score_predictions
 from pave.evaluation.shards import Shard
+from pave.inference import Answer, VideoQA
+from pave.inference.counterfactuals import Counterfactual
 from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
 from pave.utils.console import track
@@ -55,7 +55,7 @@ def evaluate(
         predictions: file that answers are written to batch by batch; what that took is written beside it (``costs``). A run that finds its own unfinished file goes on with it,
             and tries samples again that failed.
         patch: False scores the base alone.
-        counterfactual: a change to the side streams first (``pave.evaluation.counterfactuals``).
+        counterfactual: a change to the side streams first (``pave.inference.counterfactuals``).
         lenders: samples whose streams such a change may borrow, ``samples`` among them; default ``samples``. Parts of an evaluation
             must all be given the samples of the whole.
         batch_size: samples answered at a time.

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
-from pave.evaluation.generation import generate_ids
+from pave.inference.generation import generate_ids
 from pave.inference.session_answers import SessionReport, SideSeen, StreamAnswer
 from pave.inference.session_clip import Reader, check_streams, choose_clip, clip_of, final_length
 from pave.inference.session_sides import SideStreams

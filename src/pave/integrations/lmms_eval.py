@@ -21,8 +21,8 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
-from pave.evaluation.generation import model_inputs
-from pave.evaluation.inference import VideoQA
+from pave.inference import VideoQA
+from pave.inference.generation import model_inputs
 from pave.integrations.generation_settings import Settings, read_settings
 from pave.training.loss import IGNORE, answer_loss
 from pave.utils.console import track

@@ -8,9 +8,9 @@ import torch
 
 from pave.data.items import PatchItem
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import DEFAULTS, Counterfactual
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.runner import evaluate
+from pave.inference import VideoQA
+from pave.inference.counterfactuals import DEFAULTS, Counterfactual
 from pave.side_channels import SideFeatures
 from tiny_runs import save_base_and_patch, write_clip
 

@@ -34,8 +34,7 @@ import numpy as np
 import torch
 
 from pave.data.items import PatchItem
-from pave.data.samples import Sample
-from pave.evaluation.predictions import source_of
+from pave.data.samples import Sample, video_origin
 from pave.side_channels import SideFeatures
 
 DEFAULTS = {
@@ -186,7 +185,7 @@ def _sources(samples: Sequence[Sample], channel: str | None) -> list[int]:
 def _keys(sample: Sample, channel: str | None) -> list[str]:
     own = sample.side_channels
     streams = [path for name, path in own.items() if path is not None and channel in (None, name)]
-    return [os.path.normpath(path) for path in (source_of(sample.meta, str(sample.video)), *streams)]
+    return [os.path.normpath(path) for path in (video_origin(sample.meta, str(sample.video)), *streams)]
 
 
 def _steps(features: SideFeatures, chosen: torch.Tensor) -> SideFeatures:

@@ -12,9 +12,9 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_audio, read_frames
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import Counterfactual
-from pave.evaluation.generation import generate_texts
-from pave.evaluation.inference import VideoQA, default_sampling
+from pave.inference import VideoQA, default_sampling
+from pave.inference.counterfactuals import Counterfactual
+from pave.inference.generation import generate_texts
 from pave.side_channels import build_encoder
 from tiny_runs import save_base_and_patch, write_clip
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from pave.data.acting import LEAST_ACTING, ActingWatch, how_much_acts
+from pave.data.answers import parse_choice
 from pave.data.collator import PatchCollator
+from pave.data.contents import SampleContents
 from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
@@ -21,10 +23,8 @@ from pave.data.samples import Sample, question_with_choices
 from pave.data.store.plan import identify
 from pave.data.store.reading import StoredChannels, StoredVision
 from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
-from pave.evaluation.contents import SampleContents
-from pave.evaluation.counterfactuals import Counterfactual
-from pave.evaluation.generation import generate_texts
-from pave.evaluation.metrics import parse_choice
+from pave.inference.counterfactuals import Counterfactual
+from pave.inference.generation import generate_texts
 from pave.patching import is_patched, load_patch, read_record, resolve_patch
 from pave.side_channels import SideFeatures, build_encoder, modules_named
 from pave.utils.content import ContentHashes
@@ -204,7 +204,7 @@ class VideoQA:
         return is_patched(self.model) and any(config.reads_pre_projector for config in self.model.patch_configs.values())
 
     def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
-        """Change the side streams of these samples from now on (see ``pave.evaluation.counterfactuals``); None stops it.
+        """Change the side streams of these samples from now on (see ``pave.inference.counterfactuals``); None stops it.
 
         Args:
             counterfactual: the change.
