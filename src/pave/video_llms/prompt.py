@@ -70,7 +70,7 @@ def lay_out(
     padding_side: Literal["left", "right"] = "left",
 ) -> dict[str, Any]:
     """``lay_out_prompt`` for the channels and the newline of a patch."""
-    plain = plain_prompt(batch, base_config)
+    plain = plain_prompt(batch, base_config, padding_side=padding_side)
     if newline != "grid" and adding_channel(channels) is None:
         return plain
     ids = plain.get("input_ids")
@@ -89,15 +89,10 @@ def lay_out(
     places = added_places(channels, newline, interface, layouts, sides, plain.get("frame_times"), acting)
     if not any(places):
         return plain
-    source_BL = _sources(is_video_BL, layouts, row_of, places, padding_side)
-    pad = base_config.get_text_config().pad_token_id
-    out = dict(plain)
-    out["input_ids"] = _stretched(ids, source_BL, interface.video_token_id(base_config), 0 if pad is None else pad)
     if plain.get("attention_mask") is None:
         plain["attention_mask"] = torch.ones_like(ids)
-    for name, (added, padding) in _VALUES.items():
-        if plain.get(name) is not None:
-            out[name] = _stretched(plain[name], source_BL, added, padding)
+    source_BL = _padded(_with_added(is_video_BL, plain["attention_mask"], layouts, row_of, places), padding_side, ids.device)
+    out = _rebuilt(plain, source_BL, base_config)
     given = plain.get("position_ids")
     given = interface.position_ids(base_config, plain) if given is None else given
     if given is not None:
@@ -107,25 +102,28 @@ def lay_out(
     return out
 
 
-def plain_prompt(batch: Mapping[str, Any], base_config: Any) -> dict[str, Any]:
-    """The batch with its prompts as they were before ``lay_out_prompt``."""
-    out = {name: value for name, value in batch.items() if name != "added_tokens"}
+def plain_prompt(
+    batch: Mapping[str, Any], base_config: Any, *, padding_side: Literal["left", "right"] = "left"
+) -> dict[str, Any]:
+    """The batch with its prompts as they were before ``lay_out_prompt``; arguments as there."""
+    plain = {name: value for name, value in batch.items() if name != "added_tokens"}
     places = read_places(batch.get("added_tokens"))
     if not any(places):
-        return out
+        return plain
     interface = get_interface(base_config)
     is_video_BL = interface.is_video_token(base_config, batch["input_ids"])
     counts = [layout.num_tokens + len(row) for layout, row in zip(_layouts(batch, base_config, interface), places, strict=True)]
     rows_of_videos(is_video_BL, counts)
-    columns_BL, before_BL = _own_columns(is_video_BL, batch["attention_mask"].bool(), counts, places)
-    for name in ("input_ids", *_VALUES):
-        if batch.get(name) is not None:
-            out[name] = batch[name].gather(1, columns_BL.to(batch[name].device))
+    added_BL = _added(is_video_BL, counts, places)
+    kept = [
+        [column for column in columns if not added[column]]
+        for columns, added in zip(_unpadded(batch["attention_mask"]), added_BL.tolist(), strict=True)
+    ]
+    source_BL = _padded(kept, padding_side, is_video_BL.device)
+    out = _rebuilt(plain, source_BL, base_config)
     if batch.get("position_ids") is not None:
-        positions: Tensor = batch["position_ids"]
-        shape = (*positions.shape[:-2], *columns_BL.shape)
-        columns, before = (x.to(positions.device).expand(shape) for x in (columns_BL, before_BL))
-        out["position_ids"] = positions.gather(-1, columns) - before
+        positions: Tensor = batch["position_ids"] - _before(added_BL).to(batch["position_ids"].device)
+        out["position_ids"] = _taken(positions, source_BL.to(positions.device), 0, 0)
     return out
 
 
@@ -284,42 +282,61 @@ def _layouts(batch: Mapping[str, Any], base_config: Any, interface: VideoLLMInte
         ) from None
 
 
-def _sources(
-    is_video_BL: Tensor, layouts: Sequence[VideoLayout], row_of: Sequence[int], places: Places, padding_side: str
-) -> Tensor:
-    """For every position of the longer prompt the one in the given prompt, ``_ADDED`` or ``_PADDING``."""
+def _unpadded(attention_mask: Tensor) -> list[range]:
+    """The columns of each row from its first token to its last."""
+    rows = [[column for column, there in enumerate(row) if there] for row in attention_mask.tolist()]
+    return [range(row[0], row[-1] + 1) if row else range(0) for row in rows]
+
+
+def _padded(rows: Sequence[Sequence[int]], padding_side: str, device: torch.device) -> Tensor:
+    longest = max(map(len, rows))
+    fill = [[_PADDING] * (longest - len(row)) for row in rows]
+    padded = [[*pad, *row] if padding_side == "left" else [*row, *pad] for row, pad in zip(rows, fill, strict=True)]
+    return torch.tensor(padded, device=device)
+
+
+def _with_added(
+    is_video_BL: Tensor, attention_mask: Tensor, layouts: Sequence[VideoLayout], row_of: Sequence[int], places: Places
+) -> list[list[int]]:
+    """For every position of the longer prompts the column in the given one, or ``_ADDED``."""
     rows: list[list[int]] = []
-    for row, is_video in enumerate(is_video_BL.tolist()):
-        columns = [column for column, here in enumerate(is_video) if here]
+    for row, (is_video, columns) in enumerate(zip(is_video_BL.tolist(), _unpadded(attention_mask), strict=True)):
+        videos = [column for column, here in enumerate(is_video) if here]
         added: dict[int, int] = {}  # behind this column, so many
         start = 0
         for video in (video for video, r in enumerate(row_of) if r == row):
             for place in places[video]:
-                column = columns[start + place - 1]
+                column = videos[start + place - 1]
                 added[column] = added.get(column, 0) + 1
             start += layouts[video].num_tokens
-        rows.append([x for column in range(len(is_video)) for x in (column, *[_ADDED] * added.get(column, 0))])
-    longest = max(map(len, rows))
-    fill = [[_PADDING] * (longest - len(row)) for row in rows]
-    padded = [pad + row if padding_side == "left" else row + pad for row, pad in zip(rows, fill, strict=True)]
-    return torch.tensor(padded, device=is_video_BL.device)
+        rows.append([x for column in columns for x in (column, *[_ADDED] * added.get(column, 0))])
+    return rows
 
 
-def _stretched(values: Tensor, source_BL: Tensor, added: int, padding: int) -> Tensor:
-    source_BL = source_BL.to(values.device)
-    taken = values.gather(1, source_BL.clamp(min=0))
-    return taken.masked_fill(source_BL == _ADDED, added).masked_fill(source_BL == _PADDING, padding)
+def _rebuilt(batch: Mapping[str, Any], source_BL: Tensor, base_config: Any) -> dict[str, Any]:
+    """The batch with all that it has of each token where ``source_BL`` puts it."""
+    pad = base_config.get_text_config().pad_token_id
+    placeholder = get_interface(base_config).video_token_id(base_config)
+    out = dict(batch)
+    for name, (added, padding) in {"input_ids": (placeholder, 0 if pad is None else pad), **_VALUES}.items():
+        if batch.get(name) is not None:
+            out[name] = _taken(batch[name], source_BL.to(batch[name].device), added, padding)
+    return out
+
+
+def _taken(values: Tensor, source_BL: Tensor, added: int, padding: int) -> Tensor:
+    """(..., B, L) at the columns that ``source_BL`` names."""
+    index = source_BL.clamp(min=0).expand(*values.shape[:-2], *source_BL.shape)
+    return values.gather(-1, index).masked_fill(source_BL == _ADDED, added).masked_fill(source_BL == _PADDING, padding)
 
 
 def _longer_positions(given: Tensor, source_BL: Tensor) -> Tensor:
     """Every added token takes the next free position and moves what follows on by one; ``given`` may have planes before the rows."""
     source_BL = source_BL.to(given.device)
-    planes = given if given.ndim == 3 else given[None]
-    own = torch.stack([_stretched(plane, source_BL, 0, 0) for plane in planes])
-    highest_BL = torch.where(source_BL >= 0, own.amax(dim=0), -1).cummax(dim=1).values
+    own = _taken(given, source_BL, 0, 0)
+    highest_BL = torch.where(source_BL >= 0, own.view(-1, *source_BL.shape).amax(dim=0), -1).cummax(dim=1).values
     positions = torch.where(source_BL == _ADDED, highest_BL + 1, own) + _before(source_BL == _ADDED)
-    positions = positions.masked_fill(source_BL == _PADDING, 0)
-    return positions if given.ndim == 3 else positions[0]
+    return positions.masked_fill(source_BL == _PADDING, 0)
 
 
 def _before(added_BL: Tensor) -> Tensor:
@@ -328,24 +345,13 @@ def _before(added_BL: Tensor) -> Tensor:
     return count_BL.cumsum(dim=1) - count_BL
 
 
-def _own_columns(
-    is_video_BL: Tensor, mask_BL: Tensor, tokens_per_video: Sequence[int], places: Places
-) -> tuple[Tensor, Tensor]:
-    """The columns that the prompt had before tokens were added to it, and how many of these stand before each."""
+def _added(is_video_BL: Tensor, tokens_per_video: Sequence[int], places: Places) -> Tensor:
+    """True at the tokens that were added."""
     added_BL = torch.zeros_like(is_video_BL)
     rows, columns = is_video_BL.nonzero(as_tuple=True)
     start = 0
-    for video, count in zip(places, tokens_per_video, strict=True):
+    for count, video in zip(tokens_per_video, places, strict=True):
         at = torch.tensor([start + place + number for number, place in enumerate(video)], dtype=torch.long, device=rows.device)
         added_BL[rows[at], columns[at]] = True
         start += count
-    counts = (~added_BL).sum(dim=1).tolist()
-    width = min(counts)
-    kept = []
-    for row, count in enumerate(counts):
-        own = (~added_BL[row]).nonzero()[:, 0]
-        surplus = count - width  # padding from when the rows were laid out
-        left = not bool(mask_BL[row, own[:surplus]].any())
-        kept.append(own[surplus:] if left else own[:width])
-    columns_BL = torch.stack(kept)
-    return columns_BL, _before(added_BL).gather(1, columns_BL)
+    return added_BL
