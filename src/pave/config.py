@@ -490,7 +490,7 @@ class PatchConfig(Strict):
     """What a video without any of its side channels gets: exactly the base model, or the base with LoRA (the authors' behaviour)."""
     newline: Literal["base", "grid"] = "base"
     """Where the base's newline embedding stands in a video: where the base puts it (LLaVA-OneVision: one behind the last frame), or
-    grid: behind every row of tokens of every frame (the authors' recipes). grid lengthens the prompt, by the patched model itself."""
+    grid: behind every row of tokens of every frame (the authors' recipes). grid lengthens the prompt."""
     vocabulary: int | None = None
     """Number of token ids that the language model chooses from; logits of ids from there on are -inf. The authors' code cuts
     the embeddings and the head to the tokenizer's length. null: every row of the head."""

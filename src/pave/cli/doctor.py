@@ -116,7 +116,7 @@ def _plan(data: list[Path], patch: str | None, base: str | None, quick: bool, ro
         from pave.patching import read_record, resolve_patch
 
         record = read_record(resolve_patch(patch))
-        values["channels"] = record.patch.to_dict()["side_channels"]
+        values |= {"channels": record.patch.to_dict()["side_channels"], "newline": record.patch.newline}
         trained = (record.provenance or {}).get("recipe") or {}
         values |= {"frames": trained["data"]["frames"]} if "frames" in trained.get("data", {}) else {}
     return _Plan(data, root, values)
@@ -129,6 +129,7 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
     folder = path.parent
     values: dict[str, Any] = {
         "channels": recipe.patch.to_dict()["side_channels"],
+        "newline": recipe.patch.newline,
         "encoders": list(recipe.own_encoders(folder)),
         "frames": recipe.data.frames.to_dict(),
         "max_length": recipe.data.max_length,

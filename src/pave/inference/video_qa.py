@@ -112,6 +112,7 @@ class VideoQA:
         self.sampling = sampling or default_sampling(processor)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
+        self.newline = model.patch_config.newline if is_patched(model) else "base"
         self.stored: StoredChannels | None = None
         self.counterfactual: Counterfactual | None = None
         self._partners: dict[str, Sample] = {}
@@ -386,7 +387,8 @@ class VideoQA:
         self, items: Sequence[PatchItem], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
     ) -> list[str]:
         """Answer decoded items in one batch; their videos must have the same number of frames."""
-        collate = PatchCollator(self.processor, self.model.config, self.channels if patch else {}, train=False)
+        channels, newline = (self.channels, self.newline) if patch else ({}, "base")
+        collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False)
         return generate_texts(
             self.model, self.processor, collate(items), patch=patch, max_new_tokens=max_new_tokens, **generation
         )

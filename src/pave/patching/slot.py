@@ -159,32 +159,3 @@ def add_residual(
         fused = torch.where(touched_BT[row, :T, None, None].to(tokens.device), body + residual, body)
         out.append(torch.cat([fused.reshape(T * S, -1), tokens[T * S :]]))
     return out
-
-
-def rows_of_videos(is_video_BL: Tensor, tokens_per_video: Sequence[int]) -> list[int]:
-    """The row of the batch that each video stands in: placeholders are filled in order, row by row.
-
-    Args:
-        is_video_BL: True at the placeholders of video tokens.
-        tokens_per_video: how many tokens of each video stand in the prompts.
-
-    Raises:
-        ValueError: if the prompts do not hold exactly one placeholder per video token, or a video would straddle rows.
-    """
-    per_row = is_video_BL.sum(dim=1).tolist()
-    if sum(per_row) != sum(tokens_per_video):
-        raise ValueError(
-            f"the prompts hold {sum(per_row)} video placeholders ({per_row} per row), but the {len(tokens_per_video)} videos "
-            f"make {sum(tokens_per_video)} tokens ({list(tokens_per_video)} per video)"
-        )
-    rows: list[int] = []
-    row, room = 0, per_row[0] if per_row else 0
-    for video, count in enumerate(tokens_per_video):
-        while room == 0 and row + 1 < len(per_row):
-            row += 1
-            room = per_row[row]
-        if count > room:
-            raise ValueError(f"video {video} has {count} tokens, but row {row} has room for {room} more")
-        rows.append(row)
-        room -= count
-    return rows

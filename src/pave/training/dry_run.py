@@ -360,9 +360,9 @@ def _steps(recipe: Recipe, training: TrainingConfig, samples: int | None, proces
 
 def _prompt_length(found: _Found, recipe: Recipe, config: Any, shape: StepShape, tokens: Tokens) -> None:
     """Whether the longest prompt fits; what is only estimated keeps no run from starting."""
-    limit = recipe.data.max_length  # of what the patch puts into a prompt it does not know
-    over = over_limit(tokens.total, config) or over_limit(tokens.total - tokens.extra, config, limit)
-    surely = over_limit(tokens.video + tokens.extra, config) or over_limit(tokens.video, config, limit)
+    limit = recipe.data.max_length
+    over = over_limit(tokens.total, config, limit)
+    surely = over_limit(tokens.video + tokens.extra, config, limit)
     if over is not None and surely and shape.grid is None and recipe.data.frames.num_frames is not None:
         found.missing.append(f"{over} (text estimated); nothing is truncated, so sample fewer frames (data.frames)")
     elif over is not None:

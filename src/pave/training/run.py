@@ -202,6 +202,7 @@ def _trainer(
         processor,
         model.config,
         recipe.patch.side_channels,
+        newline=recipe.patch.newline,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
