@@ -49,6 +49,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "score",
         "show",
         "sign",
+        "compose",
         "compress",
         "families",
         "import",

@@ -11,6 +11,7 @@ import typer
 
 from pave.cli import (
     ask,
+    compose,
     compress,
     data,
     demo,
@@ -64,6 +65,7 @@ VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
     "sign": (sign.command, "Bind the files of a patch together after they were changed on purpose."),
     "compress": (compress.command, "Make a trained patch smaller, and measure what that costs."),
+    "compose": (compose.command, "Add patches up, and measure what that loses and wins."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
     "import-base": (import_base.command, "Read a base in the layout that the authors' code uses."),

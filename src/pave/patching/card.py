@@ -38,7 +38,8 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
         for key, value in record.provenance.items()
         if not isinstance(value, dict)
     ]
-    provenance += _parent(record.provenance.get("parent"))
+    provenance += _parent(record.provenance.get("parent")) + _composed(record.provenance.get("composed"))
+    provenance += _beside(record.provenance.get("beside"))
     return "\n".join(
         [
             "---",
@@ -119,6 +120,33 @@ def _parent(parent: Any) -> list[str]:
         return []
     revision = f" at revision {parent['revision']}" if parent.get("revision") else ""
     return [f"- parent: went on from the patch {parent.get('patch')}{revision}, whose tensors are {parent.get('tensors')}"]
+
+
+def _composed(composed: Any) -> list[str]:
+    """In words: the patches that were added up, from what ``pave compose`` recorded."""
+    if not isinstance(composed, dict):
+        return []
+    parts = ", ".join(
+        f"{part['name']} (weight {part['weight']:g}, LoRA {part['lora_weight']:g})" for part in composed.get("parts", [])
+    )
+    how = (
+        "their LoRA updates summed" if composed.get("method") == "sum" else f"their LoRA updates merged by {composed['method']}"
+    )
+    cut = "" if composed.get("rank") is None else f" and cut to rank {composed['rank']}"
+    lost = f"; {100 * composed['lost']:.2g} % of the sum's squared norm is lost" if composed.get("lost") else ""
+    lines = [f"- composed of the patches {parts}, {how}{cut}{lost}"]
+    lines.append("- where a video has the channels of some of them only, the LoRA updates of all act")
+    measured = composed.get("measured")
+    return [*lines, *(f"- {sentence}" for sentence in measured["sentences"])] if isinstance(measured, dict) else lines
+
+
+def _beside(beside: Any) -> list[str]:
+    if not isinstance(beside, dict):
+        return []
+    return [
+        f"- trained beside the frozen patch {name}, {facts.get('patch')}: use it together with that one"
+        for name, facts in beside.items()
+    ]
 
 
 def _tasks(provenance: Mapping[str, Any]) -> list[str]:
