@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import JsonOption, Result, check_model_options
 
 
 def command(
@@ -20,6 +20,7 @@ def command(
     Write a patch as files that other programs read without this library: a PEFT LoRA folder, the fusion weights, and a JSON file
     that says how they act.
     """
+    check_model_options(None, patch, "auto")
     from pave.patching.convert import export_patch
 
     exported = export_patch(patch, out)
