@@ -52,6 +52,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "compose",
         "compress",
         "families",
+        "selfcheck",
         "import",
         "import-base",
         "export",
@@ -275,6 +276,7 @@ def test_a_slip_is_told_before_torch_is_loaded(tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps({"id": "1", "video": "clip.mp4", "question": "?", "answer": "a"}))
     (tmp_path / "recipe.yaml").write_text("data: {train: gone.jsonl}")
     clip, samples, recipe = "clip.mp4", "one.jsonl", "recipe.yaml"
+    convert = ["data", "convert", "--media", ".", "--out", "o.jsonl"]
     slips = {
         "gone.mp4: there is no such file": ["ask", "gone.mp4", "?"],
         "no patch at './gone'": ["ask", clip, "?", "--patch", "./gone"],
@@ -289,6 +291,22 @@ def test_a_slip_is_told_before_torch_is_loaded(tmp_path):
         "override 'steps': expected key=value": ["train", recipe, "steps"],
         "gone.jsonl: there is no such file of samples": ["train", recipe],
         "--video-size is width x height": ["train", recipe, "--video-size", "wide", "--dry-run"],
+        "r.yaml: there is no such file": ["extract", "r.yaml"],
+        "s.jsonl: there is no such file of samples": ["extract", "s.jsonl", "--patch", "p", "--store", "s"],
+        "no patch at 'p/q/r'": ["extract", samples, "--patch", "p/q/r", "--store", "s"],
+        "d.jsonl: there is no such file of samples": ["doctor", "d.jsonl"],
+        "d.yaml: there is no such file": ["doctor", "d.yaml"],
+        "no patch at 'd/e/f'": ["doctor", samples, "--patch", "d/e/f"],
+        "p.jsonl: there is no such file": ["score", "p.jsonl"],
+        "runs/gone: there is no such folder": ["report", "name=runs/gone"],
+        "no patch at 'show/it/gone'": ["show", "show/it/gone"],
+        "sign-it: there is no such folder": ["sign", "sign-it"],
+        "no patch at 'compress/it/gone'": ["compress", "compress/it/gone"],
+        "no patch at 'export/it/gone'": ["export", "export/it/gone", "--out", "x"],
+        "import-it: there is no such folder": ["import", "import-it", "--out", "x", "--base", "llava-onevision-qwen2-7b"],
+        "base-it: there is no such folder": ["import-base", "base-it", "--out", "x"],
+        "a.json: there is no such file of annotations": [*convert, "sqa3d", "--annotations", "a.json"],
+        "l.json: there is no such file of annotations": [*convert, "llava", "--annotations", "l.json"],
     }
     script = (
         "import io, sys; from contextlib import redirect_stderr; from pave.cli import main\n"

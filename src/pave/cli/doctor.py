@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import FAILED, MOST_PROCESSES, EncodersOption, JsonOption, Result
+from pave.cli.shared import FAILED, MOST_PROCESSES, EncodersOption, JsonOption, Result, check_model_options, check_there
 
 if TYPE_CHECKING:
     from pave.data.doctor import Cleaned, Report
@@ -58,6 +58,9 @@ def command(
     Read every file that samples name, with the readers of training, and list what is damaged, missing or suspicious: media, sound,
     side channels, texts, and what two files share. Nothing is changed. Exit codes: 0 clean, 1 defects, 2 wrong usage.
     """
+    check_there("file of samples", *(path for path in data if path.suffix not in (".yaml", ".yml")))
+    check_there("file", *(path for path in data if path.suffix in (".yaml", ".yml")))
+    check_model_options(base, patch, "auto")
     from pave.data.doctor import examine, write_clean
 
     if fix is not None and fix.suffix != ".jsonl":

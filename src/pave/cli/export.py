@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import DtypeOption, JsonOption, MismatchOption, Result
+from pave.cli.shared import DtypeOption, JsonOption, MismatchOption, Result, check_model_options
 
 if TYPE_CHECKING:
     from pave.patching.convert import MergedExport
@@ -37,6 +37,7 @@ def command(
     that says how they act. Or, for the least latency, fold its LoRA into a copy of the base's weights: every row gets it then, also one
     without the side channel.
     """
+    check_model_options(base, patch, dtype)
     if (out is None) == (merged is None):
         raise ValueError("give --out for plain files or --merged for a merged base, one of the two")
     if merged is None:

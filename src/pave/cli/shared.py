@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
@@ -126,6 +127,21 @@ def check_model_options(base: str | None, patch: str | None, dtype: str) -> None
     ):
         if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
+
+
+def check_there(kind: str, *paths: Path | None) -> None:
+    """Refuse, before torch is loaded, files and folders that are not there.
+
+    Args:
+        kind: what they should be: "file of samples".
+        paths: None stands for an option that was not given.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise ValueError(f"{path}: there is no such {kind}")
 
 
 class JobFailed(Exception):

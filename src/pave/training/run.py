@@ -36,7 +36,7 @@ from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_r
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
 from pave.training.tasks import RunSamples
-from pave.training.trackers import check_tracker, trackers
+from pave.training.trackers import check_tracker, project_named, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
 from pave.utils.files import DISK_ERRORS, atomic_write_text
 from pave.utils.threads import fitting_threads
@@ -133,6 +133,7 @@ def _run(
     checkpoint = checkpoint_to_resume(recipe, output, resume)
     for tracker in trackers(recipe.training):
         check_tracker(tracker)
+    surroundings.enter_context(project_named(recipe.training))
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
     judge = _judge_of(recipe, judge, held_out)
