@@ -17,6 +17,7 @@ import typer
 import typer.core
 
 from pave.utils.console import setup_logging
+from pave.utils.embedded import embedded_path
 from pave.utils.files import DiskError
 from pave.utils.optional import MissingExtraError
 
@@ -124,7 +125,7 @@ def check_model_options(base: str | None, patch: str | None, dtype: str) -> None
         (base, "base {!r} is no folder with a model"),
         (patch, "no patch at {!r}: there is no such folder"),
     ):
-        if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
+        if name is not None and not os.path.isdir(embedded_path(name)) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
 
 

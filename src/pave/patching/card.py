@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pave.patching.storage import parameter_count, tensor_bytes
 from pave.side_channels.own import own_modules
-from pave.utils.embedded import PLAYGROUND
+from pave.utils.embedded import is_playground
 from pave.utils.optional import INSTALL
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
     provenance = [
         f"- {key}: {'; '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in record.provenance.items()
-        if not isinstance(value, dict)
+        if not isinstance(value, dict) and key != "verdicts"
     ]
-    provenance += _parent(record.provenance.get("parent"))
+    provenance += [*_parent(record.provenance.get("parent")), *(f"- verdict: {sentence}" for sentence in record.verdicts)]
     return "\n".join(
         [
             "---",
@@ -146,7 +146,7 @@ def _base_in_words(record: PatchRecord) -> str:
     name, kind = record.base.model_id, record.base.architecture.get("model_type")
     if name is None:
         return f"a Video LLM of type {kind} whose name was not recorded"
-    if name == PLAYGROUND:
+    if is_playground(name):
         return f"`{name}`, the small Video LLM inside pave ({kind})"
     if Path(name).is_absolute() or name.startswith("."):
         return f"`{Path(name).name}` ({kind}), which was the folder `{name}` on the computer that made the patch"

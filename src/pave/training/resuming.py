@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "training.save_every",
     "training.keep_checkpoints",
     "training.report_to",
+    "evaluation.verdict_questions",
 )
 """Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 
