@@ -22,7 +22,7 @@ PAVE = [sys.executable, "-m", "pave.cli"]
 
 def cases(clip: Path) -> dict[str, list[str]]:
     """What is timed, by its name, as words of a command line."""
-    imports = ("torch", "transformers", "pave", "pave.config", "pave.tokens", "pave.patching", "pave.evaluation.inference")
+    imports = ("torch", "transformers", "pave", "pave.config", "pave.tokens", "pave.patching", "pave.inference")
     return {
         "python -c pass": [sys.executable, "-c", "pass"],
         **{f"import {name}": [sys.executable, "-c", f"import {name}"] for name in imports},

@@ -153,9 +153,7 @@ def main() -> None:
     for name, ahead in (("ahead", True), ("when asked", False)):
         found[name], answers = stream(model, processor, options, ahead)
     found["anew"] = anew(model, processor, options, answers)
-    table = Table(
-        "way", "frames/s", "first token, s", "answer, s", "most held, MB", "staleness, s", "steps reused", "late"
-    )
+    table = Table("way", "frames/s", "first token, s", "answer, s", "most held, MB", "staleness, s", "steps reused", "late")
     for name, m in found.items():
         rate = options.seconds * options.fps / m.pushing if m.pushing else 0.0
         first, whole, stale = (f"{statistics.median(x):.3f}" if x else "" for x in (m.first, m.whole, m.stale))

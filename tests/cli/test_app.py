@@ -42,6 +42,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "new-channel",
         "data",
         "doctor",
+        "probe",
         "extract",
         "report",
         "train",
@@ -91,7 +92,7 @@ def test_bad_input_is_one_sentence_and_2(capsys):
     assert main(["ask", "no/such/video.mp4", "what?"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == "pave: no/such/video.mp4: there is no such file\n"
-    assert main(["ask", __file__, "what?", "--compare"]) == 2
+    assert main(["ask", __file__, "what?", "--base", "b", "--compare"]) == 2
     assert capsys.readouterr().err == "pave: --compare shows the base beside a patch; give one with --patch\n"
 
 

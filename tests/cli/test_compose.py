@@ -11,8 +11,8 @@ from pave import attach_patch, save_patch
 from pave.cli import main
 from pave.cli.compose import parse_patches, parse_weights
 from pave.data.samples import Sample, read_samples, write_samples
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.runner import evaluate
+from pave.inference import VideoQA
 from pave.patching import read_record
 from pave.video_llms.loading import load_base
 from tiny_runs import hearing_config, save_base_and_patch, write_clip

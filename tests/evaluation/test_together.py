@@ -126,8 +126,8 @@ def test_the_merged_patch_loses_where_a_channel_is_missing_and_nowhere_else(worl
 
 
 def test_the_answers_alone_are_those_of_one_patch_on_a_base(world, together):
-    from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
+    from pave.inference import VideoQA
 
     folder, patches = world
     asked = samples(folder)

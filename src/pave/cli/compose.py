@@ -178,8 +178,8 @@ def _load(
     """The base with every part."""
     from pave.cli.models import load
     from pave.data.media import FrameSampling
-    from pave.evaluation.inference import trained_sampling
     from pave.evaluation.together import Together
+    from pave.inference import trained_sampling
     from pave.patching import load_patch
 
     sampling = FrameSampling(num_frames=frames) if frames else trained_sampling(made.record.provenance)

@@ -34,12 +34,12 @@ def load(
 ) -> VideoQA:
     """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
     from pave.inference import VideoQA
-    from pave.utils.embedded import PLAYGROUND
+    from pave.utils.embedded import PLAYGROUND, is_playground
     from pave.utils.threads import settle_threads
 
     hide_loading_bars()
     base = PLAYGROUND if base is None else base
-    if base == PLAYGROUND:
+    if is_playground(base):
         logger.info("using the small base inside pave, which knows the demo's miniature world only")
     qa = VideoQA.from_pretrained(
         base,

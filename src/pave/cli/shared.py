@@ -18,6 +18,7 @@ import typer
 import typer.core
 
 from pave.utils.console import setup_logging
+from pave.utils.embedded import embedded_path
 from pave.utils.files import DiskError
 from pave.utils.optional import MissingExtraError
 
@@ -125,7 +126,7 @@ def check_model_options(base: str | None, patch: str | None, dtype: str) -> None
         (base, "base {!r} is no folder with a model"),
         (patch, "no patch at {!r}: there is no such folder"),
     ):
-        if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
+        if name is not None and not os.path.isdir(embedded_path(name)) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
 
 

@@ -17,11 +17,11 @@ from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
 from pave.data.vision import MemoryVision, VisionEncoder
-from pave.evaluation.generation import generate_texts
 from pave.evaluation.metrics import PairedComparison
 from pave.evaluation.predictions import Prediction, as_prediction
 from pave.evaluation.result import ALL, EvalResult, check_scorable, compare_pairs, score_predictions
 from pave.evaluation.runner import plan_batches
+from pave.inference.generation import generate_texts
 from pave.patching.compose import ComposedPatch
 from pave.patching.rows import Strength
 from pave.side_channels import build_encoder, modules_named

@@ -13,7 +13,7 @@ from pave.config import PatchConfig
 from pave.patching.record import PatchRecord
 from pave.patching.storage import parameter_count, tensor_bytes
 from pave.side_channels.own import own_modules
-from pave.utils.embedded import PLAYGROUND
+from pave.utils.embedded import is_playground
 from pave.utils.optional import INSTALL
 
 
@@ -36,10 +36,11 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
     provenance = [
         f"- {key}: {'; '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in record.provenance.items()
-        if not isinstance(value, dict)
+        if not isinstance(value, dict) and key != "verdicts"
     ]
     provenance += _parent(record.provenance.get("parent")) + _composed(record.provenance.get("composed"))
     provenance += _beside(record.provenance.get("beside"))
+    provenance += [f"- verdict: {sentence}" for sentence in record.verdicts]
     return "\n".join(
         [
             "---",
@@ -172,7 +173,7 @@ def _base_in_words(record: PatchRecord) -> str:
     name, kind = record.base.model_id, record.base.architecture.get("model_type")
     if name is None:
         return f"a Video LLM of type {kind} whose name was not recorded"
-    if name == PLAYGROUND:
+    if is_playground(name):
         return f"`{name}`, the small Video LLM inside pave ({kind})"
     if Path(name).is_absolute() or name.startswith("."):
         return f"`{Path(name).name}` ({kind}), which was the folder `{name}` on the computer that made the patch"

@@ -21,7 +21,7 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import read_samples
-from pave.evaluation.generation import generate_texts, model_inputs
+from pave.inference.generation import generate_texts, model_inputs
 from pave.patching import attach_patch, detach_patch, load_patch, patch_parameter_groups, patch_parameters, save_patch
 from pave.playground.clips import clip_name, render_clip, write_samples
 from pave.playground.world import draw_scene

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "training.report_to",
     "training.project",
     "training.run_name",
+    "evaluation.verdict_questions",
 )
 """Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 
