@@ -179,6 +179,7 @@ def load_patch(
     except BaseException:
         detach_patch(model, name or record.name)
         raise
+    patch_slot(model, name or record.name).provenance = record.provenance
     return model
 
 
