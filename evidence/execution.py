@@ -126,7 +126,6 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     need_channel = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
     qa = VideoQA.from_pretrained(folder_of(run.base, root), patch, device="cpu", dtype=DTYPE, sampling=FRAMES)
     qa.use_store(store_of(root), samples, vision="exact")
-    qa.keep_videos()
     if patch is not None:
         change_settings(patch_slot(qa.model), run.asked_with)
     for name in names:

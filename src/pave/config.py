@@ -528,6 +528,11 @@ class PatchConfig(Strict):
             )
 
     @property
+    def adds_prompt_tokens(self) -> bool:
+        """Whether the prompt holds more tokens than the base's, see ``pave.lay_out_prompt``."""
+        return self.newline == "grid" or any(channel.fusion.adds_llm_tokens for channel in self.side_channels.values())
+
+    @property
     def reads_pre_projector(self) -> bool:
         """Whether some channel makes its queries of what enters the base's projector."""
         return any(channel.fusion.query_source == "pre_projector" for channel in self.side_channels.values())

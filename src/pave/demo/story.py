@@ -219,7 +219,7 @@ def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> lis
 def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
     question, truth = sample.turns[-1]
     answers = {
-        BASE: qa.ask(sample.video, question, patch=False, max_new_tokens=_MAX_NEW_TOKENS).text,
+        BASE: qa.ask(sample.video, question, patches=None, max_new_tokens=_MAX_NEW_TOKENS).text,
         PATCH: qa.ask(sample.video, question, max_new_tokens=_MAX_NEW_TOKENS).text,
     }
     return {"video": str(sample.video), "question": question, "truth": truth, "answers": answers}

@@ -130,8 +130,8 @@ def check_changes(qa: VideoQA, changes: Sequence[Counterfactual], samples: Seque
         ValueError: if the model has no such channel, or the samples cannot lend each other streams.
     """
     for change in changes:
-        qa.use_counterfactual(change, samples)
-    qa.use_counterfactual(None)
+        qa.check_counterfactual(change)
+        change.partners(samples)
 
 
 def evaluate_changes(
@@ -165,7 +165,6 @@ def evaluate_changes(
         found[str(change)] = evaluate(
             qa, samples, counterfactual=change, lenders=lenders, predictions=path, shard=shard, **options
         )
-    qa.use_counterfactual(None)
     return found
 
 

@@ -188,7 +188,7 @@ class Together:
         except ValueError:  # this base has none to keep
             vision = None
         self._dataset = PatchDataset((), sampling, built, channels, cache="memory", cache_bytes=_MEMORY, vision=vision)
-        self._collate = PatchCollator(processor, model.config, channels, train=False)
+        self._collate = PatchCollator(processor, model.config, channels, newline=composed.record.patch.newline, train=False)
 
     def evaluate(
         self,

@@ -225,7 +225,7 @@ class Session:
                 check_streams(reader.name, reader.fusion)
             frames, complete = self._clip(list(sides.readers.values()), until, incomplete)
             now = max(self._frames.newest, self._sides.newest()) if at is None else at
-        batch = self._batch(frames, [*history, (question, None)])
+        batch = self._batch(frames, [*history, (question, None)], names)
         batch["side_channels"] = sides.tokens
         clock = _FirstToken()
         options: dict[str, Any] = {**generation, "patches": patches} if is_patched(self.model) else generation
@@ -320,14 +320,17 @@ class Session:
             self._vision.keep_only(self._frames.frames)
             self._let_go()
 
-    def _batch(self, frames: Sequence[Frame], turns: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-        """What the model takes for a clip and a conversation, without side channels."""
+    def _batch(
+        self, frames: Sequence[Frame], turns: Sequence[tuple[str, str | None]], patches: Sequence[str]
+    ) -> dict[str, Any]:
+        """What the model takes for a clip and a conversation, without side channels, where these patches act."""
         with self._vision_lock:
             vision = self._vision.of(frames, pre_projector=self._reads_pre_projector())
         times_F = np.array([frame.time for frame in frames])
         pictures = np.stack([frame.pixels_HWC for frame in frames]) if vision is None else vision.shape_of_frames
         item = PatchItem("the stream", pictures, times_F, tuple(turns), vision=vision)
-        return PatchCollator(self.processor, self.model.config, {}, train=False)([item])
+        newline = "grid" if any(self.model.patch_configs[name].newline == "grid" for name in patches) else "base"
+        return PatchCollator(self.processor, self.model.config, {}, newline=newline, train=False)([item])
 
     def _let_go(self) -> None:
         """Keep to the limits: frames go in whole time steps, and side steps that no frame can reach any more go with them."""

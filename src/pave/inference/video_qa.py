@@ -1,97 +1,55 @@
-"""``VideoQA``: a base, a patch and everything between a video file and an answer."""
+"""``VideoQA``: a base, its patches and everything between a video file and an answer."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from pave.data.acting import LEAST_ACTING, ActingWatch, how_much_acts
-from pave.data.answers import parse_choice
-from pave.data.collator import PatchCollator
+from pave.config import SideChannelConfig
+from pave.data.acting import LEAST_ACTING
 from pave.data.contents import SampleContents
 from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
-from pave.data.samples import Sample, question_with_choices
+from pave.data.samples import Sample
 from pave.data.store.plan import identify
 from pave.data.store.reading import StoredChannels, StoredVision
-from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncoder
+from pave.data.vision import BaseVision, StorageDtype
 from pave.inference.counterfactuals import Counterfactual
-from pave.inference.generation import generate_texts
-from pave.patching import is_patched, load_patch, read_record, resolve_patch
-from pave.side_channels import SideFeatures, build_encoder, modules_named
+from pave.inference.engine import CACHE_BYTES, Engine
+from pave.inference.loading import PatchPaths, load_model
+from pave.inference.media import MediaReader
+from pave.inference.reading import shown_names
+from pave.inference.request import DEFAULT, Answer, Default, Request, Sampling, SidePaths
+from pave.patching.rows import Selection
+from pave.side_channels import SideEncoder
 from pave.utils.content import ContentHashes
 from pave.video_llms.encode import check_vision_stored
-from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_FRAMES = 32
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class SideSummary:
-    """What a side channel gave for one video."""
-
-    steps: int
-    """Side steps; 0 where the video lacks the channel."""
-    start: float | None = None
-    """Seconds of the first step."""
-    end: float | None = None
-    """Seconds of the last step."""
-    acting: float | None = None
-    """The share of the steps that can act at all (``pave.data.acting``); None where there is no step."""
-    why: tuple[str, ...] = ()
-    """What keeps the rest from it, in words."""
-
-    def __str__(self) -> str:
-        if not self.steps:
-            return "not there"
-        share = "" if self.acting is None or self.acting == 1 else f", of which {100 * self.acting:.2g} % can act"
-        return f"{self.steps} steps from {self.start:.2f} to {self.end:.2f} s{share}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and what it is based on."""
-
-    text: str
-    """As generated, without special tokens."""
-    frame_times: tuple[float, ...]
-    """Seconds of the frames that were looked at."""
-    side_channels: dict[str, SideSummary] = field(default_factory=dict)
-    """By channel; empty where the base answered alone."""
-    seconds: float = 0.0
-    """Time it took, decoding included."""
-    choice: str | None = None
-    """The choice that the text names; None without choices, or if it names none."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+_SAMPLING = {field.name for field in fields(Sampling)}
 
 
 class VideoQA:
-    """Answers questions about video files, with a patch or without.
+    """Answers questions about video files: the friendly face of ``Engine``.
+
+    It asks the model as it is at the time: a patch that is loaded, selected or taken off later is used or gone.
 
     Args:
         model: a base, patched or not.
         processor: the base's processor.
-        sampling: which frames to look at; default what the processor says, else 32.
+        sampling: which frames to look at; default as the patches were trained, else what the processor says, else 32.
         name: what to call the base in messages and records.
         encoders: modules with side encoders of your own that the patch may name; nothing else is imported (``build_encoder``).
-        dataset: what reads the samples for the patched model, instead of a dataset of its own; the sampling is that of this.
+        cache_bytes: most that is kept of videos and side files in memory, for the next questions about them; 0 keeps nothing.
+        dataset: what reads the samples for the patched model, instead of a reader of its own; the sampling is that of this.
 
     Example:
-        >>> qa = VideoQA.from_pretrained("llava-hf/llava-onevision-qwen2-7b-ov-hf", patch="my-patch")
+        >>> qa = VideoQA.from_pretrained(patch="my-patch")
         >>> qa.ask("video.mp4", "What sound is heard?").text
     """
 
@@ -103,49 +61,162 @@ class VideoQA:
         sampling: FrameSampling | None = None,
         name: str | None = None,
         encoders: str | Iterable[str] = (),
+        cache_bytes: int = CACHE_BYTES,
         dataset: PatchDataset | None = None,
     ) -> None:
-        self.model = model
-        self.processor = processor
-        if dataset is not None:
-            sampling = dataset.frame_sampling
-        self.sampling = sampling or default_sampling(processor)
-        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
-        self.channels = dict(model.patch_config.side_channels) if is_patched(model) else {}
-        self.newline = model.patch_config.newline if is_patched(model) else "base"
-        self.stored: StoredChannels | None = None
-        self.counterfactual: Counterfactual | None = None
-        self._partners: dict[str, Sample] = {}
-        self._contents = SampleContents()
+        self.engine = Engine(
+            model,
+            processor,
+            name=name,
+            encoders=encoders,
+            cache_bytes=cache_bytes,
+            sampling=sampling,
+            dataset=dataset,
+        )
         self.vision: StoredVision | None = None
+        """Where the base's features of videos come from, if ``use_store`` said so."""
+        self._contents = SampleContents()
         self._loaded_from: tuple[str | Path, str | None, str] | None = None
-        self._kept_bytes = 0
-        self._kept: dict[bool, PatchDataset] = {} if dataset is None else {True: dataset}
-        self._kept_vision: MemoryVision | None = None
-        if dataset is None:
-            with modules_named(encoders):
-                built = {channel: build_encoder(config.encoder) for channel, config in self.channels.items()}
-            self.encoders = {channel: encoder.to(model.device) for channel, encoder in built.items()}
-        else:
-            self.encoders = dict(dataset.encoders)
-        self.acting_watch = ActingWatch(self.channels, self.encoders, self.sampling)
-        """What was seen of the side streams of ``answer_samples``; ``evaluate`` says it at the end."""
 
-    @cached_property
-    def encoder_names(self) -> dict[str, str | None]:
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path | None = None,
+        patch: PatchPaths = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        patch_revision: str | None = None,
+        sampling: FrameSampling | None = None,
+        allow_base_mismatch: bool = False,
+        name: str | None = None,
+        encoders: str | Iterable[str] = (),
+        cache_bytes: int = CACHE_BYTES,
+    ) -> VideoQA:
+        """Load a base and, if given, patches.
+
+        Args:
+            base: folder or hub id; default, the one that the patch was trained on, as its own record says.
+            patch: folder or hub id, or several by the names they are to have.
+            device: "auto" takes an accelerator if there is one; else a torch device.
+            dtype: "auto" holds the weights as they are stored; or float32, bfloat16, float16.
+            revision: of the base on the hub.
+            patch_revision: of the patch on the hub.
+            sampling: which frames to look at; default the one the patch was trained with, where it recorded that.
+            allow_base_mismatch: load the patch on another base than its own.
+            name: what to call the base in messages and records.
+            encoders: modules, or .py files, with side encoders of your own that the patch may name. A patch never brings code, and
+                none is imported because a patch names it.
+            cache_bytes: most that is kept of videos and side files in memory.
+
+        Raises:
+            ValueError: if there is no such base or patch, they do not fit, or the device or dtype does not exist.
+        """
+        model, processor, loaded, of_base = load_model(
+            base,
+            patch,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            patch_revision=patch_revision,
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        options: dict[str, Any] = {"encoders": encoders, "cache_bytes": cache_bytes}
+        qa = cls(model, processor, sampling=sampling, name=name or loaded, **options)
+        qa._loaded_from = loaded, of_base, dtype
+        _ = qa.sampling, qa.encoders  # what is wrong with them is told now
+        return qa
+
+    # --- what there is at present
+
+    @property
+    def model(self) -> Any:
+        return self.engine.model
+
+    @property
+    def processor(self) -> Any:
+        return self.engine.processor
+
+    @property
+    def name(self) -> str:
+        """What the base is called in messages and records."""
+        return self.engine.name
+
+    @property
+    def sampling(self) -> FrameSampling:
+        """The frames that a question looks at where nothing else is said."""
+        return self.frames_of()
+
+    def frames_of(self, patches: Selection | Default = DEFAULT) -> FrameSampling:
+        """The frames that a question with these patches looks at.
+
+        Raises:
+            ValueError: if they were trained with different ones, and nothing says which to take.
+        """
+        return self.engine.reader.frames_of(replace(_ANY, patches=patches))
+
+    def patches_of(self, patches: Selection | Default = DEFAULT) -> dict[str, tuple[float, float]]:
+        """The patches that act, with the strengths of their residual and their LoRA.
+
+        Raises:
+            ValueError: if there is no patch of a name.
+        """
+        return self.engine.reader.patches_of(replace(_ANY, patches=patches))
+
+    def channels_of(self, patches: Selection | Default = DEFAULT) -> dict[str, SideChannelConfig]:
+        """The side channels of the patches that act (PATCH.CHANNEL where several have one of a name)."""
+        configs = self.engine.reader.patch_configs()
+        acting = {name: configs[name] for name in self.patches_of(patches)}
+        return {shown: acting[patch].side_channels[name] for (patch, name), shown in shown_names(acting).items()}
+
+    @property
+    def channels(self) -> dict[str, SideChannelConfig]:
+        """Those of the patches that act where nothing else is said."""
+        return self.channels_of()
+
+    @property
+    def newline(self) -> Literal["base", "grid"]:
+        """Of the prompts of the patches that act where nothing else is said."""
+        configs = self.engine.reader.patch_configs()
+        return "grid" if any(configs[name].newline == "grid" for name in self.patches_of()) else "base"
+
+    @property
+    def encoders(self) -> dict[str, SideEncoder[Any]]:
+        """Of ``channels``."""
+        return self.encoders_of()
+
+    def encoders_of(self, patches: Selection | Default = DEFAULT) -> dict[str, SideEncoder[Any]]:
+        """Of ``channels_of``."""
+        reader = self.engine.reader
+        if reader.dataset is not None:
+            return dict(reader.dataset.encoders)
+        channels = self.channels_of(patches).items()
+        return {name: reader.media.encoder(channel.encoder, self.model.device) for name, channel in channels}
+
+    def encoder_names(self, patches: Selection | Default = DEFAULT) -> dict[str, str | None]:
         """By channel the name of its encoder as the feature store has it, a hash of settings, weights and code; None for one that
         nothing names."""
         names: dict[str, str | None] = {}
-        for channel, encoder in self.encoders.items():
+        for channel, encoder in self.encoders_of(patches).items():
             try:
                 names[channel] = identify(encoder, ContentHashes()).id
             except ValueError:
                 names[channel] = None
         return names
 
-    def content_of(self, sample: Sample) -> dict[str, str]:
-        """What is in the files that an answer to a sample depends on at present, those that a counterfactual borrows included."""
-        return self._contents.of(sample, self._partners.get(sample.id))
+    def check_counterfactual(self, change: Counterfactual, *, patches: Selection | Default = DEFAULT) -> None:
+        """Refuse a change to side streams for patches without the channel.
+
+        Raises:
+            ValueError: naming the channel.
+        """
+        configs = self.engine.reader.patch_configs()
+        change.check_channels([channel for name in self.patches_of(patches) for channel in configs[name].side_channels])
+
+    def content_of(self, sample: Sample, lender: Sample | None = None) -> dict[str, str]:
+        """What is in the files that an answer to a sample depends on at present, those of a lender of streams included."""
+        return self._contents.of(sample, lender)
 
     def use_store(self, folder: str | Path, samples: Sequence[Sample], *, vision: StorageDtype | None = None) -> None:
         """Read side features from a feature store from now on, instead of running encoders.
@@ -163,6 +234,7 @@ class VideoQA:
         stored = StoredChannels(folder, self.encoders)
         stored.check_complete(samples, "pave extract SAMPLES --patch PATCH --store STORE")
         found = None
+        reader = self.engine.reader
         if vision is not None:
             if self._loaded_from is None:
                 raise ValueError(
@@ -170,286 +242,127 @@ class VideoQA:
                 )
             check_vision_stored(self.model)
             base, revision, dtype = self._loaded_from
-            pre = self._reads_pre_projector()
+            pre = reader.reads_pre_projector()
             made_by = BaseVision(base, self.sampling, revision=revision, dtype=dtype, storage=vision, pre_projector=pre)
             found = StoredVision(folder, made_by)
             found.check_complete(samples, f"pave extract SAMPLES --base BASE --store STORE --vision {vision}")
-        self.stored, self.vision = stored, found
-        self._kept = {}
+        configs = {name: channel.encoder for name, channel in self.channels.items()}
+        media = MediaReader(reader.media.cache, encoders=reader.media.modules, stored=(stored, configs), vision=found)
+        self.engine = Engine(self.model, self.processor, name=self.name, sampling=reader.sampling, media=media)
+        self.vision = found
 
-    def keep_videos(self, gigabytes: float = 2.0) -> None:
-        """Keep what is read of a video in memory from now on, for the next questions about it: frames or, where the base allows it,
-        what its frozen vision tower makes of them, and side features before a counterfactual changes them.
-
-        A video goes through the vision tower alone then, not in a batch with others, which may change last digits. A file that is
-        changed or replaced meanwhile is read anew.
-
-        Args:
-            gigabytes: most that is kept, of questions with the patch and of those without it apart; what does not fit is read anew each
-                time.
-
-        Raises:
-            ValueError: if that is no positive number.
-        """
-        if not gigabytes > 0:
-            raise ValueError(f"gigabytes must be positive, got {gigabytes}")
-        self._kept_bytes = int(gigabytes * 2**30)
-        self._kept = {}
-        try:
-            encoder = VisionEncoder(self.model, self.processor, pre_projector=self._reads_pre_projector())
-        except ValueError:  # this base has none to keep
-            return
-        self._kept_vision = MemoryVision(encoder, self.sampling, self._kept_bytes)
-
-    def _reads_pre_projector(self) -> bool:
-        return is_patched(self.model) and any(config.reads_pre_projector for config in self.model.patch_configs.values())
-
-    def use_counterfactual(self, counterfactual: Counterfactual | None, samples: Sequence[Sample] = ()) -> None:
-        """Change the side streams of these samples from now on (see ``pave.inference.counterfactuals``); None stops it.
-
-        Args:
-            counterfactual: the change.
-            samples: that will be asked about; some changes borrow a stream of another one.
-
-        Raises:
-            ValueError: if the model has no such channel, or the samples cannot lend each other streams.
-        """
-        if counterfactual is not None:
-            if not self.channels:
-                raise ValueError(f"counterfactual {str(counterfactual)!r}: the model has no side channel to change")
-            if counterfactual.channel is not None and counterfactual.channel not in self.channels:
-                raise ValueError(
-                    f"counterfactual {str(counterfactual)!r}: the patch has no side channel {counterfactual.channel!r}, it has "
-                    f"{', '.join(self.channels)}"
-                )
-        self._partners = {} if counterfactual is None else counterfactual.partners(samples)
-        self.counterfactual = counterfactual
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        base: str | Path,
-        patch: str | Path | None = None,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        revision: str | None = None,
-        patch_revision: str | None = None,
-        sampling: FrameSampling | None = None,
-        allow_base_mismatch: bool = False,
-        name: str | None = None,
-        encoders: str | Iterable[str] = (),
-    ) -> VideoQA:
-        """Load a base and, if given, a patch.
-
-        Args:
-            base: folder or hub id.
-            patch: folder or hub id.
-            device: "auto" takes an accelerator if there is one; else a torch device.
-            dtype: "auto" holds the weights as they are stored; or float32, bfloat16, float16.
-            revision: of the base on the hub.
-            patch_revision: of the patch on the hub.
-            sampling: which frames to look at; default the one the patch was trained with, where it recorded that.
-            allow_base_mismatch: load the patch on another base than its own.
-            name: what to call the base in messages and records.
-            encoders: modules, or .py files, with side encoders of your own that the patch may name. A patch never brings code, and
-                none is imported because a patch names it.
-
-        Raises:
-            ValueError: if there is no such base or patch, they do not fit, or the device or dtype does not exist.
-        """
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-        target = _device(device)
-        folder = None if patch is None else resolve_patch(patch, patch_revision)
-        if folder is not None and sampling is None:
-            sampling = trained_sampling(read_record(folder).provenance)
-        model, processor = load_base(base, revision=revision, dtype=dtype)
-        if folder is not None:
-            load_patch(model, folder, processor=processor, allow_base_mismatch=allow_base_mismatch)
-        qa = cls(model.to(target).eval(), processor, sampling=sampling, name=name or str(base), encoders=encoders)
-        qa._loaded_from = base, revision, dtype
-        return qa
+    # --- asking
 
     def ask(
         self,
-        video: str | Path,
+        video: str | Path | None,
         question: str,
         *,
-        patch: bool = True,
+        patches: Selection | Default = DEFAULT,
         choices: Sequence[str] | None = None,
-        side_channels: Mapping[str, str | Path | None] | None = None,
-        max_new_tokens: int = 64,
+        side_channels: SidePaths | None = None,
+        frames: FrameSampling | None = None,
+        counterfactual: Counterfactual | None = None,
+        history: Sequence[tuple[str, str]] = (),
         **generation: Any,
     ) -> Answer:
         """Answer one question about one video file.
 
         Args:
             video: the file. Side channels that come with it (its sound) are read from it, where ``side_channels`` says
-                nothing else.
+                nothing else. None for a question about text alone, where the base takes one.
             question: what to ask.
-            patch: False answers as the base alone does.
+            patches: which patches act: a name, names with strengths, or None for the base; default, what the model says.
             choices: listed under the question, each behind its letter.
-            side_channels: by channel, the file (or folder) that it is read from, or None to leave the channel out.
-            max_new_tokens: most tokens of the answer.
-            generation: further arguments of ``generate``; greedy decoding without any.
+            side_channels: by channel (or by patch and channel), the file or folder that it is read from, or None to leave the channel
+                out.
+            frames: which frames to look at; default ``sampling``.
+            counterfactual: a change to the side streams first.
+            history: earlier turns of the conversation, (question, answer).
+            generation: fields of ``Sampling`` (max_new_tokens, temperature, top_p, top_k, seed, stop), and further arguments of the
+                model's ``generate``; greedy decoding of at most 64 tokens without any.
 
         Raises:
-            ValueError: if the video cannot be read (``MediaError``), the question cannot be asked, or there is no side channel
+            ValueError: if the video cannot be read (``MediaError``), the question cannot be asked, or there is no patch or side channel
                 of a name.
 
         A warning says how much of a side channel can act, and what keeps the rest from it, where that is less than
         ``pave.data.acting.LEAST_ACTING``.
         """
-        unknown = sorted(set(side_channels or {}).difference(self.channels))
-        if unknown:
-            known = f"has {', '.join(self.channels)}" if self.channels else "has none; attach a patch that takes it"
-            raise ValueError(f"there is no side channel {unknown[0]!r}: the model {known}")
-        if choices:
-            parse_choice("", choices)  # raises for a wrong number of choices, before any work
-        asked = question_with_choices(question, choices) if choices else question
-        own = {name: None if path is None else str(path) for name, path in (side_channels or {}).items()}
-        sample = Sample(id=Path(video).name, video=str(video), question=asked, side_channels=own)
-        start = time.monotonic()
-        item = next(iter(self.items([sample], patch=patch)))
-        if isinstance(item, ValueError):
-            raise item
-        text = self.answer_items([item], patch=patch, max_new_tokens=max_new_tokens, **generation)[0]
-        answer = self._answer(item, text, time.monotonic() - start)
+        sampling, further = _split(generation)
+        request = Request(
+            video,
+            question,
+            choices=tuple(choices or ()),
+            patches=patches,
+            side_channels=side_channels or {},
+            sampling=sampling,
+            frames=frames,
+            counterfactual=counterfactual,
+            history=tuple(history),
+        )
+        (answer,) = self.engine.answer([request], **further)
+        if isinstance(answer, ValueError):
+            raise answer
         for name, side in answer.side_channels.items():
             if side.acting is not None and side.acting < LEAST_ACTING:
                 logger.warning("%s: side channel %r, %s: %s", video, name, side, ", ".join(side.why))
-        found = parse_choice(text, choices) if choices else None
-        return answer if found is None or choices is None else replace(answer, choice=choices[found])
+        return answer
 
     def answer_samples(
-        self, samples: Sequence[Sample], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
+        self,
+        samples: Sequence[Sample],
+        *,
+        patches: Selection | Default = DEFAULT,
+        counterfactual: Counterfactual | None = None,
+        partners: Mapping[str, Sample] | None = None,
+        **generation: Any,
     ) -> list[Answer | ValueError]:
-        """Answer several samples in one batch; the last answer of a sample's conversation is ignored.
+        """Answer several samples, in one batch if their videos are alike; the last answer of a sample's conversation is ignored.
+
+        Args:
+            samples: what is asked. Side channels that the model does not know are left aside.
+            patches: which patches act.
+            counterfactual: a change to the side streams first.
+            partners: by sample id, whose streams it borrows (``Counterfactual.partners``).
+            generation: see ``ask``.
 
         Returns:
             Per sample its answer, or the error that kept it from being answered.
         """
-        start = time.monotonic()
-        found = list(self.items(samples, patch=patch))
-        items = [item for item in found if isinstance(item, PatchItem)]
-        if self.counterfactual is None:  # which would change what is looked at
-            for read in items:
-                for name, features in read.side.items():
-                    self.acting_watch.note(read.id, name, features, read.times_F)
-        texts = iter(self._answer_groups(items, patch, max_new_tokens, generation))
-        answers: list[Answer | ValueError] = []
-        for item in found:
-            text = item if isinstance(item, ValueError) else next(texts)
-            if isinstance(item, ValueError) or isinstance(text, ValueError):
-                assert isinstance(text, ValueError)
-                answers.append(text)
-            else:
-                answers.append(self._answer(item, text, (time.monotonic() - start) / len(samples)))
-        return answers
+        sampling, further = _split(generation)
+        common: dict[str, Any] = {"patches": patches, "sampling": sampling, "counterfactual": counterfactual}
+        requests = [
+            Request.of_sample(self._known(sample), lender=(partners or {}).get(sample.id), **common) for sample in samples
+        ]
+        return self.engine.answer(requests, batch_size=max(1, len(samples)), **further)
 
-    def items(self, samples: Sequence[Sample], *, patch: bool = True) -> Iterator[PatchItem | ValueError]:
-        """Decode samples one by one; what cannot be decoded comes out as its error. Without the patch no side channel is read."""
-        dataset = self._dataset(patch)
-        change = self.counterfactual if patch else None
+    def items(self, samples: Sequence[Sample], *, patches: Selection | Default = DEFAULT) -> Iterator[PatchItem | ValueError]:
+        """Decode samples one by one, pictures included; what cannot be decoded comes out as its error. Streams are named as in
+        ``channels``, and without patches none is read."""
         for sample in samples:
             try:
-                item = dataset.read([sample])[0]
-                yield item if change is None else change.apply(item, sample, self._borrowed(dataset, sample))
+                read = self.engine.read(Request.of_sample(self._known(sample), patches=patches), pictures=True)
             except ValueError as error:
                 yield error
-
-    def _dataset(self, patch: bool) -> PatchDataset:
-        """What reads samples: one whose videos are kept, or a new one."""
-        if patch in self._kept:
-            return self._kept[patch]
-        channels = self.channels if patch else {}
-        dataset = PatchDataset(
-            (),
-            self.sampling,
-            {name: self.encoders[name] for name in channels},
-            channels,
-            cache="memory",
-            stored=self.stored,
-            vision=self.vision or self._kept_vision,
-            **({"cache_bytes": self._kept_bytes} if self._kept_bytes else {}),
-        )
-        if self._kept_bytes:
-            self._kept[patch] = dataset
-        return dataset
-
-    def _borrowed(self, dataset: PatchDataset, sample: Sample) -> dict[str, SideFeatures | None]:
-        """The streams that a counterfactual takes from another sample."""
-        partner = self._partners.get(sample.id)
-        return {} if partner is None else {name: dataset.features(name, partner) for name in dataset.encoders}
-
-    def answer_items(
-        self, items: Sequence[PatchItem], *, patch: bool = True, max_new_tokens: int = 64, **generation: Any
-    ) -> list[str]:
-        """Answer decoded items in one batch; their videos must have the same number of frames."""
-        channels, newline = (self.channels, self.newline) if patch else ({}, "base")
-        collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False)
-        return generate_texts(
-            self.model, self.processor, collate(items), patch=patch, max_new_tokens=max_new_tokens, **generation
-        )
-
-    def _answer_groups(
-        self, items: Sequence[PatchItem], patch: bool, max_new_tokens: int, generation: Mapping[str, Any]
-    ) -> list[str | ValueError]:
-        """Videos of equal length go together. A group that is refused is tried one by one, so that one bad sample fails alone."""
-        results: dict[int, str | ValueError] = {}
-        for group in _by_length(items):
-            members = [items[i] for i in group]
-            try:
-                texts: Iterable[str | ValueError] = self.answer_items(
-                    members, patch=patch, max_new_tokens=max_new_tokens, **generation
-                )
-            except ValueError as error:
-                texts = (
-                    [error]
-                    if len(group) == 1
-                    else [self._answer_groups([item], patch, max_new_tokens, generation)[0] for item in members]
-                )
-            results |= dict(zip(group, texts, strict=True))
-        return [results[i] for i in range(len(items))]
-
-    def _answer(self, item: PatchItem, text: str, seconds: float) -> Answer:
-        sides = {}
-        for name, features in item.side.items():
-            if features is None or not len(features):
-                sides[name] = SideSummary(0)
                 continue
-            acting = how_much_acts(features, item.times_F, self.channels[name].fusion, self.encoders[name], self.sampling)
-            times = features.times_K.tolist()
-            sides[name] = SideSummary(len(times), min(times), max(times), acting.share, acting.why)
-        return Answer(text, tuple(float(t) for t in item.times_F), sides, seconds)
+            assert read.item is not None
+            flat = read.item.side
+            side = {shown: flat[f"{patch}.{name}"] for (patch, name), shown in shown_names(read.configs).items()}
+            yield replace(read.item, side=side, turns=sample.turns)
+
+    def _known(self, sample: Sample) -> Sample:
+        """The sample without files of channels that no patch has."""
+        known = {name for config in self.engine.reader.patch_configs().values() for name in config.side_channels}
+        side = {name: path for name, path in sample.side_channels.items() if name in known}
+        return replace(sample, side_channels=side)
 
 
-def default_sampling(processor: Any) -> FrameSampling:
-    """The frames that a processor asks for (its ``num_frames``), else 32 spread over the video."""
-    return FrameSampling(num_frames=getattr(processor.video_processor, "num_frames", None) or DEFAULT_FRAMES)
+_ANY = Request(None, "?")
+"""Stands for a request that leaves everything to the engine."""
 
 
-def trained_sampling(provenance: Mapping[str, Any]) -> FrameSampling | None:
-    """How frames were sampled in training, if the patch says so."""
-    frames: Any = provenance
-    for key in ("recipe", "data", "frames"):
-        frames = frames.get(key) if isinstance(frames, Mapping) else None
-    return None if frames is None else FrameSampling.from_dict(frames, where="the patch's recipe, data.frames")
-
-
-def _by_length(items: Sequence[PatchItem]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for number, item in enumerate(items):
-        groups.setdefault(len(item.frames_FHWC), []).append(number)
-    return list(groups.values())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+def _split(options: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
+    """The sampling, and what ``generate`` takes beside it."""
+    sampling = Sampling(**{name: value for name, value in options.items() if name in _SAMPLING})
+    return sampling, {name: value for name, value in options.items() if name not in _SAMPLING}

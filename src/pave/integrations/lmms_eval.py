@@ -124,7 +124,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             chosen = settings[batch[0]]
             answers = self.qa.answer_samples([samples[i] for i in batch], **chosen.to_generate())
             for i, answer in zip(batch, answers, strict=True):
-                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else chosen.cut(answer.text)
+                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else answer.text
         return [texts[i] for i in range(len(samples))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
