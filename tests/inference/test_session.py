@@ -29,6 +29,7 @@ ALIGNMENTS = {
     "nearest": {"empty_frames": "nearest"},
     "interpolate": {"neighbourhood_seconds": 0.2, "empty_frames": "interpolate"},
     "neighbours": {"neighbourhood_frames": 1},
+    "queries": {"query_source": "pre_projector", "gate": True},
 }
 
 
