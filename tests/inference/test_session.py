@@ -29,6 +29,7 @@ ALIGNMENTS = {
     "nearest": {"empty_frames": "nearest"},
     "interpolate": {"neighbourhood_seconds": 0.2, "empty_frames": "interpolate"},
     "neighbours": {"neighbourhood_frames": 1},
+    "queries": {"query_source": "pre_projector", "gate": True},
 }
 
 
@@ -474,4 +475,4 @@ def test_the_page_about_streams_runs(capsys):
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     exec(compile(block, "docs/streaming.md", "exec"), {})
     out = capsys.readouterr().out
-    assert "(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25) 0.75" in out and "late=0" in out
+    assert "(0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5) 0.5" in out and "late=0" in out

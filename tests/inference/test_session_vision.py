@@ -9,12 +9,16 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from cases import WIDTH
 from family_cases import FAMILY_CASES, build_family, make_times, make_video
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.vision import VisionEncoder
+from pave.inference import session
+from pave.inference.generation import generate_ids, model_inputs
 from pave.inference.session_streams import Frame
 from pave.inference.session_vision import StreamVision
+from pave.tokens import SideTokens
 from pave.video_llms import get_interface
 from pave.video_llms.encode import encoder_outputs
 
@@ -75,6 +79,40 @@ def test_every_family_says_whether_its_steps_are_encoded_apart(family):
     steps = [-(-count // case.merges) for count in (5, 6)]
     reused = 5 // case.merges if interface.encodes_steps_apart else 0
     assert (vision.encoded, vision.reused) == (sum(steps) - reused, reused)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_a_stream_on_every_family_is_one_call_on_its_pixels(family, monkeypatch):
+    """Five frames pushed one by one, a question in between and one at the end."""
+    case = FAMILY_CASES[family]
+    if case.missing():
+        pytest.skip(case.missing())
+    made = build_family(family)
+    model, frames = made.trained, stream(5)
+    embeds, times = torch.randn(8, 2, WIDTH, generator=torch.Generator().manual_seed(0)), torch.arange(8).double() * 0.5
+    batches = []
+
+    def spy(model, batch, **options):
+        batches.append(dict(batch))
+        return generate_ids(model, batch, **options)
+
+    monkeypatch.setattr(session, "generate_ids", spy)
+    with session.Session(model, made.processor) as running:
+        running.push_side("audio", embeds, times)
+        for frame in frames:
+            running.push_frames(frame.pixels_HWC[None], [frame.time])
+            if frame.serial == 3:
+                running.ask("what sound?", at=frame.time, max_new_tokens=1)
+        answer = running.ask("what sound?", at=3.3, max_new_tokens=1)
+    assert len(answer.frame_times) == 5
+    for batch, count, at in ((batches[0], 4, frames[3].time), (batches[1], 5, 3.3)):
+        pixels = np.stack([frame.pixels_HWC for frame in frames[:count]])
+        item = PatchItem("v", pixels, np.array([frame.time for frame in frames[:count]]), (("what sound?", None),))
+        whole = PatchCollator(made.processor, model.config, {}, train=False)([item])
+        whole["side_channels"] = {"audio": SideTokens(embeds[times < at][None], times_BK=times[times < at][None])}
+        with torch.no_grad():
+            found, expected = (model(**model_inputs(model, b)).logits for b in (batch, whole))
+        assert (found - expected).abs().max() < case.tolerance
 
 
 def test_frames_that_the_processor_makes_smaller_in_a_longer_clip_are_encoded_anew():

@@ -134,7 +134,7 @@ class StreamVision:
         for group in groups:
             step = self._steps.get(_key(group))
             if step is None:
-                filled = [*group, *group[-1:] * (self._family.frames_per_step - len(group))]  # as the processors fill a video
+                filled = [*group, *[group[-1]] * (self._family.frames_per_step - len(group))]  # as the processors fill a video
                 step = _Step(encoder.encode(_pixels(filled), _times(filled)))
                 self.encoded += 1
             if len(group) == self._family.frames_per_step:  # else the frame that completes it is still to come
