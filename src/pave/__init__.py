@@ -17,6 +17,7 @@ _HOMES = {
     "SideChannelConfig": "pave.config",
     "EncoderConfig": "pave.config",
     "SideTokens": "pave.tokens",
+    "VideoQA": "pave.inference",
     "attach_patch": "pave.patching",
     "detach_patch": "pave.patching",
     "lay_out_prompt": "pave.video_llms.prompt",
@@ -32,6 +33,7 @@ __all__ = [
     "PatchConfig",
     "SideChannelConfig",
     "SideTokens",
+    "VideoQA",
     "__version__",
     "attach_patch",
     "detach_patch",
@@ -43,6 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
+    from pave.inference import VideoQA
     from pave.patching import attach_patch, detach_patch, load_patch, save_patch, unload_patch
     from pave.tokens import SideTokens
     from pave.video_llms.prompt import lay_out_prompt

@@ -66,8 +66,11 @@ class InterleaveFusion(ConcatFusion):
     frame. Under index alignment a stream of K < T steps is not resampled; step k goes after frame ``k * T // K``.
 
     Args:
-        side_width, llm_width, width, standardize: as for :class:`ConcatFusion`.
+        side_width: C, width of the side features.
+        llm_width: E, width of the language model.
+        width: inside the module.
         alignment: "timestamps" or "index".
+        standardize: see :class:`pave.fusion.standardize.Standardize`.
     """
 
     def __init__(

@@ -41,6 +41,7 @@ from pave.patching.record import (
     write_record,
 )
 from pave.patching.storage import to_storage, unpack
+from pave.utils.embedded import embedded_path
 from pave.utils.files import atomic_folder
 from pave.version import __version__
 
@@ -216,12 +217,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolve_patch(patch: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a patch, downloaded from the hub if ``patch`` is no folder.
+    """The local folder of a patch: that inside the package for ``pave:audio``, else downloaded from the hub if ``patch`` is no folder.
 
     Raises:
         ValueError: if there is no such folder and no such repository can be had.
     """
-    folder = Path(patch)
+    folder = Path(embedded_path(patch))
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {patch} is a local folder")

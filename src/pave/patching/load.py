@@ -14,6 +14,7 @@ from pave.patching import lora
 from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch
 from pave.patching.checkpoint import PatchTensors, copy_into, read_files, resolve_patch
 from pave.patching.fingerprint import differences, fingerprint, weights_compared
+from pave.patching.lookup import patch_slot
 from pave.patching.record import CONFIG_FILE, FUSION_FILE, read_record
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def load_patch(
     except BaseException:
         detach_patch(model, name or record.name)
         raise
+    patch_slot(model, name or record.name).provenance = record.provenance
     return model
 
 

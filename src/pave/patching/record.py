@@ -53,6 +53,16 @@ class PatchRecord(Strict):
     def __post_init__(self) -> None:
         check_name("name", self.name)
 
+    @property
+    def verdicts(self) -> list[str]:
+        """Sentences that the training said of the patch at its end (``pave.training.verdict``)."""
+        told = self.provenance.get("verdicts")
+        return (
+            [str(one["sentence"]) for one in told if isinstance(one, dict) and "sentence" in one]
+            if isinstance(told, list)
+            else []
+        )
+
     def file_names(self) -> list[str]:
         """The files beside ``patch_config.json`` that are read when the patch is loaded."""
         adapter = [f"{LORA_FOLDER}/{ADAPTER_CONFIG}", f"{LORA_FOLDER}/{LORA_FILE}"] if self.patch.lora is not None else []

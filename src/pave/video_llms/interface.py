@@ -67,6 +67,8 @@ class VideoLLMInterface(ABC):
     """Axis of the pixels along which the videos of a batch follow each other."""
     vision_not_stored: ClassVar[str] = ""
     """Why what the features method makes of a video alone cannot take the place of its pixels; empty where it can."""
+    encodes_steps_apart: ClassVar[bool] = False
+    """True where what the features method makes of a time step depends on the frames of that step alone, and that is tested."""
 
     # --- static facts, from the config alone
 
