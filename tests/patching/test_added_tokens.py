@@ -210,13 +210,19 @@ def test_a_prompt_that_was_laid_out_otherwise_is_refused(case):
     helper = r"by pave\.lay_out_prompt\(batch, model\.config, model\.patch_config\)"
     for given, message in (
         ({**plain, **call}, f"'default' adds 20 tokens to the prompt, which has room for 0 .*{helper}"),
-        ({**batch, "side_channels": {"audio": later}}, f"adds 20 tokens .* room for 20 .*, elsewhere: .*{helper}"),
+        (
+            {**batch, "side_channels": {"audio": later}},
+            f"adds 20 tokens to the prompt, which has room for 20 elsewhere .*{helper}",
+        ),
         ({**batch, **longer}, f"adds 32 tokens to the prompt, which has room for 20 .*{helper}"),
-        ({**batch, "patches": None, "side_channels": None}, "add 0 tokens .* room for 20 .*: give it the prompt as the base's"),
+        (
+            {**batch, "patches": None, "side_channels": None},
+            "room for 20 tokens .* that no patch of this call adds: give it as the base's",
+        ),
         ({**batch, "added_tokens": batch["added_tokens"][:1]}, "added_tokens: 1 videos, but the call has 2 videos"),
         ({**batch, "added_tokens": torch.zeros(2)}, "added_tokens: expected integers of shape"),
     ):
         with pytest.raises(ValueError, match=message), torch.no_grad():
             model(**given)
-    with model.patch_disabled(), pytest.raises(ValueError, match="add 0 tokens .* room for 20"):
+    with model.patch_disabled(), pytest.raises(ValueError, match="room for 20 tokens .* that no patch of this call adds"):
         model.generate(**batch, max_new_tokens=1)

@@ -17,8 +17,6 @@ from pave.tokens import SideTokens
 from pave.video_llms import VideoLayout, VideoLLMInterface
 from pave.video_llms.prompt import Places, adding_channel, valid_steps
 
-HELPER = "pave.lay_out_prompt(batch, model.config, model.patch_config)"
-
 
 def check_prompt(name: str | None, wanted: Places, given: Places) -> None:
     """Refuse a prompt that was not laid out for the tokens of a call.
@@ -33,17 +31,16 @@ def check_prompt(name: str | None, wanted: Places, given: Places) -> None:
     """
     if wanted == given or not (any(wanted) or any(given)):
         return
-    counts = f"{sum(map(len, wanted))} tokens to the prompt, which has room for {sum(map(len, given))} (added_tokens)"
+    adds, room = sum(map(len, wanted)), sum(map(len, given))
     if name is None:
         raise ValueError(
-            f"the patches that act in this call add {counts}: give it the prompt as the base's processor made it "
-            "(pave.video_llms.prompt.plain_prompt gives it back)"
+            f"the prompt has room for {room} tokens (added_tokens) that no patch of this call adds: give it as the base's processor "
+            "made it (pave.video_llms.prompt.plain_prompt gives it back)"
         )
-    if any(given) and sum(map(len, wanted)) == sum(map(len, given)):
-        counts += ", elsewhere"
     raise ValueError(
-        f"the patch {name!r} adds {counts}: lay the prompt out for it, with the side tokens, times and rows of this call, by "
-        f"{HELPER}; PatchCollator does it by itself"
+        f"the patch {name!r} adds {adds} tokens to the prompt, which has room for {f'{room} elsewhere' if room == adds else room} "
+        "(added_tokens): lay the prompt out for it, with the side tokens, times and rows of this call, by "
+        "pave.lay_out_prompt(batch, model.config, model.patch_config); PatchCollator does it by itself"
     )
 
 
