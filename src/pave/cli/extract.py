@@ -18,6 +18,8 @@ from pave.cli.shared import (
     JsonOption,
     PatchOption,
     Result,
+    check_model_options,
+    check_there,
     rank_of_process,
     storage_dtype,
 )
@@ -75,6 +77,10 @@ def command(
     are listed, and the exit code is 1. Under torchrun every rank takes its share: rank 0 prints what it made on standard output, the
     others on standard error.
     """
+    recipes = [source for source in sources if source.suffix in (".yaml", ".yml")]
+    check_there("file", *recipes)
+    check_there("file of samples", *(source for source in sources if source not in recipes))
+    check_model_options(base, patch, dtype)
     from pave.cli.models import hide_loading_bars
     from pave.data.store import FeatureStore, Plan, collect, extract, plan_features
 
@@ -82,11 +88,11 @@ def command(
         raise ValueError("--dry-run goes with --gc")
     hide_loading_bars()
     storage, own = storage_dtype(vision), own or []
-    if (base is not None or frames is not None) and any(source.suffix in (".yaml", ".yml") for source in sources):
+    if (base is not None or frames is not None) and recipes:
         raise ValueError("--base and --frames are for .jsonl files with --vision; a recipe names its own base and frames")
     jobs = [
         _recipe_job(source, store, storage, own)
-        if source.suffix in (".yaml", ".yml")
+        if source in recipes
         else _samples_job(source, store, patch, root, base, frames, dtype, storage, own)
         for source in sources
     ]

@@ -60,6 +60,11 @@ class ReadRequest:
             for name, channel in config.side_channels.items()
         }
 
+    @property
+    def adding(self) -> tuple[str, ...]:
+        """The patches that put tokens of their own into its prompt."""
+        return tuple(name for name, config in self.configs.items() if config.adds_prompt_tokens and self.patches[name][0])
+
 
 class RequestReader:
     """Reads requests for a model as it is at the time of each.

@@ -187,7 +187,10 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
     @torch.inference_mode()
     def _losses(self, items: Sequence[PatchItem]) -> list[tuple[float, bool]]:
         model = self.qa.model
-        collate = PatchCollator(self.qa.processor, model.config, self.qa.channels, train=True, broken_features="missing")
+        qa = self.qa
+        collate = PatchCollator(
+            qa.processor, model.config, qa.channels, newline=qa.newline, train=True, broken_features="missing"
+        )
         batch = collate(items)
         inputs = {**model_inputs(model, batch), "labels": batch["labels"].to(model.device)}
         _, output = answer_loss(model, model.get_output_embeddings(), inputs)
