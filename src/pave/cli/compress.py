@@ -86,7 +86,12 @@ def command(
     texts, data = [_sizes_text(made)], {"patch": patch, "out": None if out is None else str(out), **_sizes_data(made)}
     measured = None
     if expected is not None:
+        from pave.inference.loading import base_of_patch
+
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
+        if base is None:  # found from where the patch lies, not from the temporary folder of the smaller one
+            found, revision = base_of_patch(source, patch)
+            base = found if revision is None else None
 
         def answer(folder: Path) -> EvalResult:
             return _evaluate(folder, expected, (base, device, dtype, allow_base_mismatch, encoders), options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -167,6 +167,7 @@ def _samples_job(
     from pave.data.store import VISION
     from pave.data.vision import BaseVision
     from pave.inference import default_sampling, trained_sampling
+    from pave.inference.loading import base_of_patch
     from pave.patching import read_record, resolve_patch
     from pave.side_channels import build_encoder
     from pave.utils.embedded import PLAYGROUND
@@ -176,17 +177,21 @@ def _samples_job(
         raise ValueError(
             f"{source}: a file of samples needs --patch, whose encoders are run, and --store; or --vision and --store"
         )
-    record = None if patch is None else read_record(resolve_patch(patch))
+    folder = None if patch is None else resolve_patch(patch)
+    record = None if folder is None else read_record(folder)
     channels = {} if record is None else record.patch.side_channels
     encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder, own) for name, channel in channels.items()}
     if storage is not None:
-        where = PLAYGROUND if base is None else base
+        where, revision = (PLAYGROUND, None) if base is None else (base, None)
+        if base is None and folder is not None:
+            where, revision = base_of_patch(folder, patch)
         sampling = FrameSampling(num_frames=frames) if frames else None
         if sampling is None and record is not None:
             sampling = trained_sampling(record.provenance)
-        sampling = sampling or default_sampling(load_processor(where)[1])
+        sampling = sampling or default_sampling(load_processor(where, revision=revision)[1])
         features = record is not None and record.patch.reads_pre_projector
-        encoders[VISION] = BaseVision(where, sampling, dtype=dtype, storage=storage, pre_projector=features)
+        options: dict[str, Any] = {"dtype": dtype, "storage": storage, "pre_projector": features}
+        encoders[VISION] = BaseVision(where, sampling, revision=revision, **options)
     if not encoders:
         raise ValueError(f"{source}: there is no side channel and no --vision, so there is nothing to extract")
     return read_samples(source, data_root=root), encoders, store
