@@ -116,9 +116,9 @@ def _make_patch(run: Run, data: Path, root: Path) -> dict[str, Any]:
 
 def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
     """Ask what has not been asked yet: as it is, and under each counterfactual."""
-    from pave.evaluation.counterfactuals import Counterfactual
-    from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
+    from pave.inference import VideoQA
+    from pave.inference.counterfactuals import Counterfactual
 
     names = run.unasked(root)
     if not names:
@@ -126,7 +126,6 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     need_channel = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
     qa = VideoQA.from_pretrained(folder_of(run.base, root), patch, device="cpu", dtype=DTYPE, sampling=FRAMES)
     qa.use_store(store_of(root), samples, vision="exact")
-    qa.keep_videos()
     if patch is not None:
         change_settings(patch_slot(qa.model), run.asked_with)
     for name in names:

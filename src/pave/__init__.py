@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pave.version import __version__
 
 _HOMES = {
     "FusionConfig": "pave.config",
@@ -17,6 +17,7 @@ _HOMES = {
     "SideChannelConfig": "pave.config",
     "EncoderConfig": "pave.config",
     "SideTokens": "pave.tokens",
+    "VideoQA": "pave.inference",
     "attach_patch": "pave.patching",
     "detach_patch": "pave.patching",
     "load_patch": "pave.patching",
@@ -31,6 +32,7 @@ __all__ = [
     "PatchConfig",
     "SideChannelConfig",
     "SideTokens",
+    "VideoQA",
     "__version__",
     "attach_patch",
     "detach_patch",
@@ -41,6 +43,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
+    from pave.inference import VideoQA
     from pave.patching import attach_patch, detach_patch, load_patch, save_patch, unload_patch
     from pave.tokens import SideTokens
 

@@ -20,9 +20,9 @@ from pave.config import EncoderConfig
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
 from pave.evaluation.examples import _watched, attention_maps
-from pave.evaluation.generation import generate_ids
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
+from pave.inference import VideoQA
+from pave.inference.generation import generate_ids
 from pave.patching import patch_slot
 from pave.side_channels import SideFeatures, build_encoder
 from pave.side_channels.frames import Frames

@@ -11,7 +11,7 @@ import torch
 
 from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig, attach_patch, detach_patch, load_patch, save_patch
-from pave.evaluation.generation import generate_ids
+from pave.inference.generation import generate_ids
 from pave.training.loss import answer_loss
 
 CASE = CASES["llava_onevision"]

@@ -318,6 +318,9 @@ def test_python_of_the_quickstart_runs(started, monkeypatch, capsys):
     for block in blocks(ROOT / "docs" / "quickstart.md", "python"):
         exec(compile(block, "docs/quickstart.md", "exec"), names)
     assert "SideTokens(2 videos" in capsys.readouterr().out
+    for block in blocks(ROOT / "docs" / "inference.md", "python"):
+        exec(compile(block, "docs/inference.md", "exec"), names)
+    assert "True)" in capsys.readouterr().out  # a question about a video that was asked about before
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ PACKAGES = (
     "evaluation.benchmarks",
     "evaluation.metrics",
     "fusion",
+    "inference",
     "patching",
     "side_channels",
     "video_llms",

@@ -9,7 +9,6 @@ from typing import Any
 
 import typer
 
-from pave import __version__
 from pave.cli import (
     ask,
     compress,
@@ -31,6 +30,7 @@ from pave.cli import (
 )
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, Verb, debug_mode, guarded, message_level
+from pave.version import __version__
 
 app = typer.Typer(
     name="pave",

@@ -24,7 +24,7 @@ from pave.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from pave.evaluation.counterfactuals import Counterfactual
+    from pave.inference.counterfactuals import Counterfactual
 
 SCORES = "scores.json"
 
@@ -144,7 +144,7 @@ def command(
 
 def _changes(standard: bool, further: list[str]) -> list[Counterfactual]:
     """The counterfactuals that are asked for, each once."""
-    from pave.evaluation.counterfactuals import STANDARD, Counterfactual
+    from pave.inference.counterfactuals import STANDARD, Counterfactual
 
     parsed = [Counterfactual.parse(text) for text in [*(STANDARD if standard else ()), *further]]
     return list({str(change): change for change in parsed}.values())

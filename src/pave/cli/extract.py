@@ -160,7 +160,7 @@ def _samples_job(
     from pave.data.samples import read_samples
     from pave.data.store import VISION
     from pave.data.vision import BaseVision
-    from pave.evaluation.inference import default_sampling, trained_sampling
+    from pave.inference import default_sampling, trained_sampling
     from pave.patching import read_record, resolve_patch
     from pave.side_channels import build_encoder
     from pave.utils.embedded import PLAYGROUND

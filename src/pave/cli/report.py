@@ -10,8 +10,8 @@ import typer
 from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, EncodersOption, JsonOption, MismatchOption, Result
 
 if TYPE_CHECKING:
-    from pave.evaluation.inference import VideoQA
     from pave.evaluation.run_report import ReportRun
+    from pave.inference import VideoQA
 
 
 def command(

@@ -144,9 +144,9 @@ class ActingWatch:
         found = how_much_acts(features, times_F, self._channels[name].fusion, self._encoders.get(name), self._sampling)
         self.seen[name][sample_id] = found
 
-    def clear(self) -> None:
-        """Forget what was seen."""
-        self.seen = {name: {} for name in self._channels}
+    def add(self, sample_id: str, name: str, found: Acting) -> None:
+        """Take in what somebody else has seen of a channel of a sample."""
+        self.seen.setdefault(name, {}).setdefault(sample_id, found)
 
     def sentences(self, where: str = "samples") -> dict[str, str]:
         """By channel, for each of which too little can act in some samples: a sentence with the worst of them."""

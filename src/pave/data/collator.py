@@ -114,9 +114,25 @@ class PatchCollator:
             batch["sample_ids"] = [item.id for row in rows for item in row]
         return batch
 
+    def texts(self, conversations: Sequence[tuple[str, Sequence[tuple[str, str | None]]]]) -> dict[str, Any]:
+        """A batch of conversations about no video, for ``model.generate``.
+
+        Args:
+            conversations: the name of each, for errors, and its (question, answer) pairs.
+
+        Raises:
+            SampleError: as a call does, or if the base's processor takes no text alone.
+        """
+        names = [name for name, _ in conversations]
+        text = [self.prompt(name, turns, video=False).text for name, turns in conversations]
+        try:
+            return dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
+        except (ValueError, TypeError) as error:
+            raise SampleError(f"samples {names}: the base's processor takes no question without a video: {error}") from error
+
     def _batch(self, items: Sequence[PatchItem]) -> dict[str, Any]:
         """One row per item."""
-        prompts = [self._prompt(item) for item in items]
+        prompts = [self.prompt(item.id, item.turns) for item in items]
         batch = self._processed(items, prompts)
         if self.train:
             batch["labels"] = self._labels(items, prompts, batch)
@@ -139,14 +155,14 @@ class PatchCollator:
         for row, (first, *others) in enumerate(rows):
             ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
             end = int(self._interface.is_video_token(self.base_config, ids[None])[0].nonzero().max()) + 1
-            text = self.processor.tokenizer(self._prompt(first).text)["input_ids"]
+            text = self.processor.tokenizer(self.prompt(first.id, first.turns).text)["input_ids"]
             ends.append(end)
             further.append([self._branch(item, text, ids.tolist(), end) for item in others])
         positions = self._interface.positions_of_rows(self.base_config, batch)
         return share_rows(batch, ends, further, positions, self.processor.tokenizer.pad_token_id)
 
     def _branch(self, item: PatchItem, first_text: list[int], first_row: list[int], end: int) -> Branch:
-        prompt = self._prompt(item)
+        prompt = self.prompt(item.id, item.turns)
         try:
             ids = behind_video(self.processor.tokenizer(prompt.text)["input_ids"], first_text, first_row, end)
             targets = {place - end for place in self._targets(prompt, first_row[:end] + ids)}
@@ -155,22 +171,32 @@ class PatchCollator:
         self._check_length(item, end + len(ids))
         return Branch(ids, [token if place in targets else IGNORE for place, token in enumerate(ids)])
 
-    def _prompt(self, item: PatchItem) -> Prompt:
-        for text in (text for turn in item.turns for text in turn if text):
+    def prompt(self, name: str, given: Sequence[tuple[str, str | None]], *, video: bool = True) -> Prompt:
+        """The text of a conversation as the base's chat template writes it.
+
+        Args:
+            name: of the sample, for errors.
+            given: (question, answer) pairs.
+            video: whether it is about one.
+
+        Raises:
+            SampleError: if a text holds a special token of the tokenizer, or the template cannot write the conversation.
+        """
+        for text in (text for turn in given for text in turn if text):
             found = self._special.search(text)
             if found:
                 raise SampleError(
-                    f"sample {item.id!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
+                    f"sample {name!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
                     "remove it from the question or answer",
                     "text-special",
                 )
-        turns: list[tuple[str, str | None]] = list(item.turns)
+        turns: list[tuple[str, str | None]] = list(given)
         if not self.train and turns:
             turns[-1] = (turns[-1][0], None)
         try:
-            return render_prompt(self.processor, turns)
+            return render_prompt(self.processor, turns, video=video)
         except ValueError as error:
-            raise SampleError(f"sample {item.id!r}: {error}") from None
+            raise SampleError(f"sample {name!r}: {error}") from None
 
     def _processed(self, items: Sequence[PatchItem], prompts: Sequence[Prompt]) -> dict[str, Any]:
         stored = [item.vision for item in items if item.vision is not None]

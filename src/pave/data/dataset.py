@@ -258,8 +258,7 @@ class PatchDataset(Dataset[PatchItem]):
             if not report.full:
                 report.full = True
                 logger.warning(
-                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (a recipe's cache_gigabytes, or "
-                    "gigabytes of keep_videos)",
+                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (a recipe's cache_gigabytes)",
                     report.items,
                     report.num_bytes / 2**30,
                 )

@@ -260,7 +260,7 @@ class MemoryVision:
         elif self._max_bytes:
             logger.warning(
                 "the memory for vision features is full with %d videos in %.2f GB; the others go through the vision tower each time "
-                "(a recipe's cache_gigabytes, or gigabytes of keep_videos)",
+                "(a recipe's cache_gigabytes)",
                 len(self._kept),
                 self.num_bytes / 2**30,
             )

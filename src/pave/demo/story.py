@@ -15,16 +15,15 @@ from typing import Any
 import torch
 import transformers
 
-import pave
 from pave.data.samples import Sample, read_samples
 from pave.demo.plan import CHANCE, FULL, SHORT, SILENT, SOUND, Plan, audio_patch, recipe, video_only_patch
 from pave.demo.workers import Tell, run_side_by_side
 from pave.evaluation.examples import example_view
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import NamedComparison, write_report
 from pave.evaluation.result import EvalResult, compare_results, rescore
 from pave.evaluation.runner import evaluate
+from pave.inference import VideoQA
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.training.run import run_recipe
@@ -32,6 +31,7 @@ from pave.training.trainer import PATCH_FOLDER
 from pave.utils.console import aligned, track
 from pave.utils.files import atomic_write_json
 from pave.utils.threads import settle_threads
+from pave.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> lis
 def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
     question, truth = sample.turns[-1]
     answers = {
-        BASE: qa.ask(sample.video, question, patch=False, max_new_tokens=_MAX_NEW_TOKENS).text,
+        BASE: qa.ask(sample.video, question, patches=None, max_new_tokens=_MAX_NEW_TOKENS).text,
         PATCH: qa.ask(sample.video, question, max_new_tokens=_MAX_NEW_TOKENS).text,
     }
     return {"video": str(sample.video), "question": question, "truth": truth, "answers": answers}
@@ -252,7 +252,7 @@ def _setup(plan: Plan, short: bool, seed: int) -> dict[str, Any]:
         "clips": f"{plan.train_clips} clips to train on, {plan.test_clips} others to test on",
         "steps": f"{plan.steps} steps of {plan.batch_size} samples each",
         "versions": {
-            "pave": pave.__version__,
+            "pave": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),

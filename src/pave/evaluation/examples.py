@@ -18,11 +18,11 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_audio
 from pave.data.samples import Sample
-from pave.evaluation.generation import generate_ids
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import AnswerView, ExampleView, FrameView, SideView, SoundView
 from pave.fusion import TemporalAlignedCrossAttention
+from pave.inference import VideoQA
+from pave.inference.generation import generate_ids
 from pave.patching import is_patched, patch_slot
 from pave.side_channels import SideEncoder, build_encoder
 

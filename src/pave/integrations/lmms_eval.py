@@ -21,8 +21,8 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
-from pave.evaluation.generation import model_inputs
-from pave.evaluation.inference import VideoQA
+from pave.inference import VideoQA
+from pave.inference.generation import model_inputs
 from pave.integrations.generation_settings import Settings, read_settings
 from pave.training.loss import IGNORE, answer_loss
 from pave.utils.console import track
@@ -124,7 +124,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             chosen = settings[batch[0]]
             answers = self.qa.answer_samples([samples[i] for i in batch], **chosen.to_generate())
             for i, answer in zip(batch, answers, strict=True):
-                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else chosen.cut(answer.text)
+                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else answer.text
         return [texts[i] for i in range(len(samples))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:

@@ -25,7 +25,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import pave
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch, patch_name, patch_slot
@@ -44,6 +43,7 @@ from pave.patching.record import (
 )
 from pave.patching.storage import to_storage, unpack
 from pave.utils.files import atomic_folder
+from pave.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def save_patch(
     slot = patch_slot(model, name)
     dtype = getattr(torch, storage_dtype or slot.config.storage_dtype)
     record = PatchRecord(
-        pave_version=pave.__version__,
+        pave_version=__version__,
         name=name,
         patch=slot.config,
         base=base or fingerprint(model, processor),
@@ -179,6 +179,7 @@ def load_patch(
     except BaseException:
         detach_patch(model, name or record.name)
         raise
+    patch_slot(model, name or record.name).provenance = record.provenance
     return model
 
 

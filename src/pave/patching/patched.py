@@ -153,17 +153,22 @@ class PatchedVideoLLM:
         """``with model.patch_scaled(0.5):`` scales residuals and LoRA updates, in this thread or task only."""
         return _overridden(self, strength=check_strength(strength, "patch_strength"))
 
+    def selected_patches(self) -> dict[str, Any]:
+        """Which patches act where a call says nothing, by name with strengths: those of ``patches_selected`` or ``select_patches``, else
+        all as trained. What ``patch_strength`` says comes on top."""
+        override = _override(self).patches
+        chosen = self.pave_selection if override is None else override
+        return dict.fromkeys(self.patch_names, 1.0) if chosen is None else dict(chosen)
+
     def plan(self, patches: Patches, num_rows: int) -> Plan:
         """Which patches act on which row of a call, how strongly.
 
         Args:
-            patches: what the call says; None for what ``patches_selected`` or ``select_patches`` say, else all patches as trained.
+            patches: what the call says; None for ``selected_patches``.
             num_rows: of the batch.
         """
-        names = self.patch_names
-        for said in (_override(self).patches, self.pave_selection, dict.fromkeys(names, 1.0)):
-            patches = said if patches is None else patches
-        return Plan.of(patches, num_rows, names, self.patch_strength)
+        said = self.selected_patches() if patches is None else patches
+        return Plan.of(said, num_rows, self.patch_names, self.patch_strength)
 
     # --- calls
 

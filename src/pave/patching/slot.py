@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class PatchSlot(nn.Module):
     def __init__(self, config: PatchConfig, *, llm_width: int, pre_projector_width: int) -> None:
         super().__init__()
         self.config = config
+        self.provenance: Mapping[str, Any] = {}
+        """Where the patch came from, as its file says it; empty for one that was not loaded."""
         self.fusions = nn.ModuleDict(
             {
                 name: build_fusion(

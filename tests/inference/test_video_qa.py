@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pave.data import dataset, vision
+from pave.data import dataset
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_audio, read_frames
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import Counterfactual
-from pave.evaluation.generation import generate_texts
-from pave.evaluation.inference import VideoQA, default_sampling
+from pave.inference import DEFAULT, VideoQA, default_sampling, media
+from pave.inference.counterfactuals import Counterfactual
+from pave.inference.generation import generate_texts
 from pave.side_channels import build_encoder
 from tiny_runs import save_base_and_patch, write_clip
 
@@ -54,7 +54,7 @@ def by_hand(qa, video, question, patch):
 def test_an_answer_is_what_the_parts_give(places, qa):
     video = places[0] / "0.mp4"
     for patch in (True, False):
-        answer = qa.ask(video, QUESTION, patch=patch, max_new_tokens=8)
+        answer = qa.ask(video, QUESTION, patches=DEFAULT if patch else None, max_new_tokens=8)
         text, times, features = by_hand(qa, video, QUESTION, patch)
         assert answer.text == text
         assert answer.frame_times == tuple(times)
@@ -63,13 +63,13 @@ def test_an_answer_is_what_the_parts_give(places, qa):
             assert (side.steps, side.start, side.end) == (len(features), features.times_K[0], features.times_K[-1])
         else:
             assert answer.side_channels == {}
-    assert qa.ask(video, QUESTION, max_new_tokens=8).text != qa.ask(video, QUESTION, patch=False, max_new_tokens=8).text
+    assert qa.ask(video, QUESTION, max_new_tokens=8).text != qa.ask(video, QUESTION, patches=None, max_new_tokens=8).text
 
 
 def test_a_silent_video_gets_the_answer_of_the_base(places, qa):
     video = places[0] / "silent.mp4"
     answer = qa.ask(video, QUESTION, max_new_tokens=8)
-    assert answer.text == qa.ask(video, QUESTION, patch=False, max_new_tokens=8).text
+    assert answer.text == qa.ask(video, QUESTION, patches=None, max_new_tokens=8).text
     assert answer.side_channels["audio"].steps == 0 and str(answer.side_channels["audio"]) == "not there"
 
 
@@ -82,7 +82,7 @@ def test_side_channels_come_from_the_files_that_are_named(places, qa):
     assert from_file.text != qa.ask(silent, QUESTION, max_new_tokens=8).text
     muted = qa.ask(other, QUESTION, side_channels={"audio": None}, max_new_tokens=8)
     assert muted.side_channels["audio"].steps == 0
-    assert muted.text == qa.ask(other, QUESTION, patch=False, side_channels={"audio": None}, max_new_tokens=8).text
+    assert muted.text == qa.ask(other, QUESTION, patches=None, side_channels={"audio": None}, max_new_tokens=8).text
     with pytest.raises(ValueError, match=r"there is no side channel 'depth': the model has audio"):
         qa.ask(other, QUESTION, side_channels={"depth": "x"})
     with pytest.raises(ValueError, match=r"gone\.wav: there is no such file"):
@@ -97,7 +97,7 @@ def test_the_base_alone_answers_like_the_patched_base_without_its_patch(places, 
     alone = VideoQA.from_pretrained(base, device="cpu", sampling=FrameSampling(num_frames=6))
     for number in range(3):
         video = folder / f"{number}.mp4"
-        assert alone.ask(video, QUESTION, max_new_tokens=8).text == qa.ask(video, QUESTION, patch=False, max_new_tokens=8).text
+        assert alone.ask(video, QUESTION, max_new_tokens=8).text == qa.ask(video, QUESTION, patches=None, max_new_tokens=8).text
 
 
 def test_frames_come_from_the_option_then_the_patch_then_the_processor(places, qa):
@@ -172,44 +172,43 @@ def test_kept_videos_are_read_once_and_answered_as_ever(places, monkeypatch):
 
         monkeypatch.setattr(module, name, spying)
 
-    spied(dataset, "read_frames", 0)
-    spied(vision, "read_frames", 0)
+    spied(media, "read_frames", 0)
     spied(dataset, "read_source", 1)
 
     def asked(qa):
         changed = Counterfactual("noised", 3.0)
         texts = []
-        for change, with_patch in ((None, True), (changed, True), (None, True), (None, False)):
-            qa.use_counterfactual(change, samples)
+        for change, patches in ((None, DEFAULT), (changed, DEFAULT), (None, DEFAULT), (None, None)):
             half = len(samples) // 2
             for part in (samples[half:], samples[:half]):
-                texts.append([answer.text for answer in qa.answer_samples(part, patch=with_patch, max_new_tokens=8)])
+                options = {"patches": patches, "counterfactual": change, "max_new_tokens": 8}
+                texts.append([answer.text for answer in qa.answer_samples(part, **options)])
         return texts
 
-    plain = asked(VideoQA.from_pretrained(base, patch, device="cpu"))
+    plain = asked(VideoQA.from_pretrained(base, patch, device="cpu", cache_bytes=0))
     assert len(reads) > 16
-    for gigabytes, once in ((1.0, True), (1e-6, False)):
-        qa = VideoQA.from_pretrained(base, patch, device="cpu")
-        qa.keep_videos(gigabytes)
+    for size, once in ((2**30, True), (1000, False)):
+        qa = VideoQA.from_pretrained(base, patch, device="cpu", cache_bytes=size)
         reads.clear()
         assert asked(qa) == plain
         read_twice = {read for read in reads if reads.count(read) > 1}
         assert len(set(reads)) == 8 and (read_twice == set()) == once
-    with pytest.raises(ValueError, match="gigabytes must be positive, got 0"):
-        qa.keep_videos(0)
+        assert qa.engine.reader.media.cache.num_bytes <= size
+    with pytest.raises(ValueError, match="cache_bytes must not be negative, got -1"):
+        VideoQA.from_pretrained(base, patch, device="cpu", cache_bytes=-1)
 
 
 def test_videos_of_different_length_can_share_a_batch(places, monkeypatch):
     folder, base, patch = places
     qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(fps=2))
     samples = [Sample(id=name, video=str(folder / name), question=QUESTION) for name in ("0.mp4", "long.mp4", "1.mp4")]
-    answer, groups = qa.answer_items, []
+    generate, groups = qa.engine.generate, []
 
-    def counting(items, **options):
-        groups.append([item.id for item in items])
-        return answer(items, **options)
+    def counting(reads, **options):
+        groups.append([read.request.id for read in reads])
+        return generate(reads, **options)
 
-    monkeypatch.setattr(qa, "answer_items", counting)
+    monkeypatch.setattr(qa.engine, "generate", counting)
     answers = qa.answer_samples(samples, max_new_tokens=8)
     assert groups == [["0.mp4", "1.mp4"], ["long.mp4"]]
     assert [len(a.frame_times) for a in answers] == [4, 6, 4]

@@ -1,13 +1,15 @@
-"""From a collated batch to answers: greedy decoding by default, with the patch or without."""
+"""From a collated batch to token ids: greedy decoding by default, with the patches or without."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pave.patching import is_patched
 from pave.tokens import SideTokens
@@ -46,15 +48,35 @@ def generate_ids(
     if not is_patched(model) and "vision_features" in inputs:
         inputs["mm_encoder_outputs"] = encoder_outputs(model, inputs.pop("vision_features"))
     without = model.patch_disabled() if is_patched(model) and not patch else contextlib.nullcontext()
-    was_training = model.training
-    model.eval()
-    try:
-        with without:
-            output = model.generate(**inputs, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), without:
+        output = model.generate(**inputs, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]
     return new
+
+
+_EVALUATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A model in training is in evaluation mode until the last thread has left such a block."""
+    with _LOCK:
+        inside = _EVALUATING.get(model, 0)
+        if not inside and not model.training:
+            inside = -1  # it stays as it is
+        elif inside >= 0:
+            _EVALUATING[model] = inside + 1
+            model.eval()
+    try:
+        yield
+    finally:
+        with _LOCK:
+            if inside >= 0:
+                _EVALUATING[model] -= 1
+                if not _EVALUATING[model]:
+                    del _EVALUATING[model]
+                    model.train()
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any], *, patch: bool = True) -> dict[str, Any]:

@@ -27,15 +27,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from pave.data.items import PatchItem
-from pave.data.samples import Sample
-from pave.evaluation.predictions import source_of
+from pave.data.samples import Sample, video_origin
 from pave.side_channels import SideFeatures
 
 DEFAULTS = {
@@ -52,8 +51,17 @@ DEFAULTS = {
 """Kinds and the value of each where none is given."""
 STANDARD = ("removed", "swapped", "shifted", "noised")
 """What a report shows."""
-_PARTNERED = ("swapped", "early")
-ReadSide = Callable[[Sample], Mapping[str, SideFeatures | None]]
+_BORROWING = ("swapped", "early")
+
+
+@dataclass(frozen=True)
+class Lender:
+    """Whose streams a counterfactual borrows."""
+
+    video: str | Path
+    """The file."""
+    side_channels: Mapping[str, str | Path | None] = field(default_factory=dict)
+    """Files of its side channels, as a request names them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,11 @@ class Counterfactual:
     channel: str | None = None
     """The one that changes; None: all of them."""
     seed: int = 0
+    """Of everything random."""
+    lender: Lender | None = None
+    """Of the kinds that borrow, for one request."""
+    events: tuple[tuple[float, float], ...] = ()
+    """Starts and ends in seconds that a gap keeps clear of if it can, for one request."""
 
     def __post_init__(self) -> None:
         if self.kind not in DEFAULTS:
@@ -104,6 +117,39 @@ class Counterfactual:
             raise ValueError(f"counterfactual {text!r}: {number!r} is no number") from None
         return cls(kind, value, head if colon else None, seed)
 
+    @property
+    def borrows(self) -> bool:
+        """Whether it needs the stream of another video."""
+        return self.kind in _BORROWING
+
+    def check_channels(self, channels: Sequence[str]) -> None:
+        """Refuse it for a model without the channel that it changes.
+
+        Args:
+            channels: of the patches that act.
+
+        Raises:
+            ValueError: naming the channel, and those there are.
+        """
+        if not channels:
+            raise ValueError(f"counterfactual {str(self)!r}: the model has no side channel to change")
+        if self.channel is not None and self.channel not in channels:
+            raise ValueError(
+                f"counterfactual {str(self)!r}: the patch has no side channel {self.channel!r}, it has {', '.join(channels)}"
+            )
+
+    def on(self, sample: Sample, lender: Sample | None = None) -> Counterfactual:
+        """The change for one sample, with what it needs to know of it.
+
+        Args:
+            sample: whose streams change.
+            lender: its partner, for the kinds that borrow.
+        """
+        known = sample.meta.get("events", ()) if self.kind == "gap" else ()
+        events = tuple((float(start), float(end)) for start, end in known)
+        borrowed = None if lender is None else Lender(lender.video, lender.side_channels)
+        return replace(self, lender=borrowed, events=events)
+
     def partners(self, samples: Sequence[Sample]) -> dict[str, Sample]:
         """By sample id, the sample whose stream it borrows: of another video, the same one for all samples of a video. Clips of one video,
         and videos that share a file of a stream that changes, count as one video.
@@ -111,7 +157,7 @@ class Counterfactual:
         Raises:
             ValueError: if all samples are about one video.
         """
-        if self.kind not in _PARTNERED:
+        if not self.borrows:
             return {}
         groups = _sources(samples, self.channel)
         first: dict[int, Sample] = {}
@@ -127,27 +173,29 @@ class Counterfactual:
         lender = {names[order[i]]: first[names[order[i - 1]]] for i in range(len(names))}
         return {sample.id: lender[group] for sample, group in zip(samples, groups, strict=True)}
 
-    def apply(self, item: PatchItem, sample: Sample, borrowed: Mapping[str, SideFeatures | None]) -> PatchItem:
-        """The item with its streams changed.
+    def apply(
+        self, side: Mapping[str, SideFeatures | None], name: str, borrowed: Mapping[str, SideFeatures | None]
+    ) -> dict[str, SideFeatures | None]:
+        """The streams with the change.
 
         Args:
-            item: of ``sample``.
-            borrowed: the streams of its partner, for the kinds that borrow.
+            side: streams by channel.
+            name: of the sample or request, on which everything random depends beside the seed.
+            borrowed: the streams of its lender, for the kinds that borrow.
         """
-        side = dict(item.side)
-        names = [self.channel] if self.channel is not None else list(side)
-        for name in names:
-            own = side.get(name)
+        changed = dict(side)
+        for channel in [self.channel] if self.channel is not None else list(side):
+            own = side.get(channel)
             if self.kind == "removed":
-                side[name] = None
+                changed[channel] = None
             elif self.kind == "swapped":
-                side[name] = borrowed.get(name)
+                changed[channel] = borrowed.get(channel)
             elif own is not None and len(own):
-                side[name] = self._changed(own, sample, borrowed.get(name))
-        return replace(item, side=side)
+                changed[channel] = self._changed(own, name, borrowed.get(channel))
+        return changed
 
-    def _changed(self, own: SideFeatures, sample: Sample, other: SideFeatures | None) -> SideFeatures:
-        rng = np.random.default_rng([self.seed, *sample.id.encode()])
+    def _changed(self, own: SideFeatures, name: str, other: SideFeatures | None) -> SideFeatures:
+        rng = np.random.default_rng([self.seed, *name.encode()])
         value = self.value
         assert value is not None
         if self.kind == "shifted":
@@ -158,7 +206,7 @@ class Counterfactual:
             kept = np.sort(rng.permutation(len(own))[: max(1, round(len(own) * (1 - value)))])
             return _steps(own, torch.from_numpy(kept))
         if self.kind == "gap":
-            return _with_gap(own, value, sample, rng)
+            return _with_gap(own, value, self.events, rng)
         if self.kind == "early":
             return own if other is None else _early(own, other, value)
         times_K = own.times_K
@@ -186,7 +234,7 @@ def _sources(samples: Sequence[Sample], channel: str | None) -> list[int]:
 def _keys(sample: Sample, channel: str | None) -> list[str]:
     own = sample.side_channels
     streams = [path for name, path in own.items() if path is not None and channel in (None, name)]
-    return [os.path.normpath(path) for path in (source_of(sample.meta, str(sample.video)), *streams)]
+    return [os.path.normpath(path) for path in (video_origin(sample.meta, str(sample.video)), *streams)]
 
 
 def _steps(features: SideFeatures, chosen: torch.Tensor) -> SideFeatures:
@@ -200,12 +248,11 @@ def _noised(own: SideFeatures, scale: float, rng: np.random.Generator) -> SideFe
     return SideFeatures(changed.to(own.features_KMC.dtype), own.times_K)
 
 
-def _with_gap(own: SideFeatures, share: float, sample: Sample, rng: np.random.Generator) -> SideFeatures:
-    """Starts are tried on a fine grid, in random order, until one keeps clear of the sample's events."""
+def _with_gap(own: SideFeatures, share: float, events: Sequence[tuple[float, float]], rng: np.random.Generator) -> SideFeatures:
+    """Starts are tried on a fine grid, in random order, until one keeps clear of the events."""
     begin, end = float(own.times_K.min()), float(own.times_K.max())
     length = share * (end - begin)
     starts = rng.permutation(np.linspace(begin, end - length, 101))
-    events = [(float(a), float(b)) for a, b in sample.meta.get("events", ())]
     clear = [s for s in starts if all(s + length <= a or s >= b for a, b in events)]
     start = float(clear[0] if clear else starts[0])
     outside = (own.times_K < start) | (own.times_K > start + length)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pave.evaluation.metrics import choice_letter, exact_match, normalize_answer, parse_choice
+from pave.data.answers import choice_letter, exact_match, normalize_answer, parse_choice
 
 CHOICES = ["red circle", "blue circle", "green square", "none of these"]
 

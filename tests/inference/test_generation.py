@@ -8,7 +8,7 @@ from cases import CASES, WIDTH, small_config
 from pave import attach_patch
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
-from pave.evaluation.generation import generate_ids, generate_texts
+from pave.inference.generation import generate_ids, generate_texts
 from pave.patching import patch_parameters
 from pave.side_channels.base import SideFeatures
 

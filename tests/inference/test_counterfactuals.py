@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pave.data.items import PatchItem
 from pave.data.samples import Sample
-from pave.evaluation.counterfactuals import DEFAULTS, Counterfactual
-from pave.evaluation.inference import VideoQA
 from pave.evaluation.runner import evaluate
+from pave.inference import VideoQA
+from pave.inference.counterfactuals import DEFAULTS, Counterfactual
 from pave.side_channels import SideFeatures
 from tiny_runs import save_base_and_patch, write_clip
 
@@ -24,9 +23,8 @@ def ramp(steps=8, spacing=0.5, start=0.25):
 
 def changed(text, own=None, other=None, meta=None, seed=0, sample="s"):
     own = ramp() if own is None else own
-    item = PatchItem(sample, np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1), (("?", None),), {"audio": own, "imu": ramp(3)})
-    asked = Sample(id=sample, video="v.mp4", question="?", meta=meta or {})
-    return Counterfactual.parse(text, seed).apply(item, asked, {"audio": other, "imu": other}).side
+    change = Counterfactual.parse(text, seed).on(Sample(id=sample, video="v.mp4", question="?", meta=meta or {}))
+    return change.apply({"audio": own, "imu": ramp(3)}, sample, {"audio": other, "imu": other})
 
 
 def test_removed_and_swapped_take_the_stream_away_or_another_one():
@@ -163,7 +161,7 @@ def test_the_model_answers_what_it_would_answer_to_the_changed_stream(run):
     qa = VideoQA.from_pretrained(base, patch, device="cpu")
     plain = texts(evaluate(qa, samples, max_new_tokens=6, progress=False))
     removed = texts(evaluate(qa, samples, counterfactual=Counterfactual("removed"), max_new_tokens=6, progress=False))
-    alone = texts(evaluate(qa, samples, patch=False, max_new_tokens=6, progress=False))
+    alone = texts(evaluate(qa, samples, patches=None, max_new_tokens=6, progress=False))
     assert removed == alone != plain
     swap = Counterfactual("swapped", seed=1)
     swapped = texts(evaluate(qa, samples, counterfactual=swap, max_new_tokens=6, progress=False))
@@ -191,9 +189,11 @@ def test_predictions_of_another_counterfactual_are_another_run(run):
 def test_a_model_without_the_channel_is_refused(run):
     base, patch, samples, _ = run
     with pytest.raises(ValueError, match="no side channel to change"):
-        VideoQA.from_pretrained(base, device="cpu").use_counterfactual(Counterfactual("removed"), samples)
+        evaluate(VideoQA.from_pretrained(base, device="cpu"), samples, counterfactual=Counterfactual("removed"))
     with pytest.raises(ValueError, match="no side channel 'depth', it has audio"):
-        VideoQA.from_pretrained(base, patch, device="cpu").use_counterfactual(Counterfactual.parse("depth:removed"), samples)
+        evaluate(
+            VideoQA.from_pretrained(base, patch, device="cpu"), samples, counterfactual=Counterfactual.parse("depth:removed")
+        )
 
 
 def test_videos_that_share_a_file_of_a_stream_do_not_lend_it_to_each_other():
