@@ -107,7 +107,7 @@ class Completion:
                 self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1))
             self._patches = self._stack.enter_context(self._services.catalog.using(list(asked.uses)))
             self._uses = asked.uses
-            self.facts = {"model": self._model, "patches": [patch.id for patch in self._patches], "n": self._chat.n}
+            self.facts.update(model=self._model, patches=[patch.id for patch in self._patches], n=self._chat.n)
             reads = await self._unless_gone(self._read(asked), gone)
             loop = asyncio.get_running_loop()
             for number, read in enumerate(reads):

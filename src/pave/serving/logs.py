@@ -44,6 +44,7 @@ class JsonLines(logging.Formatter):
 def log_as_json(level: int = logging.INFO) -> None:
     """Send what this package and uvicorn have to say to standard error, as JSON. For programs."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.set_name("pave")  # in place of the one that commands write by
     handler.setFormatter(JsonLines())
     for name, least in (("pave", level), ("uvicorn", max(level, logging.WARNING))):
         logger = logging.getLogger(name)

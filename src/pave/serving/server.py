@@ -34,7 +34,11 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in, and what they may reach."""
+    """Who may come in, and what they may reach.
+
+    Raises:
+        ValueError: if a root is no folder.
+    """
 
     keys: Keys = field(default_factory=Keys)
     """Who may ask; with none everybody who reaches the address."""
@@ -46,6 +50,12 @@ class Access:
     """Hosts that files are fetched from."""
     names: tuple[str, ...] = ()
     """Under which the server is known, beside those of loopback; none for any where it does not bind to loopback."""
+
+    def __post_init__(self) -> None:
+        for root in self.roots:
+            if not root.is_dir():
+                raise ValueError(f"--allow-path {root}: there is no such folder")
+        object.__setattr__(self, "roots", tuple(root.resolve() for root in self.roots))
 
 
 def is_loopback(host: str) -> bool:
@@ -78,9 +88,8 @@ def make_services(
         allow_base_mismatch: load patches of other bases.
 
     Raises:
-        ValueError: if a root is no folder, or a patch cannot be loaded.
+        ValueError: if a patch cannot be loaded.
     """
-    roots = tuple(_folder(root) for root in access.roots)
     metrics = Metrics(lambda: scheduler.places, lambda: len(catalog.all()))
     scheduler = Scheduler(engine, limits, metrics.batch)
     catalog = Catalog(
@@ -94,7 +103,7 @@ def make_services(
         catalog,
         scheduler,
         uploads,
-        Sources(uploads, fetcher, limits, roots),
+        Sources(uploads, fetcher, limits, access.roots),
         metrics,
         MediaChildren(limits.readers, limits.reading),
         ThreadPoolExecutor(limits.readers, "pave-read"),
@@ -106,12 +115,6 @@ def make_services(
         services.close()
         raise
     return services
-
-
-def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError(f"--allow-path {path}: there is no such folder")
-    return path.resolve()
 
 
 class Server(uvicorn.Server):

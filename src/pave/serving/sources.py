@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from pave.data.descriptors import files_named
 from pave.data.media import MediaError, probe, unpack
+from pave.data.views import VIDEO_ENDINGS
 from pave.serving.errors import bad_request
 from pave.serving.fetching import Fetcher
 from pave.serving.files import FILE_ID, Uploads, suffix_of
@@ -88,9 +89,18 @@ class Sources:
         if path.suffix == ".zip":
             path = self._unpacked(path, folder / f"{len(os.listdir(folder))}.files", param)
             trusted = False
-        for named in files_named(str(path)):
-            self._check_inside(Path(named), [path if path.is_dir() else path.parent] if not trusted else self.roots, param)
-        self._check_content(path, kind, param)
+        roots = self.roots if trusted else [path if path.is_dir() else path.parent]
+        behind = [Path(named) for named in files_named(str(path))]
+        for named in behind:
+            self._check_inside(named, roots, param)
+        if kind == "views":
+            for named in behind:
+                if named.suffix.lower() in VIDEO_ENDINGS:
+                    self._check_length(named, param)
+        elif MEDIA in ENDINGS.get(kind, ()):
+            self._check_length(path, param)
+        elif kind != "features" and path.is_file() and path.stat().st_size > _TEXT_MEGABYTES * 2**20:
+            raise bad_request(f"{param}: the file is larger than {_TEXT_MEGABYTES} MiB", param, "media_refused")
         return path
 
     def _decoded(self, url: str, folder: Path, param: str) -> Path:
@@ -105,7 +115,7 @@ class Sources:
         """The sound of an ``input_audio`` part as a file."""
         path = folder / f"{len(os.listdir(folder))}"
         _write_base64(data, path, param)
-        self._check_content(path, "audio", param)
+        self._check_length(path, param)
         return path
 
     def allowed(self, url: str, param: str) -> Path:
@@ -159,14 +169,9 @@ class Sources:
         descriptors = [file for file in inside if file.suffix.lower() == ".json"]
         return descriptors[0] if len(descriptors) == 1 else folder
 
-    def _check_content(self, path: Path, kind: str, param: str) -> None:
-        """Refuse what is too large or too long, from what its container says, before it is decoded."""
+    def _check_length(self, path: Path, param: str) -> None:
+        """Refuse video and sound that is too long, from what its container says, before it is decoded."""
         limits = self.limits
-        endings = ENDINGS.get(kind, (MEDIA,))
-        if MEDIA not in endings or path.suffix == ".json" or path.is_dir():
-            if path.is_file() and kind != "features" and path.stat().st_size > _TEXT_MEGABYTES * 2**20:
-                raise bad_request(f"{param}: the file is larger than {_TEXT_MEGABYTES} MiB", param, "media_refused")
-            return
         try:
             info = probe(path)
         except MediaError as error:
