@@ -27,6 +27,7 @@ from pave.cli import (
     report,
     score,
     selfcheck,
+    serve,
     show,
     sign,
     train,
@@ -55,6 +56,7 @@ app = typer.Typer(
 VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
     "ask": (ask.command, "Answer a question about a video, with a patch or without."),
+    "serve": (serve.command, "Answer requests over HTTP, as OpenAI's API does."),
     "init": (init.command, "Write a commented recipe and a sample file to start from."),
     "new-channel": (new_channel.command, "Write the skeleton of a side channel of your own, with its tests."),
     "data": (data.app, "Official files of a benchmark to samples (pave data convert)."),

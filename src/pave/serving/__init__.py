@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for a base and its patches. Needs the extra ``serve``."""
