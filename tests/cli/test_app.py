@@ -54,6 +54,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "compress",
         "families",
         "selfcheck",
+        "serve",
         "import",
         "import-base",
         "export",
@@ -127,7 +128,7 @@ def test_a_shell_can_complete_verbs_and_options():
     ("arguments", "message"),
     [
         (
-            ["ask", "v.mp4", "?", "--patch", "A", "--patch", "B"],
+            ["eval", "v.jsonl", "--patch", "A", "--patch", "B"],
             "--patch is given more than once, and takes one value; give it once",
         ),
         (["ask", "--base=A", "v.mp4", "--base", "A", "?"], "--base is given more than once, and takes one value; give it once"),
