@@ -12,11 +12,11 @@ from typing import Any
 
 from evidence.bases import folder_of
 from evidence.features import fill_store, store_of
-from evidence.patch_sums import add_patches
 from evidence.runs import AS_IT_IS, DTYPE, FRAMES, RESULT, SILENT_UNDER, TRAINED, Run, recipe_of
 from evidence.worlds import WORLDS
 from pave.data.samples import Sample, read_samples
 from pave.patching import patch_slot
+from pave.patching.compose import compose_patches, write_composed
 from pave.utils.files import atomic_write_json, read_json
 from pave.utils.processes import side_by_side
 
@@ -99,7 +99,7 @@ def _make_patch(run: Run, data: Path, root: Path) -> dict[str, Any]:
 
     folder = run.folder(root)
     if run.added:
-        add_patches([part.folder(root) / "patch" for part in run.added], folder / "patch")
+        write_composed(compose_patches([part.folder(root) / "patch" for part in run.added]), folder / "patch")
         return {"seconds": 0.0}
     curve: list[tuple[int, float]] = []
 

@@ -20,6 +20,7 @@ _HOMES = {
     "VideoQA": "pave.inference",
     "attach_patch": "pave.patching",
     "detach_patch": "pave.patching",
+    "lay_out_prompt": "pave.video_llms.prompt",
     "load_patch": "pave.patching",
     "save_patch": "pave.patching",
     "unload_patch": "pave.patching",
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "attach_patch",
     "detach_patch",
+    "lay_out_prompt",
     "load_patch",
     "save_patch",
     "unload_patch",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from pave.inference import VideoQA
     from pave.patching import attach_patch, detach_patch, load_patch, save_patch, unload_patch
     from pave.tokens import SideTokens
+    from pave.video_llms.prompt import lay_out_prompt
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "new-channel",
         "data",
         "doctor",
+        "probe",
         "extract",
         "report",
         "train",
@@ -49,8 +50,10 @@ def test_help_lists_every_verb_with_a_sentence(capsys):
         "score",
         "show",
         "sign",
+        "compose",
         "compress",
         "families",
+        "selfcheck",
         "import",
         "import-base",
         "export",
@@ -89,7 +92,7 @@ def test_bad_input_is_one_sentence_and_2(capsys):
     assert main(["ask", "no/such/video.mp4", "what?"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err == "pave: no/such/video.mp4: there is no such file\n"
-    assert main(["ask", __file__, "what?", "--compare"]) == 2
+    assert main(["ask", __file__, "what?", "--base", "b", "--compare"]) == 2
     assert capsys.readouterr().err == "pave: --compare shows the base beside a patch; give one with --patch\n"
 
 
@@ -199,6 +202,8 @@ def run_verb(function, arguments):
         (JobFailed("nothing could be answered"), 1, "nothing could be answered"),
         (RuntimeError("shapes"), 1, "RuntimeError: shapes; run again with --debug for the traceback"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("a\x1b[2Jb ü 漢"), 2, "a\\x1b[2Jb ü 漢"),
+        (ValueError("a" * 1500 + "b" * 4000 + "c" * 500), 2, f"{'a' * 1500} [... 4,000 characters left out ...] {'c' * 500}"),
     ],
 )
 def test_errors_become_exit_codes(error, code, message, capsys):
@@ -272,6 +277,7 @@ def test_a_slip_is_told_before_torch_is_loaded(tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps({"id": "1", "video": "clip.mp4", "question": "?", "answer": "a"}))
     (tmp_path / "recipe.yaml").write_text("data: {train: gone.jsonl}")
     clip, samples, recipe = "clip.mp4", "one.jsonl", "recipe.yaml"
+    convert = ["data", "convert", "--media", ".", "--out", "o.jsonl"]
     slips = {
         "gone.mp4: there is no such file": ["ask", "gone.mp4", "?"],
         "no patch at './gone'": ["ask", clip, "?", "--patch", "./gone"],
@@ -286,6 +292,22 @@ def test_a_slip_is_told_before_torch_is_loaded(tmp_path):
         "override 'steps': expected key=value": ["train", recipe, "steps"],
         "gone.jsonl: there is no such file of samples": ["train", recipe],
         "--video-size is width x height": ["train", recipe, "--video-size", "wide", "--dry-run"],
+        "r.yaml: there is no such file": ["extract", "r.yaml"],
+        "s.jsonl: there is no such file of samples": ["extract", "s.jsonl", "--patch", "p", "--store", "s"],
+        "no patch at 'p/q/r'": ["extract", samples, "--patch", "p/q/r", "--store", "s"],
+        "d.jsonl: there is no such file of samples": ["doctor", "d.jsonl"],
+        "d.yaml: there is no such file": ["doctor", "d.yaml"],
+        "no patch at 'd/e/f'": ["doctor", samples, "--patch", "d/e/f"],
+        "p.jsonl: there is no such file": ["score", "p.jsonl"],
+        "runs/gone: there is no such folder": ["report", "name=runs/gone"],
+        "no patch at 'show/it/gone'": ["show", "show/it/gone"],
+        "sign-it: there is no such folder": ["sign", "sign-it"],
+        "no patch at 'compress/it/gone'": ["compress", "compress/it/gone"],
+        "no patch at 'export/it/gone'": ["export", "export/it/gone", "--out", "x"],
+        "import-it: there is no such folder": ["import", "import-it", "--out", "x", "--base", "llava-onevision-qwen2-7b"],
+        "base-it: there is no such folder": ["import-base", "base-it", "--out", "x"],
+        "a.json: there is no such file of annotations": [*convert, "sqa3d", "--annotations", "a.json"],
+        "l.json: there is no such file of annotations": [*convert, "llava", "--annotations", "l.json"],
     }
     script = (
         "import io, sys; from contextlib import redirect_stderr; from pave.cli import main\n"

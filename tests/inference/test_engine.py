@@ -379,6 +379,8 @@ def test_beams_are_an_argument_of_generate_and_are_not_followed(world, engine):
         ({"history": (("q", " "),)}, r"history\[0\], the answer' is empty"),
         ({"sampling": {"seed": 1}}, "field 'sampling': a Sampling is needed"),
         ({"frames": 8}, "field 'frames': a FrameSampling is needed"),
+        ({"video": None, "side_channels": {"audio": None}}, "field 'side_channels': there is no video"),
+        ({"video": None, "frames": FRAMES}, "field 'frames': there is no video"),
         ({"counterfactual": "removed"}, "field 'counterfactual': a Counterfactual is needed"),
     ],
 )

@@ -79,11 +79,13 @@ def test_what_is_read_and_what_is_assumed(source, base, tmp_path, caplog):
     assert (channel.kind, channel.width) == ("features", 24)
     encoder = build_encoder(channel.encoder)
     assert (encoder.width, encoder.tokens_per_step) == (24, 1)
+    assert channel.encoder.settings["flatten_tokens"] is True
     assert [sentence.split(" is")[0] for sentence in result.assumed] == [
         "num_cross_attn_head",
         "use_3d_rope",
         "the rate of the side features",
-        "one side token per step of stored features; give tokens_per_step where there are more",
+        "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code does with sound; "
+        "give tokens_per_step where a step has several",
     ]
     assert all(sentence in caplog.text for sentence in result.assumed)
     assert result.dropped == tuple(

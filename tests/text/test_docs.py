@@ -26,7 +26,7 @@ from pave.config import LoraSettings, PatchConfig
 from pave.data.samples import Sample
 from pave.side_channels import ENCODERS, build_encoder
 from pave.training import DataConfig, TrainingConfig
-from pave.training.recipe import read_recipe
+from pave.training.recipe import EvaluationConfig, read_recipe
 from pave.training.sampler import Stage
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
 PARTS = sorted(ROOT.glob("recipes/*/*.yaml"))
 SCRIPTS = sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("docs/*.py")])
 EVIDENCE = sorted(ROOT.glob("evidence/**/*.py"))
-SECTIONS = {"data": DataConfig, "training": TrainingConfig}
+SECTIONS = {"data": DataConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

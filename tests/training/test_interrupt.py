@@ -31,6 +31,14 @@ class PressCtrlC(transformers.TrainerCallback):
                 signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_foreground_shell():
+    """A shell starts what runs in its background with SIGINT ignored, and then nothing below is about Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(world, output, *callbacks, resume=False, changes=CHANGES):
     return run_recipe(plan(world, output, *changes), folder=world, progress=False, callbacks=callbacks, resume=resume)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import JsonOption, Result, check_there
 
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks import Protocol
@@ -38,6 +38,8 @@ def command(
     Score answers again, by the rules of their benchmark or by the default ones, with 95 % intervals clustered by video. With a
     second file, compare the two runs sample by sample.
     """
+    check_there("file", predictions, other)
+    check_there("file of samples", samples)
     from pave.cli.tables import comparison_text, exposure_text, print_failures, result_text
     from pave.evaluation.exposure import read_changes
     from pave.evaluation.metrics.captions import check_meteor

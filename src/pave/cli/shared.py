@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 import typer.core
 
 from pave.utils.console import setup_logging
+from pave.utils.embedded import embedded_path
 from pave.utils.files import DiskError
 from pave.utils.optional import MissingExtraError
 
@@ -128,8 +130,23 @@ def check_model_options(base: str | None, patch: str | Mapping[str, str] | None,
         (base, "base {!r} is no folder with a model"),
         *((one, "no patch at {!r}: there is no such folder") for one in patches),
     ):
-        if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
+        if name is not None and not os.path.isdir(embedded_path(name)) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
+
+
+def check_there(kind: str, *paths: Path | None) -> None:
+    """Refuse, before torch is loaded, files and folders that are not there.
+
+    Args:
+        kind: what they should be: "file of samples".
+        paths: None stands for an option that was not given.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for path in paths:
+        if path is not None and not path.exists():
+            raise ValueError(f"{path}: there is no such {kind}")
 
 
 class JobFailed(Exception):
@@ -197,12 +214,26 @@ def _stdout_kept_for_json(as_json: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, as_json: bool, error: BaseException | None) -> NoReturn:
+    message = _for_terminal(message)
     if error is not None:
         logging.getLogger("pave").error("", exc_info=error)
     if as_json and os.environ.get("RANK", "0") == "0":
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False), flush=True)
     print(f"pave: {message}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
+
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error that are shown; a refused line of a file may be of any length."""
+
+
+def _for_terminal(message: str) -> str:
+    """Without control characters, which may come from a file and would act on the terminal, and of bounded length."""
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    begin, end = message[: LONGEST_MESSAGE * 3 // 4], message[-LONGEST_MESSAGE // 4 :]
+    return f"{begin} [... {len(message) - len(begin) - len(end):,} characters left out ...] {end}"
 
 
 def _sentence(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result
+from pave.cli.shared import JsonOption, Result, check_there
 
 
 def command(
@@ -20,6 +20,7 @@ def command(
     not those that it was written with is refused wherever it is loaded. Sign only what you know the origin of: the hashes tell damage and
     mixtures, not who made a patch.
     """
+    check_there("folder", patch)
     from pave.patching import sign_patch
 
     record = sign_patch(patch)

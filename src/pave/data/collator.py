@@ -21,6 +21,7 @@ from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
 from pave.video_llms.context import over_limit
+from pave.video_llms.prompt import lay_out
 
 
 class PatchCollator:
@@ -36,6 +37,8 @@ class PatchCollator:
     ``vision_features``  in place of pixels, where the items hold stored vision features: ``EncodedVideo``
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
+    ``added_tokens``     only where the patch adds tokens to the prompt (``newline: grid``, ``concat``, ``interleave``): where they go,
+                         see ``pave.lay_out_prompt``. The prompt, its mask, labels and positions have room for them
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
                          everywhere else (prompt, placeholders, padding, text between turns); more of them with
                          ``published_labels``
@@ -51,7 +54,8 @@ class PatchCollator:
         processor: the base's processor; it is handed decoded frames, so it never opens a file itself.
         base_config: the base's ``config``.
         channels: the patch's side channels by name; their width is checked.
-        max_length: most tokens in a row (text and video tokens together); longer rows are an error, and so are rows longer than the
+        newline: the patch's.
+        max_length: most tokens in a row (text, video tokens and what the patch adds); longer rows are an error, and so are rows longer than the
             base's context, whatever this says. None: only that.
         train: True makes labels and pads on the right. False ends every conversation with the generation prompt in place of
             its last answer and pads on the left.
@@ -75,6 +79,7 @@ class PatchCollator:
         base_config: Any,
         channels: Mapping[str, SideChannelConfig],
         *,
+        newline: Literal["base", "grid"] = "base",
         max_length: int | None = None,
         train: bool = True,
         with_ids: bool = False,
@@ -93,6 +98,7 @@ class PatchCollator:
         self.processor = processor
         self.base_config = base_config
         self.channels = dict(channels)
+        self.newline = newline
         self.max_length = max_length
         self.train = train
         self.with_ids = with_ids
@@ -105,9 +111,15 @@ class PatchCollator:
         special = sorted({processor.tokenizer.convert_ids_to_tokens(i) for i in self._special_ids})
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def __call__(self, items: Sequence[PatchItem]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[PatchItem], acting: Sequence[bool] | None = None) -> dict[str, Any]:
+        """The batch.
+
+        Args:
+            items: of it.
+            acting: on which of them the patch acts, None for all; the prompts of the others get none of its tokens.
+        """
         rows = in_rows(items, self.share_videos or 1)
-        batch = self._batch([row[0] for row in rows])
+        batch = self._batch([row[0] for row in rows], acting)
         if len(rows) < len(items):
             batch = self._shared(batch, rows)
         if self.with_ids:
@@ -130,7 +142,7 @@ class PatchCollator:
         except (ValueError, TypeError) as error:
             raise SampleError(f"samples {names}: the base's processor takes no question without a video: {error}") from error
 
-    def _batch(self, items: Sequence[PatchItem]) -> dict[str, Any]:
+    def _batch(self, items: Sequence[PatchItem], acting: Sequence[bool] | None) -> dict[str, Any]:
         """One row per item."""
         prompts = [self.prompt(item.id, item.turns) for item in items]
         batch = self._processed(items, prompts)
@@ -146,6 +158,11 @@ class PatchCollator:
         positions = self._interface.position_ids(self.base_config, batch)
         if positions is not None:
             batch["position_ids"] = positions
+        if self.share_videos is None:  # else the model refuses a patch that adds tokens
+            side: Literal["left", "right"] = "right" if self.train else "left"
+            batch = lay_out(batch, self.base_config, self.channels, self.newline, rows=acting, padding_side=side)
+        for item, length in zip(items, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
+            self._check_length(item, length)
         return batch
 
     def _shared(self, batch: Mapping[str, Any], rows: Sequence[Sequence[PatchItem]]) -> dict[str, Any]:
@@ -222,11 +239,7 @@ class PatchCollator:
                     "them; use a batch size of 1 or sample as many frames as every video has"
                 ) from error
             raise SampleError(f"samples {list(counts)}: the base's processor refused them: {error}") from error
-        data = features_for_pixels(dict(batch), stored) if stored else dict(batch)
-        lengths = data["attention_mask"].sum(dim=1).tolist()
-        for item, length in zip(items, lengths, strict=True):
-            self._check_length(item, length)
-        return data
+        return features_for_pixels(dict(batch), stored) if stored else dict(batch)
 
     def _check_length(self, item: PatchItem, length: int) -> None:
         over = over_limit(length, self.base_config, self.max_length)

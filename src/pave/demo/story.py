@@ -101,7 +101,7 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
     data = folder / ("data-short" if short else "data")
     base_folder = str(base or base_path())
     logger.info("1/5 rendering %d clips with sound (H.264 + AAC)", plan.train_clips + plan.test_clips)
-    train, test = _render(data, plan, seed)
+    train, test = render_data(data, plan, seed)
     samples = list(read_samples(test))
     clock.lap("render")
 
@@ -109,7 +109,7 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
     predictions = {BASE: folder / "base.jsonl", VIDEO_ONLY: folder / "video-only.jsonl", PATCH: folder / "patch.jsonl"}
     for path in predictions.values():
         path.unlink(missing_ok=True)
-    _score(base_folder, None, test, predictions[BASE], seed)
+    answer_all(base_folder, None, test, predictions[BASE], seed)
     clock.lap("score base")
 
     logger.info("3/5 training side by side: %s and %s, %d steps each", VIDEO_ONLY, PATCH, plan.steps)
@@ -149,7 +149,8 @@ class _Clock:
         self.last = now
 
 
-def _render(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
+def render_data(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
+    """Make the demo's clips and samples in a folder; the files of the samples to train on and to test on."""
     for split, count in (("train", plan.train_clips), ("test", plan.test_clips)):
         rendering = render_clips(data, split, count, seed=seed)  # type: ignore[arg-type]
         for _ in track(rendering, f"Rendering {split} clips", total=count):
@@ -160,10 +161,11 @@ def _render(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
     return train, test
 
 
-def _score(base: str, patch: Path | None, test: Path, predictions: Path, seed: int, progress: bool = True) -> None:
+def answer_all(base: str, patch: Path | None, test: Path, predictions: Path, seed: int, progress: bool = True) -> EvalResult:
+    """Ask the test questions as ``pave eval`` does, and write the answers to ``predictions``."""
     qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype="float32")
     settle_threads(qa.model.num_parameters())
-    evaluate(
+    return evaluate(
         qa,
         list(read_samples(test)),
         predictions=predictions,
@@ -181,7 +183,7 @@ def _train_and_score(*, made: Any, base: str, test: Path, predictions: Path, see
     transformers.utils.logging.disable_progress_bar()
     shutil.rmtree(made.output, ignore_errors=True)
     result = run_recipe(made, progress=False, callbacks=[_TellSteps(tell)])
-    _score(base, result.patch, test, predictions, seed, progress=False)
+    answer_all(base, result.patch, test, predictions, seed, progress=False)
 
 
 class _TellSteps(transformers.TrainerCallback):

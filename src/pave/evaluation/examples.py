@@ -172,7 +172,7 @@ def attention_maps(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64
     model = qa.model
     if not is_patched(model):
         raise ValueError("attention_maps: the model carries no patch")
-    batch = PatchCollator(qa.processor, model.config, qa.channels, train=False)([item])
+    batch = PatchCollator(qa.processor, model.config, qa.channels, newline=qa.newline, train=False)([item])
     maps: dict[str, NDArray[np.float64]] = {}
     with _watched(patch_slot(model).fusions) as calls:
         generate_ids(model, batch, max_new_tokens=1)

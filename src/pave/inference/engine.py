@@ -121,10 +121,12 @@ class Engine:
         return self.reader.read(request, pictures=pictures)
 
     def key(self, read: ReadRequest) -> Hashable:
-        """Requests of one key may share a batch: their videos have as many frames. Patches, strengths and sampling may differ."""
+        """Requests of one key may share a batch: their videos have as many frames, and at most one patch adds tokens to their prompts, the
+        same in all. Patches, strengths and sampling may differ otherwise."""
         if read.item is None:
             return "text"
-        return len(read.item.times_F), read.video_key is None and read.item.vision is None, self.reader.reads_pre_projector()
+        pixels = read.video_key is None and read.item.vision is None
+        return len(read.item.times_F), pixels, self.reader.reads_pre_projector(), read.adding
 
     def generate(
         self,
@@ -173,11 +175,12 @@ class Engine:
 
     def _collated(self, reads: Sequence[ReadRequest]) -> dict[str, Any]:
         channels = {name: channel for read in reads for name, channel in read.channels.items()}
-        collate = PatchCollator(self.processor, self.model.config, channels, train=False)
+        newline = "grid" if any(read.configs[name].newline == "grid" for read in reads for name in read.adding) else "base"
+        collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False)
         items = [read.item for read in reads if read.item is not None]
         if not items:
             return collate.texts([(read.request.name, read.request.turns) for read in reads])
-        batch = collate(items)
+        batch = collate(items, [bool(read.adding) for read in reads])
         nested: dict[str, dict[str, Any]] = {}
         for name, tokens in batch["side_channels"].items():
             patch, channel = name.split(".", 1)

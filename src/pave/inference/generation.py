@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pave.patching import is_patched
 from pave.tokens import SideTokens
 from pave.video_llms.encode import encoder_outputs
+from pave.video_llms.prompt import plain_prompt
 
 _PATCH_INPUTS = ("side_channels", "frame_times")
 _GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -85,6 +86,7 @@ def model_inputs(model: Any, batch: Mapping[str, Any], *, patch: bool = True) ->
     device = model.get_input_embeddings().weight.device
     inputs = {key: _to(value, device, model.dtype) for key, value in batch.items() if key not in ("labels", "sample_ids")}
     if not (patch and is_patched(model)):
+        inputs = plain_prompt(inputs, model.config)
         for key in _PATCH_INPUTS:
             inputs.pop(key, None)
     return inputs

@@ -17,7 +17,7 @@ from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
 from pave.data.vision import VisionEncoder
 from pave.inference.media import MediaReader
-from pave.inference.request import DEFAULT, Request, SideSummary
+from pave.inference.request import Default, Request, SideSummary
 from pave.patching import is_patched, patch_slot
 from pave.patching.rows import read_selection
 from pave.side_channels import SideFeatures
@@ -60,6 +60,11 @@ class ReadRequest:
             for name, channel in config.side_channels.items()
         }
 
+    @property
+    def adding(self) -> tuple[str, ...]:
+        """The patches that put tokens of their own into its prompt."""
+        return tuple(name for name, config in self.configs.items() if config.adds_prompt_tokens and self.patches[name][0])
+
 
 class RequestReader:
     """Reads requests for a model as it is at the time of each.
@@ -99,11 +104,13 @@ class RequestReader:
         Raises:
             ValueError: if the model has no patch of a name; the message lists those it has.
         """
-        attached = tuple(self.patch_configs())
+        return self._chosen(request, self.patch_configs())
+
+    def _chosen(self, request: Request, attached: Mapping[str, PatchConfig]) -> dict[str, tuple[float, float]]:
         selection = request.patches
-        if selection is DEFAULT:
+        if isinstance(selection, Default):
             selection = self.model.selected_patches() if attached else None
-        uses = read_selection(selection, attached)  # type: ignore[arg-type]
+        uses = read_selection(selection, tuple(attached))
         return {use.name: (use.strength, use.lora_strength) for use in uses if use.acts}
 
     def frames_of(self, request: Request) -> FrameSampling:
@@ -134,8 +141,8 @@ class RequestReader:
     def read(self, request: Request, *, pictures: bool = False) -> ReadRequest:
         """See ``Engine.read``."""
         start = time.monotonic()
-        patches = self.patches_of(request)
-        attached = self.patch_configs()
+        attached = self.patch_configs()  # once: they may come and go meanwhile
+        patches = self._chosen(request, attached)
         configs = {name: attached[name] for name in patches}
         _check_channels(request, attached)
         if request.counterfactual is not None:
@@ -185,9 +192,9 @@ class RequestReader:
         return self.dataset.features(channel, sample) if item is None else item.side.get(channel)
 
     def _files(self, read: ReadRequest, samples: Mapping[str, Sample]) -> list[str]:
-        files = [str(read.request.video)]
         if self.dataset is not None:  # which looks after its own
             return []
+        files = [str(read.request.video)]
         for name, config in read.configs.items():
             side = samples[name].side_channels
             for channel, settings in config.side_channels.items():

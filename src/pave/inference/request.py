@@ -120,6 +120,10 @@ class Request:
                 f"counterfactual {str(self.counterfactual)!r} borrows the stream of another video: say which, with lender="
             )
 
+        given = [name for name in ("side_channels", "frames", "counterfactual") if getattr(self, name)]
+        if self.video is None and given:
+            raise ValueError(f"field {given[0]!r}: there is no video that it could be of; give video, or leave it out")
+
     @property
     def name(self) -> str:
         """What errors call it."""

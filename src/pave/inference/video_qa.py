@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pave.config import SideChannelConfig
 from pave.data.acting import LEAST_ACTING
@@ -174,6 +174,12 @@ class VideoQA:
     def channels(self) -> dict[str, SideChannelConfig]:
         """Those of the patches that act where nothing else is said."""
         return self.channels_of()
+
+    @property
+    def newline(self) -> Literal["base", "grid"]:
+        """Of the prompts of the patches that act where nothing else is said."""
+        configs = self.engine.reader.patch_configs()
+        return "grid" if any(configs[name].newline == "grid" for name in self.patches_of()) else "base"
 
     @property
     def encoders(self) -> dict[str, SideEncoder[Any]]:

@@ -38,7 +38,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
     """A base, with a patch or without, as lmms-eval asks it.
 
     Args:
-        base: folder or hub id; default the small base inside the package.
+        base: folder or hub id; default the one that the patch was trained on, without a patch the small base inside the package.
         patch: folder or hub id; default none.
         num_frames: frames to look at; default as the patch was trained, else what the base's processor says.
         side_channels: a .jsonl file of samples whose ``side_channels`` are used, found by ``key``, for channels that are not in the
@@ -62,7 +62,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
 
     def __init__(
         self,
-        base: str = PLAYGROUND,
+        base: str | None = None,
         patch: str | None = None,
         *,
         num_frames: int | None = None,
@@ -94,7 +94,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
         self.batch_size, self.on_error, self.key = int(batch_size), on_error, key
         self.side_channels = None if side_channels is None else _SideFiles(side_channels, key)
         self.qa = VideoQA.from_pretrained(
-            base,
+            PLAYGROUND if base is None and patch is None else base,
             patch,
             device=device,
             dtype=dtype,
@@ -102,7 +102,6 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             patch_revision=patch_revision,
             sampling=None if num_frames is None else FrameSampling(num_frames=num_frames),
             allow_base_mismatch=allow_base_mismatch,
-            name=base,
             encoders=() if encoders is None else encoders.split(";"),
         )
         self.device = self.qa.model.device
@@ -188,7 +187,10 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
     @torch.inference_mode()
     def _losses(self, items: Sequence[PatchItem]) -> list[tuple[float, bool]]:
         model = self.qa.model
-        collate = PatchCollator(self.qa.processor, model.config, self.qa.channels, train=True, broken_features="missing")
+        qa = self.qa
+        collate = PatchCollator(
+            qa.processor, model.config, qa.channels, newline=qa.newline, train=True, broken_features="missing"
+        )
         batch = collate(items)
         inputs = {**model_inputs(model, batch), "labels": batch["labels"].to(model.device)}
         _, output = answer_loss(model, model.get_output_embeddings(), inputs)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER, PatchRecord, read_
 from pave.patching.storage import FusionStorage, pack, tensor_bytes, to_storage, unpack
 from pave.utils.json_files import read_json_object
 from pave.version import __version__
+
+_Factor = TypeVar("_Factor")
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,10 @@ def compress_patch(
         wanted = _wanted_ranks(str(patch), settings, adapter, lora_rank, lora_energy)
         smaller = with_ranks(settings, wanted)
         ranks = {k: (settings.rank_of(k), rank) for k, rank in wanted.items() if rank < settings.rank_of(k)}
-        adapter = _cut_adapter(adapter, settings, smaller, dtype, errors)
-        settings = smaller
+        cut = cut_adapter(adapter, settings, smaller, dtype)
+        changed = update_changes(adapter, settings, cut, smaller)
+        errors |= {f"lora {layer}": change.relative for layer, change in changed.items()}
+        settings, adapter = smaller, cut
     before = {"fusion": tensor_bytes(tensors.stored_fusion), "lora": tensor_bytes(tensors.adapter or {})}
     after = {"fusion": tensor_bytes(stored), "lora": tensor_bytes(adapter or {})}
     made = dataclasses.replace(
@@ -237,9 +241,9 @@ def _wanted_ranks(
     if not 0 < energy <= 1:
         raise ValueError(f"{where}: energy is a share, above 0 and at most 1, got {energy}")
     squares = {kind: torch.zeros(settings.rank_of(kind), dtype=torch.float64) for kind in settings.targets}
-    for module in _modules(adapter):
-        kind = module.rsplit(".", 1)[-1]
-        found = torch.linalg.svdvals(_core(*_factors(adapter, module))[0]).square()
+    for layer in updated_layers(adapter):
+        kind = layer.rsplit(".", 1)[-1]
+        found = torch.linalg.svdvals(_core(*factors(adapter, layer))[0]).square()
         squares[kind][: len(found)] += found[: len(squares[kind])]
     return {kind: _enough(values, energy) for kind, values in squares.items()}
 
@@ -252,49 +256,86 @@ def _enough(squares: Tensor, energy: float) -> int:
     return min(int((kept < energy * kept[-1]).sum()) + 1, int((squares > 1e-12 * kept[-1]).sum()))
 
 
-def _cut_adapter(
-    adapter: Mapping[str, Tensor], before: LoraSettings, after: LoraSettings, dtype: torch.dtype, errors: dict[str, float]
+def cut_adapter(
+    adapter: Mapping[str, Tensor], before: LoraSettings, after: LoraSettings, dtype: torch.dtype
 ) -> dict[str, Tensor]:
+    """The best approximation of every update in the ranks of ``after``.
+
+    Args:
+        adapter: the factors, by PEFT's names on disk.
+        before: their settings.
+        after: what ``with_ranks`` makes of them.
+        dtype: that the new factors are stored in; factors whose rank stays are the very tensors.
+    """
     out = dict(adapter)
-    for module in _modules(adapter):
-        kind = module.rsplit(".", 1)[-1]
+    for layer in updated_layers(adapter):
+        kind = layer.rsplit(".", 1)[-1]
         rank = after.rank_of(kind)
         if rank == before.rank_of(kind):
             continue
-        down, up = _factors(adapter, module)
-        down_cut, up_cut = _truncate(down, up, rank)
+        down_cut, up_cut = _truncate(*factors(adapter, layer), rank)
         ratio = math.sqrt(before.scale_of(kind) / after.scale_of(kind))  # 1 but for rounding
-        prefix = f"base_model.model.{module}"
-        out |= to_storage({f"{prefix}.lora_A.weight": down_cut * ratio, f"{prefix}.lora_B.weight": up_cut * ratio}, dtype)
-        stored_down, stored_up = _factors(out, module)
-        scaled_up, stored_up = before.scale_of(kind) * up, after.scale_of(kind) * stored_up
-        difference = _core(torch.cat([down, stored_down]), torch.cat([scaled_up, -stored_up], dim=1))[0]
-        errors[f"lora {module}"] = _relative(difference, _core(down, scaled_up)[0])
+        out |= to_storage(factor_names(layer, down_cut * ratio, up_cut * ratio), dtype)
     return out
 
 
-def _modules(adapter: Mapping[str, Tensor]) -> list[str]:
+@dataclass(frozen=True)
+class UpdateChange:
+    """How far the update of a layer is from what it was."""
+
+    norm: float
+    """Of the difference (Frobenius)."""
+    whole: float
+    """Norm of what it was."""
+
+    @property
+    def relative(self) -> float:
+        return self.norm / self.whole if self.whole else 0.0
+
+
+def update_changes(
+    adapter: Mapping[str, Tensor], settings: LoraSettings, other: Mapping[str, Tensor], other_settings: LoraSettings
+) -> dict[str, UpdateChange]:
+    """By layer whose factors in ``other`` are not the very tensors of ``adapter``, how far the two updates are apart."""
+    changes = {}
+    for layer in updated_layers(adapter):
+        if all(other[key] is adapter[key] for key in factor_names(layer, None, None)):
+            continue
+        kind = layer.rsplit(".", 1)[-1]
+        (down, up), (other_down, other_up) = factors(adapter, layer), factors(other, layer)
+        up, other_up = settings.scale_of(kind) * up, other_settings.scale_of(kind) * other_up
+        difference = _core(torch.cat([down, other_down]), torch.cat([up, -other_up], dim=1))[0]
+        changes[layer] = UpdateChange(float(difference.norm()), float(_core(down, up)[0].norm()))
+    return changes
+
+
+def updated_layers(adapter: Mapping[str, Tensor]) -> list[str]:
     """The layers that the adapter updates; both factors of each must be there and fit.
 
     Raises:
         ValueError: naming the tensor that is missing or does not fit.
     """
-    modules = list(dict.fromkeys(lora.module_of(key) for key in adapter))
-    for module in modules:
-        parts = [f"base_model.model.{module}.lora_{part}.weight" for part in "AB"]
+    layers = list(dict.fromkeys(lora.module_of(key) for key in adapter))
+    for layer in layers:
+        parts = list(factor_names(layer, None, None))
         for key in parts:
             if key not in adapter:
                 raise ValueError(f"the adapter is incomplete: {key} is missing")
         down, up = (adapter[key] for key in parts)
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             raise ValueError(f"the adapter is damaged: {parts[0]} and {parts[1]} do not fit each other")
-    return modules
+    return layers
 
 
-def _factors(adapter: Mapping[str, Tensor], module: str) -> tuple[Tensor, Tensor]:
+def factor_names(layer: str, down: _Factor, up: _Factor) -> dict[str, _Factor]:
+    """The two factors of a layer's update, A and B, under PEFT's names on disk."""
+    return {f"base_model.model.{layer}.lora_{part}.weight": factor for part, factor in (("A", down), ("B", up))}
+
+
+def factors(adapter: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
     """A (rank, inputs) and B (outputs, rank) of a layer, in float64."""
-    prefix = f"base_model.model.{module}"
-    return adapter[f"{prefix}.lora_A.weight"].double(), adapter[f"{prefix}.lora_B.weight"].double()
+    down, up = (adapter[key].double() for key in factor_names(layer, None, None))
+    return down, up
 
 
 def _core(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:

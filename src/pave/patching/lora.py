@@ -251,6 +251,12 @@ def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     return [p for layer in _layers(model, name).values() for p in _own_parameters(layer, adapter_name(name))]
 
 
+def without_dropout(model: nn.Module, name: str) -> None:
+    """Take the dropout off the inputs of patch ``name``'s updates."""
+    for layer in _layers(model, name).values():
+        layer.lora_dropout[adapter_name(name)] = nn.Identity()
+
+
 def remove(model: Any, name: str) -> None:
     """Take a patch's LoRA out again. Where no adapter is left, the base's own linear layer comes back as the very same module."""
     for path, layer in _layers(model, name).items():
@@ -267,6 +273,17 @@ def remove(model: Any, name: str) -> None:
         model.peft_config.pop(adapter_name(name), None)
         if not model.peft_config:
             del model.peft_config
+
+
+def fold(model: Any, name: str) -> None:
+    """Add the updates of patch ``name`` to the base's own weights, in place. It stays attached and would act twice: take it off.
+
+    Raises:
+        ValueError: if a weight is not finite afterwards.
+    """
+    for layer in _layers(model, name).values():
+        layer.merge(safe_merge=True, adapter_names=[adapter_name(name)])
+        layer.merged_adapters.remove(adapter_name(name))
 
 
 def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None:

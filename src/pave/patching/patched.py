@@ -22,8 +22,8 @@ from transformers import Cache
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.branches import with_branches
+from pave.patching.checkpoint import save_patch
 from pave.patching.fuse import FrameTimes, Fused, fuse, present_videos, read_sides, read_times, zero_of
-from pave.patching.lengthen import Lengthening, at_given_positions
 from pave.patching.rows import (
     InSameRows,
     Patches,
@@ -180,6 +180,7 @@ class PatchedVideoLLM:
         frame_times: FrameTimes | None = None,
         patches: Patches = None,
         vision_features: EncodedVideo | None = None,
+        added_tokens: Tensor | None = None,
     ) -> Iterator[dict[str, Any]]:
         """For code that runs inner modules itself: what ``forward`` does around the base's own.
 
@@ -189,17 +190,16 @@ class PatchedVideoLLM:
             frame_times: likewise.
             patches: likewise.
             vision_features: likewise.
+            added_tokens: likewise.
 
         Yields:
             The arguments to call ``model.base_model`` with inside the block.
         """
-        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
             yield call.inputs
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
         """Save the *base*, byte for byte as without patches, and each patch beside it under ``pave_patches/<name>``."""
-        from pave.patching.checkpoint import save_patch
-
         tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # then transformers saves those adapters, not the base
         kept = without_patches(tensors) if with_adapters else base_state_dict(tensors)
@@ -263,7 +263,6 @@ class _Prepared:
     inputs: dict[str, Any]
     encoded: bool = False
     """Whether they hold encoder outputs in place of pixels."""
-    longer: Lengthening | None = None
     idle: list[nn.Parameter] = field(default_factory=list)
     """To be touched at the loss."""
 
@@ -276,6 +275,7 @@ def _prepared(
     frame_times: FrameTimes | None,
     patches: Patches,
     vision_features: EncodedVideo | None,
+    added_tokens: Tensor | None,
 ) -> Iterator[_Prepared]:
     """Encode, fuse and hand over, inside the rows of the call. Where no patch acts, the base gets what it was given."""
     slots: dict[str, PatchSlot] = dict(getattr(model, SLOTS).items())
@@ -291,7 +291,7 @@ def _prepared(
         return
     if not _must_fuse(model, slots, plan, sides):
         _check_video(batch, sides, vision_features or EncodedVideo({}, ""))
-        fused = fuse(model, slots, EncodedVideo({}, ""), {}, None, plan, batch)
+        fused = fuse(model, slots, EncodedVideo({}, ""), {}, None, plan, batch, added_tokens)
         fused.outputs = {} if vision_features is None else encoder_outputs(model, vision_features)
         with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary)):
             yield _handed_over(dict(batch), fused)
@@ -309,8 +309,8 @@ def _prepared(
             "newline 'grid' needs the video's pixels in the call: pass pixel_values_videos, not mm_encoder_outputs"
         )
     prompt = {name: value for name, value in batch.items() if not name.startswith(PIXELS)}
-    fused = fuse(model, slots, encoded, sides, times_BF, plan, prompt)
-    with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary, fused.longer)):
+    fused = fuse(model, slots, encoded, sides, times_BF, plan, prompt, added_tokens)
+    with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary)):
         yield _handed_over(prompt, fused)
 
 
@@ -365,10 +365,8 @@ def calls_under_way(model: nn.Module) -> int:
 
 
 def _handed_over(prompt: dict[str, Any], fused: Fused) -> _Prepared:
-    inputs = prompt if fused.longer is None else fused.longer.arguments
-    if fused.outputs:
-        inputs = {**inputs, "mm_encoder_outputs": fused.outputs}
-    return _Prepared(inputs, bool(fused.outputs), fused.longer, fused.idle)
+    inputs = {**prompt, "mm_encoder_outputs": fused.outputs} if fused.outputs else prompt
+    return _Prepared(inputs, bool(fused.outputs), fused.idle)
 
 
 def _check_vision_features(model: Any, batch: Mapping[str, Any], features: EncodedVideo | None) -> None:
@@ -482,7 +480,7 @@ def _forward_method(base: Any) -> Any:
     parameters = list(signature.parameters.values())
     required = [p.name for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    for name in ("branches", "vision_features", "patches", "frame_times", "side_channels"):
+    for name in ("branches", "vision_features", "patches", "added_tokens", "frame_times", "side_channels"):
         parameters.insert(at, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
 
     @functools.wraps(original)
@@ -491,6 +489,7 @@ def _forward_method(base: Any) -> Any:
         *args: Any,
         side_channels: Any = None,
         frame_times: Any = None,
+        added_tokens: Any = None,
         patches: Any = None,
         vision_features: Any = None,
         branches: Any = None,
@@ -505,14 +504,14 @@ def _forward_method(base: Any) -> Any:
         del batch["self"]
         if branches is not None:
             batch = with_branches(self, branches, batch)
-        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
             if call.encoded:
                 call.inputs = {**dict.fromkeys(required), **call.inputs}  # some ask for pixels by position
             output = original(self, **call.inputs)
             if call.idle and self.training and torch.is_grad_enabled():
                 output = _touched(output, call.idle)
             _keep_rows(output)
-            return output if call.longer is None else at_given_positions(output, call.longer, batch)
+            return output
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS
@@ -523,6 +522,8 @@ _ARGUMENTS = """
         side_channels (`dict`, *optional*): tokens of each side channel (`SideTokens`, one row per video) by channel, or by patch and
             channel.
         frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
+        added_tokens (`torch.LongTensor` of shape `(videos, tokens)`, *optional*): where the prompt has room for tokens that a patch adds,
+            as `pave.lay_out_prompt` makes both; -1 behind the last.
         patches (*optional*): which patches act, for all rows or one entry a row: a name, a mapping from names to strengths, or None for
             the base. Default: those selected, else all.
         vision_features (`EncodedVideo`, *optional*): what the base made of the videos earlier, in place of their pixels.
@@ -543,22 +544,18 @@ def _generate_method(base: Any) -> Any:
         *args: Any,
         side_channels: Any = None,
         frame_times: Any = None,
+        added_tokens: Any = None,
         patches: Any = None,
         vision_features: Any = None,
         **kwargs: Any,
     ) -> Any:
         batch = kwargs if inputs is None else {**kwargs, prompt: inputs}
-        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
             if call.encoded:
                 output = get_interface(self.config).generate(self, original, args, call.inputs)
             else:  # a few families have another first argument than the prompt: it is passed on only if given
                 output = original(self, *(() if inputs is None else (inputs,)), *args, **kwargs)
             _keep_rows(output)
-            if call.longer is None:
-                return output
-            if isinstance(output, Tensor):
-                return call.longer.shrink(output)
-            output.sequences = call.longer.shrink(output.sequences)
             return output
 
     return generate

@@ -68,6 +68,9 @@ class DataConfig(Strict):
     labels: Literal["answers", "published"] = "answers"
     """What is learnt of a conversation. answers: the answers and their end-of-turn tokens. published: as the authors' code does, all of
     the assistant's turns with their headers and newlines, and every <|im_start|>, <|im_end|> and newline of the other turns."""
+    swap_pictures: bool | tuple[str, ...] = False
+    """Question types whose training samples are shown the picture of another sample in the same forward pass, or true for all: for
+    questions that the side channels answer alone, so that nothing can be memorised from the picture. Side channel and text stay."""
     stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
@@ -121,8 +124,13 @@ class EvaluationConfig(Strict):
     """Answer them too, as pave eval does: eval_accuracy, and eval_TASK_accuracy of each task. The best checkpoint can be chosen by it."""
     max_new_tokens: int = 32
     """Most tokens of such an answer."""
+    verdict_questions: int = 30
+    """At the end of training, so many training questions of each type are asked again, with their own channels, with those of other
+    clips, and without the patch, to tell what was learnt from what was memorised; 0: none."""
 
     def __post_init__(self) -> None:
+        if self.verdict_questions < 0:
+            raise ValueError(f"verdict_questions must not be negative, got {self.verdict_questions}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
@@ -189,6 +197,7 @@ class Recipe(Strict):
                 "first label; set data.labels to 'answers', or fusion.gate to false"
             )
         self._check_best()
+        self._check_swapped()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)
             if self.training.length_grouping is not None:
@@ -201,6 +210,18 @@ class Recipe(Strict):
                     "data.share_videos puts questions about one video together, whatever their tasks, and data.mixing.batches 'per_task' "
                     "keeps tasks apart; give only one of them"
                 )
+
+    def _check_swapped(self) -> None:
+        if not self.data.swap_pictures:
+            return
+        if self.training.batch_size < 2:
+            raise ValueError(
+                "data.swap_pictures takes pictures of the same forward pass; set training.batch_size to at least 2"
+            )
+        if self.data.share_videos is not None:
+            raise ValueError(
+                "data.swap_pictures gives every question another picture, and data.share_videos one picture to several; give only one"
+            )
 
     def own_encoders(self, folder: str | Path) -> tuple[str, ...]:
         """``encoders`` with the paths of files as they are from here; ``folder`` is the recipe's own."""

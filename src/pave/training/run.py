@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ from pave.training.recipe_files import write_values
 from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
+from pave.training.swapped_pictures import SwappedPictures
 from pave.training.tasks import RunSamples
-from pave.training.trackers import check_tracker, trackers
+from pave.training.trackers import check_tracker, project_named, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
+from pave.training.verdict import Verdict, verdicts_of
 from pave.utils.files import DISK_ERRORS, atomic_write_text
 from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
@@ -67,6 +70,8 @@ class RunResult:
     """The same by task, where data.tasks names some with held-out samples."""
     eval_accuracy: float | None
     """Share of held-out samples answered right at the end, where evaluation.generate asks for it."""
+    verdicts: tuple[Verdict, ...]
+    """Of each type of training questions that need a channel: learnt, half learnt, memorised or nothing yet."""
     seconds: float
     """Of this call, loading included."""
 
@@ -133,6 +138,7 @@ def _run(
     checkpoint = checkpoint_to_resume(recipe, output, resume)
     for tracker in trackers(recipe.training):
         check_tracker(tracker)
+    surroundings.enter_context(project_named(recipe.training))
     samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
     judge = _judge_of(recipe, judge, held_out)
@@ -151,7 +157,7 @@ def _run(
     if base is None:
         base = base_of(recipe, folder)
     stored, vision = _stored(recipe, [*train, *held_out], encoders, folder, base)
-    train_data = _dataset(recipe, train, encoders, folder, stored, vision)
+    train_data = _dataset(recipe, train, encoders, folder, stored, vision, train=True)
     held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     if not uses_accelerator():  # sums depend on their number in the last bits, so a resumed run takes that of its beginning
@@ -180,9 +186,12 @@ def _run(
     outcome: dict[str, Any] = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
     accuracy = losses.get("eval_accuracy")
     outcome |= ({"eval_losses": by_task} if by_task else {}) | ({} if accuracy is None else {"eval_accuracy": accuracy})
+    verdicts = verdicts_of(recipe, model, processor, train_data)
+    outcome |= {"verdicts": [verdict.to_dict() for verdict in verdicts]} if verdicts else {}
     trainer.finish(patch, outcome)
     logger.info("saved the patch to %s", patch)
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, verdicts, seconds)
 
 
 def _trainer(
@@ -202,6 +211,7 @@ def _trainer(
         processor,
         model.config,
         recipe.patch.side_channels,
+        newline=recipe.patch.newline,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
@@ -362,9 +372,13 @@ def _dataset(
     folder: Path,
     stored: StoredChannels | None,
     vision: StoredVision | None,
+    train: bool = False,
 ) -> PatchDataset:
-    cache = recipe.data.cache
-    return PatchDataset(
+    cache, swapped = recipe.data.cache, recipe.data.swap_pictures
+    kind: Callable[..., PatchDataset] = PatchDataset
+    if train and swapped:
+        kind = partial(SwappedPictures, types=swapped if isinstance(swapped, tuple) else None)
+    return kind(
         samples,
         recipe.data.frames,
         encoders,

@@ -1,6 +1,6 @@
 """Reading files in child processes: with limits of time and memory, and without harm if a decoder crashes.
 
-A child answers with the fields of what it read, and behind them the bytes of their arrays. Nothing is pickled: the file may be hostile,
+A child runs ``child_main``. It answers with the fields of what it read, and behind them the bytes of their arrays. Nothing is pickled: the file may be hostile,
 and so may what its decoder hands back.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from pave.data.media import container
 from pave.data.media.container import MediaError
-from pave.utils.children import Answers, Child, requests
+from pave.utils.children import Child
 
 _MOST_BYTES = 32 * 2**30
 """Of arrays that a child may announce where no limit of memory is given: the readers' own limits are lower."""
@@ -48,7 +48,7 @@ class MediaChildren:
 
     def __init__(self, count: int, limits: ChildLimits | None = None) -> None:
         self.limits = limits
-        self._all = [Child("pave.data.media.child", silent=True) for _ in range(count)]
+        self._all = [Child("pave.data.media.child_main", silent=True) for _ in range(count)]
         self._free: SimpleQueue[Child] = SimpleQueue()
         for child in self._all:
             self._free.put(child)
@@ -112,7 +112,7 @@ def run_in_child(
     """Call a reader in a child: one of ``reading_in_children``, else a fresh one.
 
     Args:
-        function: its name, see ``_readers``.
+        function: its name, one of ``child_main``'s.
         path: the file.
         options: its keyword arguments, as JSON has them.
         timeout: seconds, of a fresh process the start included (about half a second).
@@ -146,79 +146,3 @@ def _with_arrays(answer: dict[str, Any], body: bytearray) -> dict[str, Any]:
         fields[field] = array if start == 0 else array.copy()  # which lies where its numbers may lie
         start += array.nbytes
     return fields
-
-
-# --- in the child
-
-
-def _readers() -> dict[str, Callable[..., Any]]:
-    from pave.data import media
-    from pave.data.media.archives import unpack
-
-    def read_frames(path: str, sampling: dict[str, Any], **options: Any) -> Any:
-        return media.read_frames(path, media.FrameSampling(**sampling), **options)
-
-    return {
-        "probe": media.probe,
-        "read_audio": media.read_audio,
-        "read_depth": media.read_depth,
-        "read_frames": read_frames,
-        "read_picture": media.read_picture,
-        "unpack": unpack,
-    }
-
-
-def main() -> None:
-    """Answer requests from standard input until it ends."""
-    answers, orders = Answers(), requests()
-    try:
-        settings = next(orders)
-        limits = None if settings is None else ChildLimits(**settings)
-        readers = _readers()
-        if limits is not None:
-            _restrict(limits)
-        for request in orders:
-            answers.send(*_answer(readers, request, limits))
-    except (StopIteration, BrokenPipeError, KeyboardInterrupt):
-        return
-
-
-def _answer(readers: dict[str, Callable[..., Any]], request: Any, limits: ChildLimits | None) -> tuple[Any, ...]:
-    name = request["path"]
-    try:
-        result = readers[request["function"]](name, **request["options"])
-    except MemoryError:
-        allowed = "" if limits is None else f" than the {limits.memory / 2**20:.0f} MiB allowed"
-        return ({"error": f"{name}: reading it takes more memory{allowed}", "code": "media-memory"},)
-    except MediaError as error:
-        return ({"error": str(error), "code": error.code},)
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        return ({"error": f"{name}: it cannot be read ({type(error).__name__}: {said})", "code": MediaError.code},)
-    if isinstance(result, np.ndarray):
-        fields: dict[str, Any] = {"array": result}
-    else:
-        fields = {} if result is None else {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-    arrays = {key: np.ascontiguousarray(value) for key, value in fields.items() if isinstance(value, np.ndarray)}
-    plain = {
-        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-        for key, value in fields.items()
-        if key not in arrays
-    }
-    layout = {key: (array.dtype.str, array.shape) for key, array in arrays.items()}
-    return ({"fields": plain, "arrays": layout}, *arrays.values())
-
-
-def _restrict(limits: ChildLimits) -> None:
-    """Hold this process to limits, for good. Where the system knows no limit of memory, the others hold."""
-    container.MAX_PIXELS = limits.pixels
-    container.MAX_PACKETS = limits.packets
-    try:
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as file:
-            empty = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (empty + limits.memory,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        return

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, patch_slot
+from pave.patching.attach import attach_patch
 from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import BaseFingerprint, fingerprint, sizes_only
+from pave.patching.lookup import patch_slot
 from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
 from pave.utils.json_files import read_json_object
@@ -105,7 +106,7 @@ def import_patch(
         vocabulary: number of token ids to choose from. None: the length of the base's tokenizer without its placeholder
             tokens, or, if that cannot be read, the ``vocab_size`` of config.json.
         channel: name of the side channel.
-        tokens_per_step: M of its stored features.
+        tokens_per_step: M of its stored features. 1 reads (K, M, C) as K * M steps of one token, as the released code does with sound.
         rate: steps a second of its stored features. None: 1; index alignment does not look at times.
         arguments: constructor arguments of the fusion module by the authors' names, where they are known.
         name: name of the patch.
@@ -300,9 +301,13 @@ def _encoder(width: int, tokens_per_step: int, rate: float | None, assumed: list
         assumed.append(
             "the rate of the side features is not given; steps are stamped 1 second apart, which index alignment ignores"
         )
+    settings: dict[str, Any] = {"width": width, "tokens_per_step": tokens_per_step, "rate": 1.0 if rate is None else rate}
     if tokens_per_step == 1:
-        assumed.append("one side token per step of stored features; give tokens_per_step where there are more")
-    settings = {"width": width, "tokens_per_step": tokens_per_step, "rate": 1.0 if rate is None else rate}
+        assumed.append(
+            "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code does with "
+            "sound; give tokens_per_step where a step has several"
+        )
+        settings["flatten_tokens"] = True
     return EncoderConfig(name="features", settings=settings)
 
 
