@@ -16,6 +16,7 @@ from pave.serving.limits import Limits
 from pave.serving.server import Access
 from served import about, data_url, running
 
+JSON = {"content-type": "application/json"}
 KEY, OTHER_KEY, TOKEN = "a-key-of-a-test-0001", "a-key-of-a-test-0002", "the-token-of-a-test-1"
 
 
@@ -181,16 +182,20 @@ def test_bodies_that_are_no_json(server, good):
 
 
 def test_bodies_and_uploads_that_are_too_large(server, engine):
+    with running(engine, {}, body_megabytes=2, bodies_megabytes=1, file_megabytes=1) as small:
+        full = httpx.post(f"{small.url}/v1/chat/completions", content=b" " * (2**20 + 2**17), headers=JSON)
+        assert (full.status_code, full.json()["error"]["code"], full.headers["retry-after"]) == (429, "bodies_full", "1")
+        free = httpx.post(f"{small.url}/v1/chat/completions", content=b" " * 2**19, headers=JSON)
+        assert free.json()["error"]["code"] == "invalid_json"  # what was refused holds nothing any more
     with running(engine, {}, body_megabytes=1, file_megabytes=1) as small:
         url = f"{small.url}/v1/chat/completions"
-        head = {"content-type": "application/json"}
-        assert httpx.post(url, content=b" " * (2**20 + 1), headers=head).status_code == 413
+        assert httpx.post(url, content=b" " * (2**20 + 1), headers=JSON).status_code == 413
 
         def pieces():
             for _ in range(17):
                 yield b" " * 2**16
 
-        assert httpx.post(url, content=pieces(), headers=head).status_code == 413
+        assert httpx.post(url, content=pieces(), headers=JSON).status_code == 413
         upload = httpx.post(f"{small.url}/v1/files", files={"file": ("a.mp4", io.BytesIO(b"0" * (2**20 + 2**17)))})
         assert upload.status_code == 413
         assert os.listdir(small.services.uploads.folder) == []

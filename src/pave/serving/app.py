@@ -53,7 +53,7 @@ class Routes:
         require_json(request)
         await completion.begin(request.body, gone)
         if completion.streamed:
-            return EventStream(completion.pieces(), gone)
+            return EventStream(completion.pieces(), gone, completion.end)
         return JSONResponse(await completion.answer(gone))
 
     # --- models

@@ -109,6 +109,7 @@ class Completion:
             self._uses = asked.uses
             self.facts.update(model=self._model, patches=[patch.id for patch in self._patches], n=self._chat.n)
             reads = await self._unless_gone(self._read(asked), gone)
+            self._chat = self._chat.model_copy(update={"messages": [], "side_channels": {}})  # which hold whole files
             loop = asyncio.get_running_loop()
             for number, read in enumerate(reads):
                 put = partial(self._put, loop, number)

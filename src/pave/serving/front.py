@@ -44,6 +44,8 @@ class Front:
         self._keys = keys
         self._admin = admin
         self._hosts = hosts
+        self.held = 0
+        """Bytes of the bodies under way, uploads aside."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
@@ -56,6 +58,7 @@ class Front:
         state = scope.setdefault("state", {})
         state.update(request_id=own_id, facts={})
         status, began = 0, time.monotonic()
+        body = _Body(self, scope["path"] == _UPLOAD)
 
         async def send_with_id(message: Any) -> None:
             nonlocal status
@@ -71,7 +74,7 @@ class Front:
 
         try:
             state["owner"] = self._check(scope, headers)
-            await self.app(scope, self._bounded(receive, self._most_bytes(scope, headers)), send_with_id)
+            await self.app(scope, body.counted(receive, self._most_bytes(scope, headers)), send_with_id)
         except ApiError as error:
             await error_response(None, error, state)(scope, receive, send_with_id)
         except Exception as error:
@@ -79,6 +82,7 @@ class Front:
             if not status:
                 await error_response(None, error, state)(scope, receive, send_with_id)
         finally:
+            body.release()
             self._note(scope, state, status, time.monotonic() - began)
             request_id.reset(token)
 
@@ -116,22 +120,6 @@ class Front:
             raise _too_large(most)
         return most
 
-    @staticmethod
-    def _bounded(receive: Any, most: int) -> Any:
-        """``receive`` that counts."""
-        count = 0
-
-        async def counted() -> Any:
-            nonlocal count
-            message = await receive()
-            if message["type"] == "http.request":
-                count += len(message.get("body", b""))
-                if count > most:
-                    raise _too_large(most)
-            return message
-
-        return counted
-
     def _note(self, scope: Any, state: dict[str, Any], status: int, seconds: float) -> None:
         """One line in the log, and the metrics. A path is noted as its route: an unknown one could say anything."""
         found = getattr(scope.get("route"), "path", None)
@@ -149,6 +137,41 @@ class Front:
             **state["facts"],
         }
         logger.info("request", extra={"facts": facts})
+
+
+class _Body:
+    """Counts the body of one request, and what all of them hold together."""
+
+    def __init__(self, front: Front, upload: bool) -> None:
+        self._front = front
+        self._upload = upload
+        self._count = 0
+
+    def counted(self, receive: Any, most: int) -> Any:
+        """``receive``, which raises ``ApiError`` when the body is larger than ``most``, or all are larger than allowed."""
+
+        async def count() -> Any:
+            message = await receive()
+            if message["type"] == "http.request":
+                self._add(len(message.get("body", b"")), most)
+            return message
+
+        return count
+
+    def _add(self, size: int, most: int) -> None:
+        self._count += size
+        self._front.held += 0 if self._upload else size
+        if self._count > most:
+            raise _too_large(most)
+        if not self._upload and self._front.held > self._front.services.limits.bodies_megabytes * 2**20:
+            raise ApiError(
+                429, "too much is being sent at the moment; try again", code="bodies_full", headers={"Retry-After": "1"}
+            )
+
+    def release(self) -> None:
+        """At the end of the request."""
+        if not self._upload:
+            self._front.held -= self._count
 
 
 def _host_name(header: str) -> str | None:

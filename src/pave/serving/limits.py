@@ -17,6 +17,8 @@ class Limits:
 
     body_megabytes: int = 96
     """Largest request that is no upload, files inside it included."""
+    bodies_megabytes: int = 1024
+    """All requests under way together, uploads aside, which go to the disk; further ones get 429."""
     file_megabytes: int = 512
     """Largest upload, and largest file that is fetched from an allowed host."""
     media_seconds: float = 600.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,9 +126,11 @@ class Server(uvicorn.Server):
         self._services = services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end: nothing new is admitted from now on. A second Ctrl-C ends at once."""
+        """A signal to end: nothing new is admitted from now on. A second Ctrl-C ends at once. uvicorn's own would raise the signal again
+        when all is answered, and a process that ended well would say that it was killed."""
         self._services.scheduler.stop_admitting()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was admitted, and end."""

@@ -16,15 +16,17 @@ class EventStream(Response):
     Args:
         events: that are sent; closed at the end, and at once when the client closes the connection.
         gone: returns when the client has closed the connection.
+        at_end: called at the end, also where not one event was asked for.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], gone: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], gone: Callable[[], Awaitable[None]], at_end: Callable[[], None]) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._gone = gone
+        self._at_end = at_end
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -37,8 +39,11 @@ class EventStream(Response):
             leaving.cancel()
             if not sending.done():
                 sending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sending
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
+            finally:
+                self._at_end()
 
     async def _send(self, send: Any) -> None:
         async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]

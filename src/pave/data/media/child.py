@@ -112,7 +112,7 @@ def run_in_child(
     """Call a reader in a child: one of ``reading_in_children``, else a fresh one.
 
     Args:
-        function: its name, see ``child_main``.
+        function: its name, one of ``child_main``'s.
         path: the file.
         options: its keyword arguments, as JSON has them.
         timeout: seconds, of a fresh process the start included (about half a second).

@@ -1,4 +1,4 @@
-"""The child process of ``child``: reads media files and answers with what was read."""
+"""The child process of ``child``: reads files, one after the other, and answers with what was read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pave.data.media import container
 from pave.data.media.archives import unpack
 from pave.data.media.child import ChildLimits
 from pave.data.media.container import MediaError
-from pave.data.media.frames import read_frames
+from pave.data.media.frames import VideoClip, read_frames
 from pave.data.media.pictures import read_depth, read_picture
 from pave.data.media.probing import probe
 from pave.data.media.sampling import FrameSampling
@@ -20,11 +20,11 @@ from pave.data.media.sound import read_audio
 from pave.utils.children import Answers, requests
 
 
-def _read_frames(path: str, sampling: dict[str, Any], **options: Any) -> Any:
+def _read_frames(path: str, sampling: dict[str, Any], **options: Any) -> VideoClip:
     return read_frames(path, FrameSampling(**sampling), **options)
 
 
-_READERS: dict[str, Callable[..., Any]] = {
+READERS: dict[str, Callable[..., Any]] = {
     "probe": probe,
     "read_audio": read_audio,
     "read_depth": read_depth,
@@ -32,6 +32,7 @@ _READERS: dict[str, Callable[..., Any]] = {
     "read_picture": read_picture,
     "unpack": unpack,
 }
+"""What a child can be asked for."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
 def _answer(request: Any, limits: ChildLimits | None) -> tuple[Any, ...]:
     name = request["path"]
     try:
-        result = _READERS[request["function"]](name, **request["options"])
+        result = READERS[request["function"]](name, **request["options"])
     except MemoryError:
         allowed = "" if limits is None else f" than the {limits.memory / 2**20:.0f} MiB allowed"
         return ({"error": f"{name}: reading it takes more memory{allowed}", "code": "media-memory"},)
