@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -329,7 +329,9 @@ class Session:
         times_F = np.array([frame.time for frame in frames])
         pictures = np.stack([frame.pixels_HWC for frame in frames]) if vision is None else vision.shape_of_frames
         item = PatchItem("the stream", pictures, times_F, tuple(turns), vision=vision)
-        newline = "grid" if any(self.model.patch_configs[name].newline == "grid" for name in patches) else "base"
+        newline: Literal["base", "grid"] = (
+            "grid" if any(self.model.patch_configs[name].newline == "grid" for name in patches) else "base"
+        )
         return PatchCollator(self.processor, self.model.config, {}, newline=newline, train=False)([item])
 
     def _let_go(self) -> None:
