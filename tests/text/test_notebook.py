@@ -40,7 +40,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
         shown.append(capsys.readouterr().out)
     everything = "".join(shown)
     assert names["STEPS"] == 2 and "2 steps, mean loss " in everything and "the base as it was: True" in everything
-    assert len(re.findall(r"^0000\d\.mp4: base '\w+', patch '", everything, re.MULTILINE)) == 4
+    assert len(re.findall(r"^0000\d\.mp4: base '[\w ]+', patch '", everything, re.MULTILINE)) == 4
     assert read_record(tmp_path / "first-patch" / "run" / "patch").patch.side_channels["audio"].width == 64
 
 

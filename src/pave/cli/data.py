@@ -68,13 +68,13 @@ def convert(
     """
     if out.suffix != ".jsonl":
         raise ValueError(f"--out: {out} must end in .jsonl")
-    check_there("file of annotations", *annotations)
     from pave.evaluation.conversations import FORMATS, convert_conversations
 
     if benchmark in FORMATS:
         for option, value in (("--split", split), ("--files", files), ("--subset", subset)):
             if value:
                 raise ValueError(f"{option} is for benchmarks; {benchmark} is a format of conversations, leave it out")
+        check_there("file of annotations", *annotations)
         form = FORMATS[benchmark]
         converted = convert_conversations(
             form, annotations, media, out, channel=audio_channel, drop_missing=drop_missing, skip_unfit=skip_unfit

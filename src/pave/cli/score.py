@@ -38,6 +38,9 @@ def command(
     Score answers again, by the rules of their benchmark or by the default ones, with 95 % intervals clustered by video. With a
     second file, compare the two runs sample by sample.
     """
+    protocols = _protocols(protocol)
+    if other is not None and submission is not None:
+        raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
     check_there("file", predictions, other)
     check_there("file of samples", samples)
     from pave.cli.tables import comparison_text, exposure_text, print_failures, result_text
@@ -46,11 +49,8 @@ def command(
     from pave.evaluation.result import compare_results, rescore
     from pave.evaluation.shards import merge_shards
 
-    protocols = _protocols(protocol)
     if meteor:
         check_meteor()
-    if other is not None and submission is not None:
-        raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
     files = [predictions] if other is None else [predictions, other]
     results = [
         rescore(

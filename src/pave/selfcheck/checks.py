@@ -162,7 +162,7 @@ class _Trial:
         if self.reference is None or self.reference.logits is None:
             return "logits are finite"
         off = difference(self.outcome.logits, self.reference.logits)
-        return self._within(off, "logits", "of the largest")
+        return self._within(off, "logits differ", "of the largest")
 
     def identity(self) -> str:
         attach_patch(self.model, self.config)
@@ -210,7 +210,7 @@ class _Trial:
             raise CheckFailed(f"{told}: nothing was learnt")
         if self.reference is not None and self.reference.losses:
             off = abs(losses[0] - self.reference.losses[0]) / self.reference.losses[0]
-            told += "; " + self._within(off, "the first loss", "of it")
+            told += "; " + self._within(off, "the first loss differs", "of it")
         return told
 
     def strength_zero(self) -> str:
@@ -246,7 +246,7 @@ class _Trial:
         return f"{', '.join(patched)}; the base says {', '.join(base)}"
 
     def _within(self, off: float, what: str, of: str) -> str:
-        told = f"{what} differ from the CPU's by {off:.1e} {of}"
+        told = f"{what} from the CPU's by {off:.1e} {of}"
         if not off <= self.tolerance:
             raise CheckFailed(f"{told}, more than {self.tolerance:g}")
         return told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import av
 from av.codec.codec import UnknownCodecError
@@ -25,9 +25,9 @@ def describe_codecs() -> dict[str, Any]:
     }
 
 
-def _there(name: str, mode: str) -> bool:
+def _there(name: str, mode: Literal["r", "w"]) -> bool:
     try:
-        av.Codec(name, mode)  # type: ignore[call-overload]
+        av.Codec(name, mode)
     except UnknownCodecError:
         return False
     return True
