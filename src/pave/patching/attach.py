@@ -24,8 +24,9 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
+from pave.patching.call import calls_under_way, cut_vocabulary
 from pave.patching.lookup import is_patched, patch_name, patch_names
-from pave.patching.patched import calls_under_way, cut_vocabulary, patched_class
+from pave.patching.patched import patched_class
 from pave.patching.rows import InSameRows
 from pave.patching.slot import SLOTS, PatchSlot, check_name
 from pave.video_llms import VideoLLMInterface, get_interface

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from pave.config import PatchConfig
-from pave.patching import lora
+from pave.patching import adapter_files, lora
 from pave.patching.card import patch_card
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.lookup import patch_name, patch_slot
@@ -166,9 +166,9 @@ def read_files(folder: Path, record: PatchRecord) -> PatchTensors:
     if patch.lora is None:
         return PatchTensors(fusion, None, stored)
     checked_bytes(folder, f"{LORA_FOLDER}/{ADAPTER_CONFIG}", record)
-    lora.check_config(folder / LORA_FOLDER, patch.lora)
+    adapter_files.check_config(folder / LORA_FOLDER, patch.lora)
     adapter = unpack(_read_file(folder, f"{LORA_FOLDER}/{LORA_FILE}", record), "plain", str(adapter_file))
-    lora.check_ranks(adapter, patch.lora, str(adapter_file))
+    adapter_files.check_ranks(adapter, patch.lora, str(adapter_file))
     return PatchTensors(fusion, adapter, stored)
 
 
@@ -184,12 +184,12 @@ def copy_into(
     if channels is not None:
         chosen = set(channels)
         own = {key: value for key, value in own.items() if key.split(".", 1)[0] in chosen}
-    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
+    adapter_files.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
         lora.load_state_dict(model, patch_name(model, name), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(lora.like(value, tensors.fusion[key]))
+            value.copy_(adapter_files.like(value, tensors.fusion[key]))
 
 
 def _read_file(folder: Path, name: str, record: PatchRecord) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pave.config import LoraSettings, PatchConfig, SideChannelConfig
-from pave.patching import lora
+from pave.patching import adapter_files
 from pave.patching.checkpoint import write_files
 from pave.patching.compose_parts import Part, check_adds, read_parts, weighed_parts
 from pave.patching.compress import (
@@ -144,7 +144,7 @@ def write_composed(composed: ComposedPatch, out: str | Path, *, measured: Mappin
         first = next(part for part in composed.parts if part.lora is not None)
         values = read_json_object(first.folder / LORA_FOLDER / ADAPTER_CONFIG)
         layers = sorted(updated_layers(composed.adapter))  # by their full names, as every reader of PEFT's folders knows them
-        values |= {**lora.adapter_settings(record.patch.lora), "target_modules": layers}
+        values |= {**adapter_files.adapter_settings(record.patch.lora), "target_modules": layers}
         atomic_write_json(folder / ADAPTER_CONFIG, values)
 
     return write_files(out, record, composed.fusion, composed.adapter or None, save_adapter_config)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pave.config import LoraSettings
-from pave.patching import lora
+from pave.patching import adapter_files
 from pave.patching.checkpoint import PatchTensors, read_files, resolve_patch, write_files
 from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER, PatchRecord, read_record
 from pave.patching.storage import FusionStorage, pack, tensor_bytes, to_storage, unpack
@@ -132,7 +132,7 @@ def write_compressed(compressed: CompressedPatch, out: str | Path, *, measured: 
     def save_adapter_config(folder: Path) -> None:
         assert record.patch.lora is not None
         values = read_json_object(source / LORA_FOLDER / ADAPTER_CONFIG)
-        values |= lora.adapter_settings(record.patch.lora)
+        values |= adapter_files.adapter_settings(record.patch.lora)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
     return write_files(out, record, compressed.fusion, compressed.adapter, save_adapter_config)
@@ -315,7 +315,7 @@ def updated_layers(adapter: Mapping[str, Tensor]) -> list[str]:
     Raises:
         ValueError: naming the tensor that is missing or does not fit.
     """
-    layers = list(dict.fromkeys(lora.module_of(key) for key in adapter))
+    layers = list(dict.fromkeys(adapter_files.module_of(key) for key in adapter))
     for layer in layers:
         parts = list(factor_names(layer, None, None))
         for key in parts:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pave.config import PatchConfig
-from pave.patching import lora
+from pave.patching import adapter_files
 from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch
 from pave.patching.checkpoint import PatchTensors, copy_into, read_files, resolve_patch
 from pave.patching.fingerprint import differences, fingerprint, weights_compared
@@ -88,4 +88,4 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTen
             own = build_slot(model.config, patch).fusions.state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None
-    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
+    adapter_files.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))

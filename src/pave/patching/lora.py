@@ -14,7 +14,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +24,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from pave.config import LoraSettings
+from pave.patching.adapter_files import adapter_settings, check_same_tensors, like
 from pave.patching.rows import current_rows
-from pave.utils.json_files import read_json_object
 
 PREFIX = "pave_"
 """Of the names of patches' adapters. Without it ``get_peft_model`` would overwrite a patch called "default"."""
@@ -342,69 +341,6 @@ def read_adapter_config(values: Mapping[str, Any], targets: tuple[str, ...], whe
     )
 
 
-def check_config(folder: Path, settings: LoraSettings) -> None:
-    """Refuse a folder whose ``adapter_config.json`` would make PEFT compute another update than ``settings`` do.
-
-    Raises:
-        ValueError: naming the file and what it says.
-    """
-    path = folder / peft.utils.CONFIG_NAME
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the patch is incomplete")
-    ours = adapter_settings(settings)
-    values = read_json_object(path)
-    try:
-        found = {
-            key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()
-        }
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
-    for key, value in ours.items():
-        if found[key] != value:
-            raise ValueError(
-                f"{path}: {key} is {found[key]!r}, but the patch was made with {value!r}; the files belong to two patches"
-            )
-
-
-def adapter_settings(settings: LoraSettings) -> dict[str, Any]:
-    """What PEFT's ``adapter_config.json`` says of the update that ``settings`` describe, by PEFT's names."""
-    return {
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "rank_pattern": dict(settings.ranks),
-        "alpha_pattern": dict(settings.alphas),
-        "use_rslora": settings.use_rslora,
-        "use_dora": settings.use_dora,
-    }
-
-
-def module_of(key: str) -> str:
-    """The base's own name of the linear layer that an adapter tensor is for.
-
-    Raises:
-        ValueError: if the tensor is no part of a LoRA update.
-    """
-    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:[AB]\.weight|magnitude_vector)", key)
-    if found is None:
-        raise ValueError(f"{key} is no tensor of a LoRA update")
-    return found[1]
-
-
-def check_ranks(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> None:
-    """Refuse first factors of other ranks than ``settings`` name, and kinds without any; ``where`` is named."""
-    absent = set(settings.targets)
-    for key, value in tensors.items():
-        if not key.endswith(".lora_A.weight"):
-            continue
-        kind = key.removesuffix(".lora_A.weight").rsplit(".", 1)[-1]
-        absent.discard(kind)
-        rank = settings.rank_of(kind)
-        if value.shape[:1] != (rank,):
-            raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, patch_config.json says rank {rank}")
-    if absent:
-        raise ValueError(f"{where}: no tensor is for {sorted(absent)[0]}, which patch_config.json names in lora.targets")
-
-
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
     """The LoRA tensors under PEFT's on-disk names (``base_model.model.….lora_A.weight``)."""
     own = peft.get_peft_model_state_dict(model, adapter_name=adapter_name(name), save_embedding_layers=False)
@@ -422,27 +358,3 @@ def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where:
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(like(value, tensors[key]))
-
-
-def like(own: Tensor, given: Tensor) -> Tensor:
-    """A whole tensor cut as ``own`` is, where FSDP2 shards that; every process must call it with the whole one."""
-    sharded: Any = own
-    if not hasattr(sharded, "full_tensor"):
-        return given
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(given.to(own.device), sharded.device_mesh, sharded.placements)
-
-
-def check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
-    """Both hold the same names and shapes, or one ValueError names the first difference and counts the rest."""
-    missing, unexpected = sorted(set(own) - set(given)), sorted(set(given) - set(own))
-    if missing:
-        raise ValueError(f"{where}: {len(missing)} tensor(s) missing, the first is {missing[0]}")
-    if unexpected:
-        raise ValueError(f"{where}: {len(unexpected)} unexpected tensor(s), the first is {unexpected[0]}")
-    for key, value in own.items():
-        if value.shape != given[key].shape:
-            raise ValueError(
-                f"{where}: {key} has shape {tuple(given[key].shape)}, this base and config need {tuple(value.shape)}"
-            )

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from pave.patching import lora
+from pave.patching import adapter_files
 from pave.patching.checkpoint import read_files, resolve_patch
 from pave.patching.record import ADAPTER_CONFIG, LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 from pave.utils.files import atomic_folder
@@ -63,7 +63,7 @@ def export_patch(patch: str | Path, out: str | Path) -> ExportedPatch:
 def write_adapter(source: Path, folder: Path, adapter: dict[str, Tensor]) -> None:
     """Write the LoRA of the patch in ``source`` as PEFT's own files, with the full names of the layers as its targets."""
     config = read_json_object(source / LORA_FOLDER / ADAPTER_CONFIG)
-    config["target_modules"] = sorted({lora.module_of(key) for key in adapter})
+    config["target_modules"] = sorted({adapter_files.module_of(key) for key in adapter})
     _write_json(folder / ADAPTER_CONFIG, config)
     safetensors.torch.save_file(adapter, folder / LORA_FILE, metadata={"format": "pt"})
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
-from pave.patching import lora
+from pave.patching import adapter_files, lora
 from pave.patching.attach import attach_patch
 from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
@@ -164,7 +164,7 @@ def _write(
     attach_patch(model, config, name=name)
     (channel,) = config.side_channels
     fusion = {f"{channel}.{key}": value for key, value in read.module.state_dict().items()}
-    lora.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
+    adapter_files.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
     adapter = _rename_adapter(files, model, name)
     record = PatchRecord(
         pave_version=__version__,
@@ -344,7 +344,7 @@ def _rename_adapter(files: _Files, model: Any, name: str) -> dict[str, Tensor]:
     decoder = next(path for path, module in model.named_modules() if module is model.get_decoder())
     own = lora.state_dict(model, name)
     theirs = {key.replace(f"base_model.model.{decoder}.", "base_model.model.model.", 1): key for key in own}
-    lora.check_same_tensors(
+    adapter_files.check_same_tensors(
         {key: own[ours] for key, ours in theirs.items()}, files.adapter, str(one_of(files.folder, *ADAPTER_FILES))
     )
     return {ours: files.adapter[key] for key, ours in theirs.items()}
