@@ -1,7 +1,7 @@
 """What a streaming session keeps up with: frames a second, time to the first token, bytes held, staleness.
 
     python benchmarks/streaming.py --seconds 60                           # the small base inside the package, half a minute on one core
-    python benchmarks/streaming.py --base 0.5b --layers 4 --vision-layers 4 --seconds 24 --keep-seconds 12 --size 384
+    python benchmarks/streaming.py --base 0.5b --layers 1 --vision-layers 1 --fps 1 --seconds 6 --keep-seconds 3 --every 3 --size 384
     python benchmarks/streaming.py --base 0.5b --device cuda --dtype bfloat16 --seconds 90 --keep-seconds 32 --size 384
 
 A recording of random frames and side steps is replayed as fast as it goes, a question every few seconds of it. *ahead*: frames go through the
