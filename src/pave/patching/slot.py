@@ -53,6 +53,8 @@ class PatchSlot(nn.Module):
     def __init__(self, config: PatchConfig, *, llm_width: int, pre_projector_width: int) -> None:
         super().__init__()
         self.config = config
+        self.frozen = False
+        """Whether it only acts, beside a patch that is trained."""
         self.fusions = nn.ModuleDict(
             {
                 name: build_fusion(
