@@ -334,6 +334,12 @@ def test_python_of_the_readme_runs(started, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_python_of_composing_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(ROOT / "docs" / "composing.md", "python")[0], "docs/composing.md", "exec"), {})
+    assert capsys.readouterr().out == "('hearing', 'feeling')\n['audio', 'sensor'] 32\n"
+
+
 # --- facts that documents repeat
 
 

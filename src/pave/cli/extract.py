@@ -128,6 +128,7 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, 
     """What a recipe reads from its store."""
     from pave.data.store import VISION
     from pave.side_channels import build_encoder
+    from pave.training.beside import all_channels
     from pave.training.recipe import read_recipe
     from pave.training.run import base_of, base_vision
     from pave.training.tasks import read_task
@@ -136,13 +137,13 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, 
     data, folder = recipe.data, source.parent
     if store is None and data.store is None:
         raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
-    channels = list(recipe.patch.side_channels)
+    channels = all_channels(recipe, folder)
     files = [
         (name, file, task) for name, task in data.all_tasks().items() for file in (task.train, task.eval) if file is not None
     ]
     samples = [sample for name, file, task in files for sample in read_task(name, file, task, folder, channels)]
     own = [*recipe.own_encoders(folder), *own]
-    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder, own) for name, c in recipe.patch.side_channels.items()}
+    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder, own) for name, c in channels.items()}
     if storage is not None or data.vision == "store":
         encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)
     if not encoders:

@@ -120,6 +120,7 @@ class PatchDataset(Dataset[PatchItem]):
                 )
         self.samples = list(samples)
         self.frame_sampling = frame_sampling
+        self.channels = dict(channels)
         self.encoders = {name: encoders[name] for name in channels}
         self.stored = stored
         self.vision = vision

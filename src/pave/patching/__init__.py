@@ -18,6 +18,7 @@ from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.fuse import Fused, fuse
 from pave.patching.load import load_patch
 from pave.patching.lookup import (
+    freeze_patch,
     is_patched,
     patch_name,
     patch_names,
@@ -44,6 +45,7 @@ __all__ = [
     "detach_patch",
     "encode",
     "fingerprint",
+    "freeze_patch",
     "fuse",
     "is_patched",
     "load_patch",

@@ -14,6 +14,7 @@ wrappers, a wrapping module):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import types
@@ -29,6 +30,7 @@ from pave.patching.lookup import is_patched, patch_name, patch_names
 from pave.patching.patched import patched_class
 from pave.patching.rows import InSameRows
 from pave.patching.slot import SLOTS, PatchSlot, check_name
+from pave.patching.unwritten import Unwritten
 from pave.video_llms import VideoLLMInterface, get_interface
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -37,7 +39,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 # --- attach and detach ------------------------------------------------------------------------------------------------
 
 
-def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed: int = 0) -> _Model:
+def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed: int | None = 0) -> _Model:
     """Attach a fresh patch to a base model, in place. Until it is trained, the model computes exactly what it did.
 
     Afterwards only patches' parameters require gradients, and ``model(**batch, side_channels={"audio": SideTokens},
@@ -48,7 +50,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         model: a Video LLM of transformers (a ``...ForConditionalGeneration``), with patches or without.
         config: what to attach. ``newline: grid`` needs a base with a newline embedding, ``vocabulary`` at most its head's rows.
         name: name of the patch, an identifier; it names the slot and the LoRA adapter.
-        seed: of the fresh weights; the global random state is left alone.
+        seed: of the fresh weights; the global random state is left alone. None leaves them unwritten, for a caller who fills them.
 
     Returns:
         The same object.
@@ -70,8 +72,6 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     base: Any = model
     interface = get_interface(base.config)
     _check_prompt_settings(base, config, interface)
-    if config.lora is not None:
-        lora.target_regex(model, config.lora)  # refuse before anything is touched
     try:
         _put_on(base, config, name, seed)
     except BaseException:  # out of memory, for instance
@@ -80,19 +80,20 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     return model
 
 
-def _put_on(base: Any, config: PatchConfig, name: str, seed: int) -> None:
+def _put_on(base: Any, config: PatchConfig, name: str, seed: int | None) -> None:
     """Everything that changes the model. What this does, all or part of it, ``_take_off`` undoes."""
-    trainable = [path for path, p in base.named_parameters() if p.requires_grad]
+    trainable = [] if is_patched(base) else [path for path, p in base.named_parameters() if p.requires_grad]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        slot = build_slot(base.config, config)
+        torch.manual_seed(seed or 0)
+        with Unwritten() if seed is None else contextlib.nullcontext():
+            slot = build_slot(base.config, config)
         if config.lora is not None:
-            lora.inject(base, name, config.lora)
+            lora.inject(base, name, config.lora, fresh=seed is not None)
     if not is_patched(base):
         _swap_class(base, trainable)
-    embeddings = base.get_input_embeddings().weight
-    if embeddings.device.type != "meta":
-        slot = slot.to(embeddings.device)
+    device = base.get_input_embeddings().weight.device
+    if device.type != "meta":
+        slot = slot.to(device)
     getattr(base, SLOTS)[name] = slot.train(base.training)
     if config.vocabulary is not None and "pave_vocabulary_hook" not in base.__dict__:
         base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)

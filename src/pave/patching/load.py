@@ -16,6 +16,7 @@ from pave.patching.checkpoint import PatchTensors, copy_into, read_files, resolv
 from pave.patching.fingerprint import differences, fingerprint, weights_compared
 from pave.patching.lookup import patch_slot
 from pave.patching.record import CONFIG_FILE, FUSION_FILE, read_record
+from pave.patching.unwritten import Unwritten
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def load_patch(
         logger.warning("%s. Loading it all the same, as asked", text)
     tensors = read_files(folder, record)
     _check_sizes(model, folder, record.patch, tensors)
-    attach_patch(model, record.patch, name=name or record.name)
+    attach_patch(model, record.patch, name=name or record.name, seed=None)
     try:
         copy_into(model, folder, tensors, name=name or record.name)
     except BaseException:
@@ -84,7 +85,7 @@ def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTen
             f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}"
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unwritten():
             own = build_slot(model.config, patch).fusions.state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None

@@ -25,7 +25,7 @@ def patch_name(model: nn.Module, name: str | None = None) -> str:
 
     Args:
         model: a patched model.
-        name: the one that is meant; None where there is only one.
+        name: the one that is meant; None where there is only one, or only one that is not frozen (``freeze_patch``).
 
     Raises:
         ValueError: if there is none (of that name), or several and none is named.
@@ -33,6 +33,8 @@ def patch_name(model: nn.Module, name: str | None = None) -> str:
     names = patch_names(model)
     if not names:
         raise ValueError(f"this {type(model).__name__} carries no patch; call attach_patch or load_patch first")
+    if name is None and len(names) > 1:
+        names = tuple(each for each in names if not getattr(model, SLOTS)[each].frozen) or names
     if name is None and len(names) > 1:
         raise ValueError(f"the model carries several patches ({', '.join(names)}); say by name which one is meant")
     if name is not None and name not in names:
@@ -44,6 +46,19 @@ def patch_slot(model: nn.Module, name: str | None = None) -> PatchSlot:
     """The fusion modules of an attached patch, named where there are several."""
     slot: PatchSlot = getattr(model, SLOTS)[patch_name(model, name)]
     return slot
+
+
+def freeze_patch(model: nn.Module, name: str) -> None:
+    """Let an attached patch act without learning: none of its parameters takes a gradient, and it has no dropout. Where a patch is to be
+    named, a frozen one is not meant unless it is named."""
+    slot = patch_slot(model, name)
+    slot.frozen = True
+    for parameter in patch_parameters(model, name):
+        parameter.requires_grad_(False)
+    for module in slot.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    lora.without_dropout(model, name)
 
 
 def patch_parameter_groups(model: nn.Module, name: str | None = None) -> dict[str, list[nn.Parameter]]:

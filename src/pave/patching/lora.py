@@ -26,9 +26,13 @@ from torch import Tensor, nn
 from pave.config import LoraSettings
 from pave.patching.adapter_files import adapter_settings, check_same_tensors, like
 from pave.patching.rows import current_rows
+from pave.patching.unwritten import Unwritten
 
 PREFIX = "pave_"
 """Of the names of patches' adapters. Without it ``get_peft_model`` would overwrite a patch called "default"."""
+
+_WRAPPED = "_checkpoint_wrapped_module."
+"""What torch's activation checkpointing puts into the names of the modules that it wraps."""
 
 
 def adapter_name(patch: str) -> str:
@@ -147,11 +151,11 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
-    found = set(_linears(decoder))
-    unknown = sorted(set(settings.targets) - found)
+    found = _linears(decoder)
+    unknown = sorted(set(settings.targets) - set(found))
     if unknown:
         raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
-    chosen: list[Any] = [m for kind, layers in _linears(decoder).items() if kind in settings.targets for m in layers]
+    chosen: list[Any] = [linear for kind in settings.targets for _, linear in found[kind]]
     offloaded = sum(hasattr(m, "_hf_hook") and next(m.parameters()).device.type == "meta" for m in chosen)
     if offloaded:
         raise ValueError(
@@ -167,55 +171,67 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
-def _linears(decoder: nn.Module) -> dict[str, list[nn.Module]]:
-    """The linear layers of the language model by kind, those inside a LoRA layer as the one that they were."""
-    out: dict[str, list[nn.Module]] = {}
+def _linears(decoder: nn.Module) -> dict[str, list[tuple[nn.Module, nn.Module]]]:
+    """The linear layers of the language model by kind, each behind the module that holds it; those inside a LoRA layer as the one that
+    they were."""
+    out: dict[str, list[tuple[nn.Module, nn.Module]]] = {}
     inside: set[int] = set()
-    for path, module in decoder.named_modules():
-        if isinstance(module, LoraLayer):
-            inside |= {id(part) for part in nn.Module.modules(module)}  # type: ignore[arg-type]
-            linear: Any = module.get_base_layer()
-        else:
-            linear = None if id(module) in inside else module
-        if isinstance(linear, nn.Linear):
-            out.setdefault(path.rsplit(".", 1)[-1], []).append(linear)
+    for parent in decoder.modules():
+        for kind, module in parent.named_children():
+            if isinstance(module, LoraLayer):
+                inside |= {id(part) for part in nn.Module.modules(module)}  # type: ignore[arg-type]
+                linear: Any = module.get_base_layer()
+            else:
+                linear = None if id(module) in inside else module
+            if isinstance(linear, nn.Linear):
+                out.setdefault(kind, []).append((parent, linear))
     return out
 
 
-def inject(model: Any, name: str, settings: LoraSettings) -> None:
-    """Put LoRA layers for patch ``name`` into the language model, in float32, in place. Other adapters stay as they are."""
+def inject(model: Any, name: str, settings: LoraSettings, *, fresh: bool = True) -> None:
+    """Put LoRA layers for patch ``name`` into the language model, in float32, in place. Other adapters stay as they are.
+
+    Args:
+        model: the base.
+        name: of the patch.
+        settings: of its LoRA.
+        fresh: False leaves the factors unwritten, for a caller who fills them.
+    """
+    targets, adapter = target_regex(model, settings), adapter_name(name)
+    fresh = fresh or settings.use_dora  # whose lengths are made from the factors
     config = peft.LoraConfig(
         **adapter_settings(settings),
         lora_dropout=settings.dropout,
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-        target_modules=target_regex(model, settings),
+        target_modules=r"\d+\.(" + "|".join(re.escape(t) for t in settings.targets) + ")",
         task_type="CAUSAL_LM",
     )
-    active = {id(m): list(m.active_adapters) for m in model.modules() if isinstance(m, LoraLayer)}
-    flags = {id(p): p.requires_grad for p in model.parameters()}
-    modules = _without_type(model)
+    modules = _holders(model, settings)
+    active = {id(m): list(m.active_adapters) for m in modules.modules() if isinstance(m, LoraLayer)}
+    flags = {id(p): p.requires_grad for p in modules.parameters()}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.nullcontext() if fresh else Unwritten():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
-            peft.inject_adapter_in_model(config, modules, adapter_name=adapter_name(name))
+            peft.inject_adapter_in_model(config, modules, adapter_name=adapter)
     finally:  # PEFT makes a new adapter the only active one, and freezes the others
-        for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
+        for layer in (m for m in modules.modules() if isinstance(m, LoraLayer)):
             layer._active_adapter = active.get(id(layer), [])
-        for parameter in model.parameters():
+        for parameter in modules.parameters():
             parameter.requires_grad_(flags.get(id(parameter), True))
         if hasattr(modules, "peft_config"):
             model.peft_config = modules.peft_config
-    for layer in _layers(model, name).values():
+    model.peft_config[adapter].target_modules = targets
+    for layer in _layers(modules, name).values():
         if not isinstance(layer, RowLora):
             kind: Any = type(layer)
             layer.__class__ = _row_class(kind)
             layer.pave_patches = ()
         layer.pave_patches = (*layer.pave_patches, name)
         layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
-        for parameter in _own_parameters(layer, adapter_name(name)):
+        for parameter in _own_parameters(layer, adapter):
             parameter.data = parameter.data.float()
         if settings.use_dora:
-            _start_magnitude(layer, adapter_name(name))
+            _start_magnitude(layer, adapter)
 
 
 def _start_magnitude(layer: Any, name: str) -> None:
@@ -228,16 +244,23 @@ def _start_magnitude(layer: Any, name: str) -> None:
         magnitude.weight.copy_(magnitude.get_weight_norm(weight, update, layer.scaling[name]))
 
 
-def _without_type(model: Any) -> Any:
-    """The same modules and attributes as a plain module whose config has no ``model_type``.
+def _holders(model: Any, settings: LoraSettings) -> Any:
+    """The modules that hold the chosen linear layers, by number, with the model's attributes and a config without ``model_type``.
 
-    PEFT rewrites the targets of models that it knows by type as mixtures of experts, for the sake of old checkpoints:
-    to bare names, which match in every tower, and to packed experts. Here a target is a linear layer of the language model and nothing else.
+    PEFT walks over all modules that it is given several times, and rewrites the targets of models that it knows by type as mixtures of
+    experts, for the sake of old checkpoints: to bare names, which match in every tower, and to packed experts. Here a target is a
+    linear layer of the language model and nothing else.
     """
+    decoder = model.get_decoder()
+    found = _linears(decoder)
+    wanted = {id(holder) for kind in settings.targets for holder, _ in found[kind]}
     plain: Any = nn.Module()
     quantization = getattr(model.config, "quantization_config", None)
     config = SimpleNamespace(to_dict=dict, **({} if quantization is None else {"quantization_config": quantization}))
-    plain.__dict__.update({**model.__dict__, "config": config})
+    own = {"_modules": {}, "_parameters": {}, "_buffers": {}, "config": config}
+    plain.__dict__.update({**model.__dict__, **own})
+    for number, holder in enumerate(module for module in decoder.modules() if id(module) in wanted):
+        plain.add_module(str(number), holder)
     return plain
 
 
@@ -343,8 +366,14 @@ def read_adapter_config(values: Mapping[str, Any], targets: tuple[str, ...], whe
 
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
     """The LoRA tensors under PEFT's on-disk names (``base_model.model.….lora_A.weight``)."""
-    own = peft.get_peft_model_state_dict(model, adapter_name=adapter_name(name), save_embedding_layers=False)
-    return {f"base_model.model.{key}": value for key, value in own.items()}
+    adapter = adapter_name(name)
+    out: dict[str, Tensor] = {}
+    for path, layer in _layers(model, name).items():
+        where = f"base_model.model.{path.replace(_WRAPPED, '')}"
+        out |= {f"{where}.{part}.weight": getattr(layer, part)[adapter].weight.detach() for part in ("lora_A", "lora_B")}
+        if adapter in layer.lora_magnitude_vector:
+            out[f"{where}.lora_magnitude_vector"] = layer.lora_magnitude_vector[adapter].weight.detach()
+    return out
 
 
 def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where: str) -> None:

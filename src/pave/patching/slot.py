@@ -56,6 +56,8 @@ class PatchSlot(nn.Module):
         self.config = config
         self.provenance: Mapping[str, Any] = {}
         """Where the patch came from, as its file says it; empty for one that was not loaded."""
+        self.frozen = False
+        """Whether it only acts, beside a patch that is trained."""
         self.fusions = nn.ModuleDict(
             {
                 name: build_fusion(

@@ -14,6 +14,7 @@ from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape, Tokens
 from pave.side_channels import SideEncoder, build_encoder, encoder_source, modules_named
 from pave.training.arguments import TrainingConfig
+from pave.training.beside import all_channels
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
 from pave.training.dry_run_shape import Assumptions, step_shape
@@ -327,6 +328,10 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
         )
     if recipe.init is not None and not (folder / recipe.init).is_dir():
         _look_for(found, "init, the patch to go on from", recipe.init, recipe.init_revision)
+    try:
+        all_channels(recipe, folder)
+    except ValueError as error:
+        found.missing.append(str(error))
     checkpoint = last_checkpoint(recipe.output)
     if checkpoint is not None and not resume:
         found.missing.append(

@@ -150,6 +150,9 @@ class Recipe(Strict):
     part of this patch, which may have further ones. null: a fresh patch."""
     init_revision: str | None = None
     """Commit, tag or branch of init on the hub."""
+    patches: Annotated[dict[str, str], NullIsEmpty()] = field(default_factory=dict)
+    """Saved patches that act beside the one that is trained, frozen: by name a folder (relative to the recipe) or the id of a repository
+    on the hub. The trained one then learns in their presence. Samples name their channels too."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     encoders: tuple[str, ...] = ()
@@ -172,6 +175,7 @@ class Recipe(Strict):
             )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
+        self._check_beside()
         if self.evaluation.generate:
             if all(task.eval is None for task in self.data.all_tasks().values()):
                 raise ValueError("evaluation.generate needs data.eval, or a task with eval")
@@ -222,6 +226,21 @@ class Recipe(Strict):
             raise ValueError(
                 "data.swap_pictures gives every question another picture, and data.share_videos one picture to several; give only one"
             )
+
+    def _check_beside(self) -> None:
+        for name in self.patches:
+            if not name.isidentifier() or name == "default":
+                raise ValueError(
+                    f"patches: {name!r} is no name for a patch beside the one that is trained (an identifier; default is that one's)"
+                )
+        if not self.patches:
+            return
+        if self.evaluation.generate:
+            raise ValueError(
+                "evaluation.generate answers with the patch that is trained alone; leave it out where patches are given"
+            )
+        if self.patch.newline == "grid" or any(c.fusion.adds_llm_tokens for c in self.patch.side_channels.values()):
+            raise ValueError("patches: the patch that is trained lengthens the prompt, so no other can act beside it")
 
     def own_encoders(self, folder: str | Path) -> tuple[str, ...]:
         """``encoders`` with the paths of files as they are from here; ``folder`` is the recipe's own."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import transformers
 
+from pave.config import SideChannelConfig
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset, source_of
 from pave.data.samples import Sample
@@ -22,6 +23,7 @@ from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncod
 from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments, uses_accelerator
+from pave.training.beside import all_channels, load_beside
 from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import CheckpointError, check_room, held, resumable, sweep
 from pave.training.held_out import Judge
@@ -139,11 +141,12 @@ def _run(
     for tracker in trackers(recipe.training):
         check_tracker(tracker)
     surroundings.enter_context(project_named(recipe.training))
-    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
+    channels = all_channels(recipe, folder)
+    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(channels))
     train, held_out = samples.train, samples.held_out
     judge = _judge_of(recipe, judge, held_out)
     own = recipe.own_encoders(folder)
-    encoders = {name: build_encoder(channel.encoder, own) for name, channel in recipe.patch.side_channels.items()}
+    encoders = {name: build_encoder(channel.encoder, own) for name, channel in channels.items()}
     args, sampler = _plan(recipe, samples)
     provenance: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -157,12 +160,14 @@ def _run(
     if base is None:
         base = base_of(recipe, folder)
     stored, vision = _stored(recipe, [*train, *held_out], encoders, folder, base)
-    train_data = _dataset(recipe, train, encoders, folder, stored, vision, train=True)
-    held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
+    train_data = _dataset(recipe, train, encoders, channels, folder, stored, vision, train=True)
+    held_out_data = _dataset(recipe, held_out, encoders, channels, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     if not uses_accelerator():  # sums depend on their number in the last bits, so a resumed run takes that of its beginning
         recorded = None if checkpoint is None else read_record(checkpoint).provenance.get("threads")
         provenance["threads"] = surroundings.enter_context(fitting_threads(model.num_parameters(), recorded))
+    if recipe.patches:
+        provenance["beside"] = load_beside(recipe, model, processor, folder)
     parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
     if parent is not None:
         provenance["parent"] = parent
@@ -210,7 +215,7 @@ def _trainer(
     collator = PatchCollator(
         processor,
         model.config,
-        recipe.patch.side_channels,
+        train_data.channels,
         newline=recipe.patch.newline,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
@@ -358,7 +363,7 @@ def _keep_vision(
             f"data.vision 'memory' runs the vision tower in the process that trains, whole, but {what} is set; leave it out, or "
             "use data.vision 'store'"
         )
-    features = recipe.patch.reads_pre_projector
+    features = any(config.reads_pre_projector for config in model.patch_configs.values())
     encoder = VisionEncoder(model, processor, recipe.data.vision_dtype, pre_projector=features)
     memory = MemoryVision(encoder, recipe.data.frames, int(recipe.data.cache_gigabytes * 2**30))
     for dataset in datasets:
@@ -369,6 +374,7 @@ def _dataset(
     recipe: Recipe,
     samples: list[Sample],
     encoders: Mapping[str, SideEncoder[Any]],
+    channels: Mapping[str, SideChannelConfig],
     folder: Path,
     stored: StoredChannels | None,
     vision: StoredVision | None,
@@ -382,7 +388,7 @@ def _dataset(
         samples,
         recipe.data.frames,
         encoders,
-        recipe.patch.side_channels,
+        channels,
         cache=str(folder / cache) if cache not in (None, "memory") else cache,
         cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
         stored=stored,
