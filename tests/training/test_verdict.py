@@ -23,6 +23,8 @@ from pave.training.verdict import LEARNT_BELOW, MEMORISED_FROM, Verdict, _chosen
         (1.0, 0.9, 0.0, "memorised"),
         (0.4, 0.3, 0.0, "nothing yet"),  # within the interval of guessing
         (0.95, 0.95, 0.97, None),  # the base answers as well
+        (0.9, 0.5, 0.42, "learnt"),  # one of two objects that are seen: with another sound the other half of the time
+        (0.9, 0.85, 0.42, "memorised"),
         (0.7, 0.68, 0.0, "memorised"),
         (1.0, LEARNT_BELOW, 0.0, "half learnt"),
         (1.0, MEMORISED_FROM, 0.0, "memorised"),
