@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def command(
-    video: Path = typer.Argument(..., help="A video file. Its sound is used if the patch hears."),
+    video: Path = typer.Argument(
+        ..., help="A video file, or pave:whistle, one inside pave. Its sound is used if the patch hears."
+    ),
     question: str = typer.Argument(..., help="What to ask about it."),
     patch: str | None = PatchOption,
     base: str | None = BaseOption,
@@ -58,8 +60,15 @@ def command(
     pave ask video.mp4 "What sound is heard?" --patch my-patch --compare
 
     Answer a question about a video, with a patch or without. Without --base, the small Video LLM inside pave answers: it knows
-    the demo's miniature world only.
+    the demo's miniature world only. Without --patch too, the patch inside pave that hears answers beside it:
+
+    pave ask pave:whistle "what sound is heard ?"
     """
+    from pave.utils.embedded import AUDIO_PATCH, embedded_path
+
+    if base is None and patch is None:
+        patch, compare = AUDIO_PATCH, True
+    video = Path(embedded_path(str(video)))
     if compare and patch is None:
         raise ValueError("--compare shows the base beside a patch; give one with --patch")
     if not video.is_file():

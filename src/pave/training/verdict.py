@@ -194,9 +194,10 @@ def _right(model: Any, collator: PatchCollator, items: Sequence[PatchItem]) -> l
     for group in groups.values():
         batch = _moved(collator(group), device)
         batch.pop("sample_ids", None)
-        labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
+        logits = model(**batch, use_cache=False).logits[
+            :, :-1
+        ]  # with the labels: a gate reads the prompt up to the first of them
+        wanted = batch["labels"][:, 1:]
         hits = (logits.argmax(dim=-1) == wanted) | (wanted == IGNORE)
         for item, hit in zip(group, hits.all(dim=1).tolist(), strict=True):
             found[item.id] = hit
