@@ -169,7 +169,7 @@ def test_ask_offers_choices(world, capsys):
         (("ask", "{folder}/0.mp4", "x", "--base", "{folder}/nowhere"), "nowhere"),
         (("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--patch", "{folder}/nowhere"), "no patch at"),
         (("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--dtype", "int4"), "dtype must be one of"),
-        (("ask", "{folder}/0.mp4", "x", "--side", "audio={folder}/1.mp4"), "name the patch with --patch"),
+        (("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--side", "audio={folder}/1.mp4"), "name the patch with --patch"),
         (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "audio"), "expected NAME=PATH"),
         (("ask", "{folder}/0.mp4", "x", "--patch", "p", "--side", "=x"), "expected NAME=PATH"),
         (

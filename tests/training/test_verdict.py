@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 
 from pave.cli import main
+from pave.data.collator import PatchCollator
+from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling, write_video
 from pave.data.samples import Sample
-from pave.patching import read_record
+from pave.patching import load_patch, read_record
+from pave.playground.questions import ask
+from pave.playground.world import draw_scene
+from pave.side_channels import build_encoder
 from pave.training.recipe import read_recipe
 from pave.training.swapped_pictures import SwappedPictures
-from pave.training.verdict import LEARNT_BELOW, MEMORISED_FROM, Verdict, _chosen, _word
+from pave.training.verdict import LEARNT_BELOW, MEMORISED_FROM, Verdict, _chosen, _right, _word
+from pave.utils.embedded import AUDIO_PATCH, WHISTLE, embedded_path
+from pave.video_llms.loading import load_base
 
 
 @pytest.mark.parametrize(
@@ -23,6 +30,8 @@ from pave.training.verdict import LEARNT_BELOW, MEMORISED_FROM, Verdict, _chosen
         (1.0, 0.9, 0.0, "memorised"),
         (0.4, 0.3, 0.0, "nothing yet"),  # within the interval of guessing
         (0.95, 0.95, 0.97, None),  # the base answers as well
+        (0.9, 0.5, 0.42, "learnt"),  # one of two objects that are seen: with another sound the other half of the time
+        (0.9, 0.85, 0.42, "memorised"),
         (0.7, 0.68, 0.0, "memorised"),
         (1.0, LEARNT_BELOW, 0.0, "half learnt"),
         (1.0, MEMORISED_FROM, 0.0, "memorised"),
@@ -94,6 +103,28 @@ def test_settings_that_do_not_go_together(tmp_path, changes, words):
     assert main(["init", str(tmp_path / "a")]) == 0
     with pytest.raises(ValueError, match=words):
         read_recipe(tmp_path / "a" / "recipe.yaml", changes)
+
+
+def test_an_answer_is_right_where_it_would_be_generated():
+    """By the patch inside pave, whose gate reads the prompt up to the answer; the answer given must not reach it."""
+    model, processor = load_base("playground", dtype="float32")
+    load_patch(model, AUDIO_PATCH, processor=processor)
+    model.eval()
+    channels = model.patch_config.side_channels
+    encoders = {"audio": build_encoder(channels["audio"].encoder)}
+    data = PatchDataset((), FrameSampling(num_frames=8), encoders, channels)
+    scene = draw_scene(0, "test", 0)
+    asked = [ask(scene, kind, np.random.default_rng(0)) for kind in ("sound", "sound_vision")]
+    (other,) = set(asked[1].choices) - {asked[1].answer} if len(asked[1].choices) == 2 else ("bell",)
+    told = [(asked[0].text, asked[0].answer), (asked[0].text, "bell"), (asked[1].text, asked[1].answer), (asked[1].text, other)]
+    samples = [
+        Sample(id=str(i), video=embedded_path(WHISTLE), question=text, answer=answer) for i, (text, answer) in enumerate(told)
+    ]
+    collator = PatchCollator(processor, model.config, channels)
+    items = data.read(samples)
+    assert _right(model, collator, items) == [True, False, True, False]
+    with model.patch_disabled():
+        assert _right(model, collator, items)[0] is False
 
 
 @pytest.mark.slow

@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def command(
-    video: Path = typer.Argument(..., help="A video file. Its sound is used if the patch hears."),
+    video: Path = typer.Argument(
+        ..., help="A video file, or pave:whistle, one inside pave. Its sound is used if the patch hears."
+    ),
     question: str = typer.Argument(..., help="What to ask about it."),
     patch: list[str] | None = typer.Option(
         None,
@@ -67,9 +69,17 @@ def command(
     """\b
     pave ask video.mp4 "What sound is heard?" --patch my-patch --compare
 
-    Answer a question about a video, with patches or without. Without --base the one that the patch was trained on is taken; without a
-    patch either, the small Video LLM inside pave answers: it knows the demo's miniature world only.
+    Answer a question about a video, with patches or without. Without --base the one that the patch was trained on is taken. Without a
+    patch either, the small Video LLM inside pave answers, and beside it the patch inside pave that hears: they know the demo's
+    miniature world only.
+
+    pave ask pave:whistle "what sound is heard ?"
     """
+    from pave.utils.embedded import AUDIO_PATCH, embedded_path
+
+    if base is None and not patch:
+        patch, compare = [AUDIO_PATCH], True
+    video = Path(embedded_path(str(video)))
     if compare and not patch:
         raise ValueError("--compare shows the base beside a patch; give one with --patch")
     if not video.is_file():

@@ -119,7 +119,7 @@ def _for_samples(work: Path, folder: Path, path: Path) -> list[str]:
     videos = list(dict.fromkeys(sample.video for sample in samples))
     if len(videos) < _FEWEST_CLIPS:
         raise ValueError(f"{path}: {len(videos)} videos are too few to learn from; at least {_FEWEST_CLIPS} are needed")
-    log = next(path for sample in samples if (path := sample.side_channels.get(channel)))
+    log = next(file for sample in samples if (file := sample.side_channels.get(channel)))
     columns = columns_of(log)
     held_out = set(videos[4::5])
     for name, wanted in ((TRAIN, False), (HELD_OUT, True)):

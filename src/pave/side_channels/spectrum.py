@@ -56,7 +56,7 @@ class Spectrum:
                 "shorter windows or lower bands"
             )
         first, last = np.ceil(self.edges[0] / step - _CONSTANT), np.ceil(self.edges[-1] / step - _CONSTANT)
-        self.frequencies_F = np.arange(first, last) * step
+        self.frequencies_F: NDArray[np.float64] = np.arange(first, last, dtype=np.float64) * step
         self.band_of_F = np.searchsorted(self.edges, self.frequencies_F * (1 + _CONSTANT), side="right") - 1
 
     @property

@@ -1,9 +1,10 @@
 """Did a patch learn to use its channels, or only what it was shown? Told from the training samples alone.
 
 Some training questions are asked again, with their own side channels and with those of another clip that has another answer. What a
-patch has learnt from the channel goes with the channel; what it has memorised from the picture or the question stays. The share of right
-answers that stay is near 0 in the one case and near 1 in the other, and between them it is half learnt. Questions that the base answers
-as well are not judged: they need no channel.
+patch has learnt from the channel goes with the channel; what it has memorised from the picture or the question stays. Of the right answers
+beyond those that the base gives without any channel (one of two objects in the picture is a good guess), the share that stays is near 0
+in the one case and near 1 in the other, and between them it is half learnt. Questions that the base answers as well are not judged: they
+need no channel.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from pave.utils.proportions import wilson
 
 Word = Literal["learnt", "half learnt", "memorised", "nothing yet"]
 LEARNT_BELOW, MEMORISED_FROM = 0.25, 0.6
-"""Share of the right answers that stay with another clip's channel. In trials it was at most 0.11 where held-out answers were right, 0.40 to
-0.57 where about half were, and 0.65 to 0.97 where they were not."""
+"""Share of the right answers beyond the base's that stay with another clip's channel. In trials on questions that the base gets wrong it
+was at most 0.11 where held-out answers were right, 0.40 to 0.57 where about half were, and 0.65 to 0.97 where they were not."""
 _WHAT_NOW = {
     "learnt": "right answers go with the channel",
     "half learnt": "more steps, or data.swap_pictures where no picture is needed",
@@ -175,7 +176,7 @@ def _word(questions: int, *, right: float, kept: float, base: float, guessing: f
     """None where the base alone answers as well."""
     if wilson(right, questions)[0] <= max(base, guessing):
         return None if wilson(base, questions)[0] > guessing else "nothing yet"
-    stays = kept / right
+    stays = (kept - base) / (right - base)
     return "learnt" if stays < LEARNT_BELOW else "half learnt" if stays < MEMORISED_FROM else "memorised"
 
 
@@ -193,9 +194,10 @@ def _right(model: Any, collator: PatchCollator, items: Sequence[PatchItem]) -> l
     for group in groups.values():
         batch = _moved(collator(group), device)
         batch.pop("sample_ids", None)
-        labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
+        logits = model(**batch, use_cache=False).logits[
+            :, :-1
+        ]  # with the labels: a gate reads the prompt up to the first of them
+        wanted = batch["labels"][:, 1:]
         hits = (logits.argmax(dim=-1) == wanted) | (wanted == IGNORE)
         for item, hit in zip(group, hits.all(dim=1).tolist(), strict=True):
             found[item.id] = hit

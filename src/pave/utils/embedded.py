@@ -12,7 +12,7 @@ RECORDED = "pave:playground"
 AUDIO_PATCH = "pave:audio"
 """A patch for it that hears, wherever a hub id or a folder of a patch is taken."""
 WHISTLE = "pave:whistle"
-"""A clip of its world in which a whistle sounds, wherever ``pave ask`` takes a video."""
+"""A clip of its world in which a whistle sounds, wherever ``pave ask`` takes a video: the first that ``pave demo --seed 0`` tests on."""
 _PLACES = {RECORDED: "base", AUDIO_PATCH: "audio_patch", WHISTLE: "whistle.mp4"}
 
 
