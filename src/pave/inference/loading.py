@@ -13,7 +13,7 @@ import torch
 from pave.patching import BaseFingerprint, fingerprint, load_patch, read_record, resolve_patch
 from pave.patching.base_facts import compare, config_facts
 from pave.patching.fingerprint import differences, weights_compared
-from pave.utils.embedded import PLAYGROUND
+from pave.utils.embedded import PLAYGROUND, is_playground
 from pave.video_llms.loading import load_base, load_processor
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def base_of_patch(folder: Path, shown: str | None = None) -> tuple[str, str | No
     """
     record = read_record(folder).base
     known = record.model_id
-    if known == PLAYGROUND or _is_playground(record):
+    if is_playground(known) or _is_playground(record):
         return PLAYGROUND, None
     if known is None:
         raise ValueError(f"{shown or folder}: the patch does not say which base it was trained on; give it as base (--base)")
