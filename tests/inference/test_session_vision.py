@@ -155,3 +155,13 @@ def test_a_tower_that_is_not_the_base_s_own_gets_pixels_every_time():
     vision = StreamVision(base, made.processor)
     vision.encode(stream(3), pre_projector=False)
     assert vision.of(stream(3), pre_projector=False) is None and vision.encoded == 0
+
+
+def test_a_step_that_lacks_a_frame_is_not_kept():
+    made = build_family("qwen2_vl")
+    vision = StreamVision(made.base, made.processor)
+    frames = stream(5)
+    vision.encode(frames, pre_projector=False)
+    held = vision.num_bytes
+    vision.of(frames, pre_projector=False)
+    assert vision.num_bytes == held > 0 and (vision.encoded, vision.reused) == (3, 2)
