@@ -87,13 +87,14 @@ def command(
     texts: list[str] = []
     if samples:
         together = _load(made, base, device, dtype, frames, allow_base_mismatch, encoders)
-        options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         if "find" in samples:
             from pave.evaluation.together import find_weights as search
 
-            said, score = search(together, samples["find"], **options)
-            texts.append(f"weights found on {len(samples['find'])} samples, {100 * score:.1f} % right: {_weights_text(said)}")
-            report["found"] = {"weights": said, "accuracy": score, "samples": str(find_weights)}
+            found, score = search(together, samples["find"], **options)
+            texts.append(f"weights found on {len(samples['find'])} samples, {100 * score:.1f} % right: {_weights_text(found)}")
+            report["found"] = {"weights": found, "accuracy": score, "samples": str(find_weights)}
+            said = dict(found)
             made = compose_patches(given, weights=said, **how)
         if "data" in samples:
             if out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -171,10 +172,10 @@ def _patches(given: list[str]) -> dict[str, str]:
     return patches
 
 
-def _limits(given: list[str], kind: type[Limits]) -> dict[str, float]:
+def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
     """The values of ``--limit`` by name."""
-    known = {field.name: type(field.default) for field in fields(kind)}
-    values: dict[str, float] = {}
+    known: dict[str, Callable[[str], float]] = {field.name: int if isinstance(field.default, int) else float for field in fields(kind)}
+    values: dict[str, Any] = {}
     for option in given:
         name, _, text = option.partition("=")
         if name not in known:

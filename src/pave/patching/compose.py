@@ -115,8 +115,8 @@ def compose_patches(
         patch=_summed_config(parts, settings, dtype),
         fusion_storage="plain",
     )
-    stored = ({key: value.to(dtype) for key, value in tensors.items()} for tensors in (fusion, adapter))
-    composed = ComposedPatch(parts, record, *stored, changes)
+    stored = [{key: value.to(dtype) for key, value in tensors.items()} for tensors in (fusion, adapter)]
+    composed = ComposedPatch(parts, record, stored[0], stored[1], changes)
     made_by = {"method": method, **({"density": density} if method == "knots" else {}), "rank": rank}
     return dataclasses.replace(composed, record=dataclasses.replace(record, provenance=_provenance(composed, made_by)))
 

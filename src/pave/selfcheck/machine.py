@@ -130,9 +130,9 @@ def _multiply(device: torch.device, dtype: str) -> tuple[Tensor, Tensor]:
 def _attend(device: torch.device, dtype: str, backend: SDPBackend) -> tuple[Tensor, Tensor]:
     """Causal attention here by one kernel, and by the plain formula in double precision."""
     query_BHSD, key_BHSD, value_BHSD = (_numbers(seed, (2, 4, 16, 64)) for seed in range(3))
-    there = [x.to(device, getattr(torch, dtype)) for x in (query_BHSD, key_BHSD, value_BHSD)]
+    query, key, value = (x.to(device, getattr(torch, dtype)) for x in (query_BHSD, key_BHSD, value_BHSD))
     with sdpa_kernel(backend):
-        found = F.scaled_dot_product_attention(*there, is_causal=True)
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     scores_BHST = query_BHSD @ key_BHSD.transpose(-1, -2) / 64**0.5
     later = torch.ones(16, 16, dtype=torch.bool).triu(1)
     return found.to("cpu", torch.float64), scores_BHST.masked_fill(later, float("-inf")).softmax(-1) @ value_BHSD
