@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -174,7 +174,9 @@ def _patches(given: list[str]) -> dict[str, str]:
 
 def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
     """The values of ``--limit`` by name."""
-    known: dict[str, Callable[[str], float]] = {field.name: int if isinstance(field.default, int) else float for field in fields(kind)}
+    known: dict[str, Callable[[str], float]] = {
+        field.name: int if isinstance(field.default, int) else float for field in fields(kind)
+    }
     values: dict[str, Any] = {}
     for option in given:
         name, _, text = option.partition("=")

@@ -175,9 +175,8 @@ class Engine:
 
     def _collated(self, reads: Sequence[ReadRequest]) -> dict[str, Any]:
         channels = {name: channel for read in reads for name, channel in read.channels.items()}
-        newline: Literal["base", "grid"] = (
-            "grid" if any(read.configs[name].newline == "grid" for read in reads for name in read.adding) else "base"
-        )
+        grid = any(read.configs[name].newline == "grid" for read in reads for name in read.adding)
+        newline: Literal["base", "grid"] = "grid" if grid else "base"
         collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False)
         items = [read.item for read in reads if read.item is not None]
         if not items:

@@ -81,9 +81,9 @@ class MediaReader:
             ValueError: if it cannot be read.
         """
         key = self._frames_key(video, sampling)
-        there, clip = self.cache.get(key) if key is not None else (False, None)
-        if there:
-            return clip
+        kept: VideoClip | None = self.cache.get(key)[1] if key is not None else None
+        if kept is not None:
+            return kept
         clip = read_frames(video, sampling)
         if key is not None:
             self.cache.put(key, clip, clip.frames_FHWC.nbytes + clip.times_F.nbytes + clip.indices_F.nbytes)
