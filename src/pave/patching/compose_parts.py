@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pave.config import LoraSettings
-from pave.patching.attach import check_name
 from pave.patching.checkpoint import PatchTensors, read_files, resolve_patch
 from pave.patching.fingerprint import differences
 from pave.patching.record import PatchRecord, read_record
 from pave.patching.rows import Strength, read_selection
+from pave.patching.slot import check_name
 
 
 @dataclass(frozen=True)
