@@ -79,12 +79,13 @@ def command(
     pave serve
     pave serve --base llava-hf/llava-onevision-qwen2-7b-ov-hf --patch hearing=my-patch
 
-    Answer requests over HTTP as OpenAI's API does, at /v1. Without --base, the small Video LLM inside pave answers. SIGTERM and Ctrl-C
-    end it when what it has accepted is answered.
+    Answer requests over HTTP as OpenAI's API does, at /v1, and people on a page at /. Without --base, the small Video LLM inside pave answers, and without --patch as well also its patch that hears. SIGTERM and Ctrl-C end it
+    when what it has accepted is answered.
     """
     from pave.serving.limits import Limits
+    from pave.utils.embedded import AUDIO_PATCH
 
-    patches = _patches(patch or [])
+    patches = _patches(patch or []) if base or patch else {"hearing": AUDIO_PATCH}
     limits = Limits(**_limits(limit or [], Limits))
     _check_dtype_and_names(base, patches, dtype)
     from pave.utils.optional import require
@@ -113,7 +114,13 @@ def command(
         encoders=encoders or (),
         allow_base_mismatch=allow_base_mismatch,
     )
-    serve(services, access, host=host, port=port)
+    serve(
+        services,
+        access,
+        host=host,
+        port=port,
+        ready=lambda url: typer.echo(f"Open {url} in a browser. Ctrl-C ends the server."),
+    )
 
 
 def _engine(

@@ -292,6 +292,7 @@ def _summary(result: DemoResult) -> str:
         "",
         f"report: {result.report}",
         f"patch:  {result.patch}",
+        f"see it in a browser: pave serve --patch hearing={result.patch}   (extra serve), then drop {asked['video']}",
         f"{sum(result.seconds.values()):.0f} s in all",
     ]
     return "\n".join(lines)

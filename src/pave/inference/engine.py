@@ -14,6 +14,7 @@ from pave.data.answers import parse_choice
 from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling
+from pave.inference.attention import FusionView, view_of, watched
 from pave.inference.cache import ByteCache
 from pave.inference.generation import generate_ids
 from pave.inference.loading import PatchPaths, load_model
@@ -22,7 +23,7 @@ from pave.inference.reading import ReadRequest, RequestReader
 from pave.inference.request import Answer, Request
 from pave.inference.sampling import RowSampler
 from pave.inference.streaming import OnText, Row, RowTexts
-from pave.patching import is_patched
+from pave.patching import is_patched, patch_slot
 
 CACHE_BYTES = 2 * 2**30
 
@@ -204,6 +205,25 @@ class Engine:
             options["logits_processor"] = [*options.get("logits_processor", ()), RowSampler(samplings)]
         generate_ids(self.model, batch, **options)
         return texts.rows
+
+    def view(self, read: ReadRequest) -> dict[str, FusionView]:
+        """What the patches of a request do to its video while the first token of the answer is generated, by PATCH.CHANNEL. Channels that
+        are missing, or add tokens of their own, are left out.
+
+        Raises:
+            ValueError: as ``generate`` does.
+        """
+        self._check_patches(read)
+        with self._preparing:
+            read = self.reader.encoded(read)
+            batch = self._collated([read])
+        sides = {} if read.item is None else read.item.side
+        there = {name: features for name, features in sides.items() if features is not None}
+        fusions = {name: patch_slot(self.model, name.split(".")[0]).fusions[name.split(".")[1]] for name in there}
+        with watched(fusions) as calls:
+            if fusions:
+                generate_ids(self.model, batch, max_new_tokens=1, patches=[dict(read.patches)])
+        return {name: view_of(call, len(there[name])) for name, call in calls.items()}
 
     def answer(self, requests: Iterable[Request], *, batch_size: int = 8, **generation: Any) -> list[Answer | ValueError]:
         """Answer any requests, in batches; one that cannot be answered has its error in place of an answer.

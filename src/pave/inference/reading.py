@@ -60,6 +60,16 @@ class ReadRequest:
             for name, channel in config.side_channels.items()
         }
 
+    def file_of(self, name: str, otherwise: str | None) -> str | None:
+        """The file that the request names for a channel: None where it leaves the channel out, ``otherwise`` where it says nothing.
+
+        Args:
+            name: PATCH.CHANNEL.
+            otherwise: what to give then.
+        """
+        patch, channel = name.split(".", 1)
+        return _side_paths(self.request.side_channels, patch, self.configs[patch]).get(channel, otherwise)
+
     @property
     def adding(self) -> tuple[str, ...]:
         """The patches that put tokens of their own into its prompt."""

@@ -17,7 +17,9 @@ from pave.serving.auth import Keys
 from pave.serving.chat import Completion, Services
 from pave.serving.errors import ApiError, bad_request
 from pave.serving.front import Front, error_response
+from pave.serving.inspecting import Inspection
 from pave.serving.metrics import CONTENT_TYPE
+from pave.serving.page import Page
 from pave.serving.patches import ServedPatch
 from pave.serving.schemas import ChatRequest, LoadPatch, UnloadPatch, read_body
 from pave.serving.streaming import EventStream
@@ -45,16 +47,22 @@ class Routes:
         state = request.scope["state"]
         completion = Completion(self._services, state["owner"], state["request_id"])
         state["facts"] = completion.facts
-
-        async def gone() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                continue
-
+        gone = _leaving(request)
         require_json(request)
         await completion.begin(request.body, gone)
         if completion.streamed:
             return EventStream(completion.pieces(), gone, completion.end)
         return JSONResponse(await completion.answer(gone))
+
+    async def inspect(self, request: Request) -> Response:
+        """What stands behind the answer to a question, to be drawn over time."""
+        state = request.scope["state"]
+        inspection = Inspection(self._services, state["owner"], state["request_id"])
+        state["facts"] = inspection.facts
+        gone = _leaving(request)
+        require_json(request)
+        await inspection.begin(request.body, gone)
+        return JSONResponse(await inspection.look(gone))
 
     # --- models
 
@@ -175,6 +183,16 @@ class Routes:
         return Response(self._services.metrics.text(), media_type=CONTENT_TYPE)
 
 
+def _leaving(request: Request) -> Callable[[], Awaitable[None]]:
+    """Returns when the client has closed the connection."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    return gone
+
+
 def require_json(request: Request) -> None:
     """Refuse bodies that a page of another site may send without asking.
 
@@ -221,6 +239,7 @@ def make_app(services: Services, keys: Keys, admin: Keys, *, hosts: tuple[str, .
     }
     handlers: list[tuple[str, str, Callable[..., Awaitable[Response]], dict[str, Any] | None]] = [
         ("POST", "/v1/chat/completions", routes.chat, body),
+        ("POST", "/v1/pave/inspect", routes.inspect, body),
         ("GET", "/v1/models", routes.models, None),
         ("GET", "/v1/models/{name}", routes.model, None),
         ("POST", "/v1/files", routes.upload, None),
@@ -236,11 +255,14 @@ def make_app(services: Services, keys: Keys, admin: Keys, *, hosts: tuple[str, .
     ]
     for method, path, handler, extra in handlers:
         app.add_api_route(path, handler, methods=[method], openapi_extra=extra, response_model=None)
+    page = Page()
+    for path in page.paths:
+        app.add_route(path, page.file, include_in_schema=False)
     app.add_exception_handler(ApiError, error_response)
     app.add_exception_handler(HTTPException, error_response)
     app.add_exception_handler(Exception, error_response)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return Front(app, services, keys, admin, hosts)
+    return Front(app, services, keys, admin, hosts, page.paths)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from pave.data.media import FrameSampling
+from pave.inference.counterfactuals import Counterfactual, Lender
 from pave.inference.request import Request, Sampling
 from pave.serving.errors import bad_request
 from pave.serving.limits import Limits
 from pave.serving.patches import ServedPatch
-from pave.serving.schemas import AudioUrlPart, ChatRequest, FileUrl, InputAudioPart, TextPart, VideoPart
+from pave.serving.schemas import (
+    AudioUrlPart,
+    ChatRequest,
+    FileUrl,
+    InputAudioPart,
+    SideFiles,
+    TextPart,
+    VideoPart,
+    side_files,
+)
 from pave.serving.sources import Sources
 
 
@@ -174,7 +184,11 @@ class Reading:
         """
         asked = self._asked
         video = self._video()
-        sides = self._sides()
+        sides = self._sides("side_channels", asked.chat.side_channels)
+        if asked.sound is not None:
+            self._add_sound(*asked.sound, sides)
+        sides = {patch: files for patch, files in sides.items() if files}
+        change = self._counterfactual()
         uses = {self._patches[name].id: strengths for name, strengths in asked.uses.items()}
         try:
             return [
@@ -185,6 +199,7 @@ class Reading:
                     side_channels=sides,
                     sampling=sampling,
                     frames=asked.frames(limits),
+                    counterfactual=change,
                     history=asked.history,
                     id="request",
                 )
@@ -211,10 +226,29 @@ class Reading:
         self._names[str(path)] = param
         return path
 
-    def _sides(self) -> dict[str, dict[str, Path | None]]:
+    def _counterfactual(self) -> Counterfactual | None:
+        wanted = self._asked.chat.counterfactual
+        if wanted is None:
+            return None
+        lender = None
+        if wanted.video is not None:
+            video = self._file(wanted.video.url, "video", "counterfactual.video")
+            lender = Lender(video, self._sides("counterfactual.side_channels", wanted.side_channels))
+        try:
+            change = Counterfactual(wanted.kind, wanted.value, wanted.channel, wanted.seed, lender)
+        except ValueError as error:
+            raise bad_request(f"counterfactual: {error}", "counterfactual") from None
+        if change.borrows != (lender is not None) or (wanted.side_channels and lender is None):
+            raise bad_request(
+                "counterfactual.video: the kinds 'swapped' and 'early' borrow the streams of a video, so name it; the others take none",
+                "counterfactual.video",
+            )
+        return change
+
+    def _sides(self, where: str, given: SideFiles) -> dict[str, dict[str, Path | None]]:
         """Files by the id of a patch and channel."""
         sides: dict[str, dict[str, Path | None]] = {patch.id: {} for patch in self._patches.values()}
-        for param, name, channel, file in self._asked.chat.files():
+        for param, name, channel, file in side_files(where, given):
             takers = [
                 patch for patch in self._patches.values() if channel in patch.sources and name in (None, patch.name, patch.id)
             ]
@@ -225,9 +259,7 @@ class Reading:
                 if channel in sides[patch.id]:
                     raise bad_request(f"{param}: this channel is named twice", param)
                 sides[patch.id][channel] = None if file is None else self._file(file.url, patch.sources[channel], param)
-        if self._asked.sound is not None:
-            self._add_sound(*self._asked.sound, sides)
-        return {patch: files for patch, files in sides.items() if files}
+        return sides
 
     def _add_sound(self, param: str, part: AudioUrlPart | InputAudioPart, sides: dict[str, dict[str, Path | None]]) -> None:
         """Every channel that hears gets the sound."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from pave.data.media import MediaChildren, reading_in_children
 from pave.inference.engine import Engine
-from pave.inference.request import Answer
+from pave.inference.request import Answer, Request
 from pave.serving.asking import Asked, Reading
 from pave.serving.errors import ApiError, bad_request
 from pave.serving.files import Uploads
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 15.0
 """After which a stream says that it is still there, for proxies that would close it."""
+_WITHOUT_FILES = {"messages": [], "side_channels": {}, "counterfactual": None}
+"""Of a request that was read: what may have held whole files."""
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has closed the connection."""
 
@@ -102,23 +104,33 @@ class Completion:
             content = await _in_time(body(), self._services.limits.fetch_seconds, "the request's body did not arrive in time")
             self._chat: ChatRequest = read_body(ChatRequest, content)
             del content
-            asked = Asked.of(self._chat, self._services.catalog.base, self._services.limits)
+            asked = self._asked(self._services.limits)
             if self._chat.n > 1:
                 self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1))
             self._patches = self._stack.enter_context(self._services.catalog.using(list(asked.uses)))
             self._uses = asked.uses
             self.facts.update(model=self._model, patches=[patch.id for patch in self._patches], n=self._chat.n)
             reads = await self._unless_gone(self._read(asked), gone)
-            self._chat = self._chat.model_copy(update={"messages": [], "side_channels": {}})  # which hold whole files
+            self._chat = self._chat.model_copy(update=dict(_WITHOUT_FILES))
             loop = asyncio.get_running_loop()
             for number, read in enumerate(reads):
-                put = partial(self._put, loop, number)
-                self._jobs.append(Job(read, self._deadline, done=put, on_text=put if self._chat.stream else None))
+                self._jobs.append(self._job(read, partial(self._put, loop, number)))
             for job in self._jobs:
                 self._services.scheduler.submit(job)
         except BaseException:
             self.end()
             raise
+
+    def _asked(self, limits: Limits) -> Asked:
+        return Asked.of(self._chat, self._services.catalog.base, limits)
+
+    def _job(self, read: Any, put: Callable[[Any], None]) -> Job:
+        """What the scheduler is to do with what was read."""
+        return Job(read, self._deadline, done=put, on_text=put if self._chat.stream else None)
+
+    def _read_all(self, requests: list[Request]) -> list[Any]:
+        """In the reading thread: what the files of the requests hold."""
+        return [self._services.engine.read(request) for request in requests]
 
     @property
     def _model(self) -> str:
@@ -140,7 +152,7 @@ class Completion:
                 raise ApiError(504, "the deadline passed before the media could be read", code="deadline_exceeded")
             try:
                 with reading_in_children(services.children), services.catalog.unchanged():
-                    return [services.engine.read(request) for request in reading.requests(services.limits)]
+                    return self._read_all(reading.requests(services.limits))
             except (ValueError, MissingExtraError) as error:
                 raise bad_request(reading.plain(error), code=getattr(error, "code", None) or "invalid_value") from error
             finally:
@@ -209,11 +221,15 @@ class Completion:
         while len(found) < len(self._jobs):
             number, event = await self._events.get()
             if not isinstance(event, str):
-                found[number] = self._checked(event)
+                found[number] = self._answered(event)
         return [found[number] for number in range(len(found))]
 
-    def _checked(self, event: Any) -> Answer:
-        """An answer, noted."""
+    def _checked(self, event: Any) -> Any:
+        """What the scheduler gave, unless that is an error.
+
+        Raises:
+            ApiError: what the client is told of it.
+        """
         if isinstance(event, ApiError):
             raise event
         if isinstance(event, (ValueError, MissingExtraError)):
@@ -226,7 +242,11 @@ class Completion:
             raise ApiError(
                 500, "the answer failed; the server's log says where, under this request's id", code="internal_error"
             )
-        answer: Answer = event
+        return event
+
+    def _answered(self, event: Any) -> Answer:
+        """An answer, noted."""
+        answer: Answer = self._checked(event)
         self._services.metrics.answer(answer.prompt_tokens, answer.new_tokens, answer.cached)
         for name, count in (("prompt_tokens", answer.prompt_tokens), ("new_tokens", answer.new_tokens)):
             self.facts[name] = self.facts.get(name, 0) + count
@@ -270,7 +290,7 @@ class Completion:
                     told[number] += event
                     yield self._chunk(number, {"content": event})
                     continue
-                answer = answers[number] = self._checked(event)
+                answer = answers[number] = self._answered(event)
                 rest = answer.text[len(told[number]) :] if answer.text.startswith(told[number]) else ""
                 if rest:
                     yield self._chunk(number, {"content": rest})

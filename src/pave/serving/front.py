@@ -36,14 +36,18 @@ class Front:
         keys: who may ask.
         admin: whose token may also read metrics.
         hosts: names in the header ``Host`` that are answered; none for all.
+        page: paths of the page for people, which needs no key.
     """
 
-    def __init__(self, app: Any, services: Services, keys: Keys, admin: Keys, hosts: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: Any, services: Services, keys: Keys, admin: Keys, hosts: tuple[str, ...], page: tuple[str, ...]
+    ) -> None:
         self.app = app
         self.services = services
         self._keys = keys
         self._admin = admin
         self._hosts = hosts
+        self._open = (*_OPEN, *page)
         self.held = 0
         """Bytes of the bodies under way, uploads aside."""
 
@@ -99,7 +103,7 @@ class Front:
             )
         if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "pages of other sites may not use this server", code="origin_not_allowed")
-        if scope["path"] in _OPEN or scope["path"] in _ADMIN:
+        if scope["path"] in self._open or scope["path"] in _ADMIN:
             return "everybody"
         authorization = headers.get("authorization")
         if scope["path"] == "/metrics" and self._admin and self._admin.holds((authorization or "").partition(" ")[2].strip()):
@@ -123,7 +127,8 @@ class Front:
     def _note(self, scope: Any, state: dict[str, Any], status: int, seconds: float) -> None:
         """One line in the log, and the metrics. A path is noted as its route: an unknown one could say anything."""
         found = getattr(scope.get("route"), "path", None)
-        route = found or (scope["path"] if scope["path"] in (*_OPEN, *_ADMIN, _UPLOAD, "/v1/chat/completions") else "other")
+        known = (*self._open, *_ADMIN, _UPLOAD, "/v1/chat/completions", "/v1/pave/inspect")
+        route = found or (scope["path"] if scope["path"] in known else "other")
         metrics = self.services.metrics
         metrics.requests.labels(route, str(status)).inc()
         metrics.seconds.labels(route).observe(seconds)

@@ -48,6 +48,8 @@ class Job:
     """Called once from the scheduler's thread with the answer, or the exception that there is instead."""
     on_text: Callable[[str], None] | None = None
     """Called there with pieces of the text as they come."""
+    work: Callable[[Any], Any] | None = None
+    """What is done with ``read`` instead of answering it; it shares no batch."""
     key: Hashable = None
     arrived: float = field(default_factory=time.monotonic)
     told: int = 0
@@ -138,7 +140,7 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Queue a job, for which a place is held."""
-        job.key = self._engine.key(job.read)
+        job.key = self._engine.key(job.read) if job.work is None else job
         with self._changed:
             self._queue.append(job)
             self._changed.notify_all()
@@ -233,6 +235,8 @@ class Scheduler:
             self._finish(job, answer)
 
     def _generated(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        if jobs[0].work is not None:
+            return [jobs[0].work(jobs[0].read)]
         seen = [0] * len(jobs)
 
         def tell(row: int, text: str) -> None:

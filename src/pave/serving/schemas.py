@@ -109,8 +109,34 @@ class StreamOptions(Strict):
 SideFiles = dict[str, FileUrl | dict[str, FileUrl | None] | None]
 
 
+def side_files(where: str, given: SideFiles) -> Iterator[tuple[str, str | None, str, FileUrl | None]]:
+    """Of files of side channels: how errors name each, the patch (None where it is not named), the channel and the file."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            for channel, file in value.items():
+                yield f"{where}.{name}.{channel}", name, channel, file
+        else:
+            yield f"{where}.{name}", None, name, value
+
+
+class Change(Strict):
+    """A change to the side streams before the model sees them: what would the answer be if they were something else?"""
+
+    kind: Literal["removed", "swapped", "shifted", "noised", "thinned", "resampled", "rerated", "early", "gap"]
+    value: float | None = Field(None, allow_inf_nan=False)
+    """Seconds, a share or a factor, by kind; each has a default."""
+    channel: str | None = None
+    """The one that changes; null for all."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of everything random."""
+    video: FileUrl | None = None
+    """Whose streams ``swapped`` and ``early`` borrow."""
+    side_channels: SideFiles = Field(default_factory=dict)
+    """Files of that video's side channels, as in the request itself."""
+
+
 class ChatRequest(Strict):
-    """The body of ``POST /v1/chat/completions``."""
+    """The body of ``POST /v1/chat/completions``, and of ``POST /v1/pave/inspect``."""
 
     model: str
     """The base, or a patch that acts alone and as trained."""
@@ -120,6 +146,7 @@ class ChatRequest(Strict):
     side_channels: SideFiles = Field(default_factory=dict)
     """Files of side channels by patch and channel, or by channel alone; null leaves a channel out. What is not named is read from the
     video itself where it can be."""
+    counterfactual: Change | None = None
     frames: Frames | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -140,15 +167,6 @@ class ChatRequest(Strict):
     def stops(self) -> tuple[str, ...]:
         """The texts of ``stop``."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    def files(self) -> Iterator[tuple[str, str | None, str, FileUrl | None]]:
-        """Of ``side_channels``: how errors name it, the patch (None where it is not named), the channel and the file."""
-        for name, value in self.side_channels.items():
-            if isinstance(value, dict):
-                for channel, file in value.items():
-                    yield f"side_channels.{name}.{channel}", name, channel, file
-            else:
-                yield f"side_channels.{name}", None, name, value
 
 
 class LoadPatch(Strict):

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +178,14 @@ def make_server(services: Services, access: Access, *, host: str = "127.0.0.1") 
     return Server(config, services)
 
 
-def serve(services: Services, access: Access, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    services: Services,
+    access: Access,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ready: Callable[[str], None] = lambda url: None,
+) -> None:
     """Answer requests until SIGTERM or Ctrl-C, then what was admitted, then return.
 
     Args:
@@ -186,6 +193,7 @@ def serve(services: Services, access: Access, *, host: str = "127.0.0.1", port: 
         access: keys, the administrator's token and names.
         host: address to bind to.
         port: likewise; 0 takes a free one. The log says which.
+        ready: told the server's address once it can be reached.
 
     Raises:
         ValueError: if the address cannot be had.
@@ -195,4 +203,5 @@ def serve(services: Services, access: Access, *, host: str = "127.0.0.1", port: 
         models = [services.catalog.base, *(patch.name for patch in services.catalog.all())]
         url = f"http://{shown}:{listening.getsockname()[1]}"
         logger.info("listening", extra={"facts": {"url": url, "models": models}})
+        ready(url)
         make_server(services, access, host=host).run(sockets=[listening])
