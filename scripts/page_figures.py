@@ -31,8 +31,8 @@ def show(page: Page, url: str, files: list[Path]) -> None:
         page.get_by_label("Question about the video").fill(question)
         page.get_by_role("button", name="Ask", exact=True).click()
         page.locator("#answers[aria-busy='false'] [data-column='other'] .tag").wait_for()
-    page.get_by_role("radio", name="Frame 3").click()
-    page.evaluate("document.getElementById('video').currentTime = 3.1")
+    page.get_by_role("radio", name="Frame 5").click()
+    page.evaluate("document.getElementById('video').currentTime = 4.8")
     page.wait_for_timeout(500)
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
 

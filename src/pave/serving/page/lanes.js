@@ -151,7 +151,7 @@ function channelLanes(channel, look, spans) {
   };
   if (channel.sound) add('sound', title, 'the sound it hears', 44, drawWave(channel.sound, duration));
   if (channel.sensor) add('sensor', title, channel.sensor.curves.map((curve) => curve.name).join(', '), 56, drawCurves(channel.sensor, duration));
-  if (!channel.steps) return [...lanes, lane('steps', title, channel.encoder, absent(`There is no ${channel.channel}: this patch stays out, and the base answers.`), kind)];
+  if (!channel.steps) return [...lanes, lane('steps', title, channel.encoder, absent(`Nothing was found for ${channel.channel}: this channel adds nothing.`), kind)].map(opening);
   const { steps } = channel;
   add('steps', channel.sound || channel.sensor ? 'Side steps' : title, `${steps.count} × ${steps.width} ${channel.encoder}`, 48, drawSteps(steps, duration));
   if (channel.gate) add('gate', 'Gate', '0 shut, 2 open', 44, drawBars(spans, channel.gate.frames, 2, duration, fixed));
@@ -160,8 +160,13 @@ function channelLanes(channel, look, spans) {
     const rows = channel.attention;
     add('attention', 'Attention', 'frames × side steps', Math.min(160, Math.max(64, 9 * rows.length)), drawAttention(rows, steps, duration));
   }
-  return lanes;
+  return lanes.map(opening);
 }
+
+const opening = (node, number) => {
+  if (!number) node.classList.add('first');
+  return node;
+};
 
 /** Frames as buttons: pictures out of one strip. */
 function frameLane(look, spans, hooks) {
@@ -268,7 +273,8 @@ export function createLanes(hooks) {
 
 /** The chosen frame in words and numbers, for those who cannot see the lanes, and those who want to know. */
 export function inspectorOf(look, frame, strengths, close) {
-  if (!look || frame === null || !look.frames.times[frame]) {
+  if (!look) return [];
+  if (frame === null) {
     const words = [
       ['Gate', 'how much of a channel the question lets in: 0 is shut, 2 wide open.'],
       ['Change', 'what a patch adds to a frame’s tokens, in lengths of the tokens themselves.'],
