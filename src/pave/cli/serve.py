@@ -84,7 +84,7 @@ def command(
     from pave.serving.limits import Limits
 
     patches = _patches(patch or [])
-    limits = Limits(**_limits(limit or [], Limits))
+    limits = _limits(limit or [], Limits)
     _check_dtype_and_names(base, patches, dtype)
     from pave.utils.optional import require
 
@@ -171,10 +171,10 @@ def _patches(given: list[str]) -> dict[str, str]:
     return patches
 
 
-def _limits(given: list[str], kind: type[Limits]) -> dict[str, float]:
-    """The values of ``--limit`` by name."""
-    known = {field.name: type(field.default) for field in fields(kind)}
-    values: dict[str, float] = {}
+def _limits(given: list[str], kind: type[Limits]) -> Limits:
+    """The limits with the values of ``--limit``."""
+    known: dict[str, type[int] | type[float]] = {field.name: type(getattr(kind(), field.name)) for field in fields(kind)}
+    values: dict[str, Any] = {}
     for option in given:
         name, _, text = option.partition("=")
         if name not in known:
@@ -183,4 +183,4 @@ def _limits(given: list[str], kind: type[Limits]) -> dict[str, float]:
             values[name] = known[name](text)
         except ValueError:
             raise ValueError(f"--limit {option!r}: {name} is a {'whole ' if known[name] is int else ''}number") from None
-    return values
+    return kind(**values)
