@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +78,15 @@ def command(
     pave serve
     pave serve --base llava-hf/llava-onevision-qwen2-7b-ov-hf --patch hearing=my-patch
 
-    Answer requests over HTTP as OpenAI's API does, at /v1. Without --base, the small Video LLM inside pave answers. SIGTERM and Ctrl-C
-    end it when what it has accepted is answered.
+    Answer requests over HTTP as OpenAI's API does, at /v1. Without --base the one that the first patch was trained on answers, and without
+    a patch either the small Video LLM inside pave, with the patch inside pave that hears. SIGTERM and Ctrl-C end it when what it has
+    accepted is answered.
     """
     from pave.serving.limits import Limits
+    from pave.utils.embedded import AUDIO_PATCH
 
-    patches = _patches(patch or [])
-    limits = Limits(**_limits(limit or [], Limits))
+    patches = _patches(patch or []) or ({} if base else {"hearing": AUDIO_PATCH})
+    limits = _limits(limit or [], Limits)
     _check_dtype_and_names(base, patches, dtype)
     from pave.utils.optional import require
 
@@ -103,7 +104,7 @@ def command(
     if not is_loopback(host) and not access.keys and not open_to_all:
         raise ValueError(f"--host {host} lets others in: give --api-keys FILE, or --open if everybody may ask")
     _log_as_json()
-    engine, shown = _engine(base, device, dtype, frames, cache_gigabytes, encoders or [])
+    engine, shown = _engine(base, patches, device, dtype, frames, cache_gigabytes, encoders or [])
     services = make_services(
         engine,
         patches,
@@ -117,19 +118,30 @@ def command(
 
 
 def _engine(
-    base: str | None, device: str, dtype: str, frames: int | None, cache_gigabytes: float, encoders: list[str]
+    base: str | None,
+    patches: dict[str, str],
+    device: str,
+    dtype: str,
+    frames: int | None,
+    cache_gigabytes: float,
+    encoders: list[str],
 ) -> tuple[Any, str]:
     """The engine, and what clients call its base."""
     from pave.cli.models import hide_loading_bars
     from pave.data.media import FrameSampling
     from pave.inference.engine import Engine
-    from pave.utils.embedded import PLAYGROUND
+    from pave.inference.loading import base_of_patch
+    from pave.patching import resolve_patch
     from pave.utils.threads import settle_threads
 
     hide_loading_bars()
-    wanted = PLAYGROUND if base is None else base
+    wanted, revision = base, None
+    if wanted is None:
+        first = next(iter(patches.values()))
+        wanted, revision = base_of_patch(resolve_patch(first), first)
     engine = Engine.from_pretrained(
         wanted,
+        revision=revision,
         device=device,
         dtype=dtype,
         sampling=FrameSampling(num_frames=frames) if frames else None,
@@ -172,11 +184,9 @@ def _patches(given: list[str]) -> dict[str, str]:
     return patches
 
 
-def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
-    """The values of ``--limit`` by name."""
-    known: dict[str, Callable[[str], float]] = {
-        field.name: int if isinstance(field.default, int) else float for field in fields(kind)
-    }
+def _limits(given: list[str], kind: type[Limits]) -> Limits:
+    """The limits with the values of ``--limit``."""
+    known: dict[str, type[int] | type[float]] = {field.name: type(getattr(kind(), field.name)) for field in fields(kind)}
     values: dict[str, Any] = {}
     for option in given:
         name, _, text = option.partition("=")
@@ -186,4 +196,4 @@ def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
             values[name] = known[name](text)
         except ValueError:
             raise ValueError(f"--limit {option!r}: {name} is a {'whole ' if known[name] is int else ''}number") from None
-    return values
+    return kind(**values)
