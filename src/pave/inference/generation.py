@@ -55,6 +55,19 @@ def generate_ids(
     return new
 
 
+def one_answer_each(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of ``generate`` for callers that take one answer per row, the number of beams as a number.
+
+    Raises:
+        ValueError: if several answers are asked for.
+    """
+    options = {"num_beams": 1, "num_return_sequences": 1}
+    options |= {name: value for name, value in generation.items() if value is not None or name not in options}
+    if options.pop("num_return_sequences") != 1:
+        raise ValueError("num_return_sequences: a question gets one answer; ask it again, with another seed, for another")
+    return options
+
+
 _EVALUATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 

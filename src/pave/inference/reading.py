@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from pave.config import PatchConfig, SideChannelConfig
 from pave.data.acting import how_much_acts
@@ -63,7 +63,7 @@ class ReadRequest:
     @property
     def adding(self) -> tuple[str, ...]:
         """The patches that put tokens of their own into its prompt."""
-        return tuple(name for name, config in self.configs.items() if config.adds_prompt_tokens and self.patches[name][0])
+        return adding_patches(self.configs, self.patches)
 
 
 class RequestReader:
@@ -111,6 +111,8 @@ class RequestReader:
         if isinstance(selection, Default):
             selection = self.model.selected_patches() if attached else None
         uses = read_selection(selection, tuple(attached))
+        if attached and not self.model.patch_strength:
+            return {}
         return {use.name: (use.strength, use.lora_strength) for use in uses if use.acts}
 
     def frames_of(self, request: Request) -> FrameSampling:
@@ -174,6 +176,10 @@ class RequestReader:
     def _item(self, read: ReadRequest, samples: Mapping[str, Sample], vision: Any) -> PatchItem:
         """The frames of a request, or what the base made of them earlier."""
         request = read.request
+        fixed = self.dataset is not None or self.media.vision is not None
+        if fixed and request.frames not in (None, self.sampling):
+            where = "read by a dataset" if self.dataset is not None else "taken from a feature store"
+            raise ValueError(f"its frames are {where}, which has {self.sampling}, not {request.frames}; leave frames out")
         if self.dataset is not None:
             return self.dataset.read([next(iter(samples.values()), _sample(request, "", None))])[0]
         if vision is None and self.media.vision is not None:
@@ -263,6 +269,21 @@ def shown_names(configs: Mapping[str, PatchConfig]) -> dict[tuple[str, str], str
     pairs = [(patch, channel) for patch, config in configs.items() for channel in config.side_channels]
     channels = [channel for _, channel in pairs]
     return {(patch, name): name if channels.count(name) == 1 else flat_name(patch, name) for patch, name in pairs}
+
+
+def adding_patches(configs: Mapping[str, PatchConfig], strengths: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    """The patches that put tokens of their own into the prompt: those that can and whose residual acts.
+
+    Args:
+        configs: by patch.
+        strengths: of the residual and the LoRA of the patches that act.
+    """
+    return tuple(name for name, (residual, _) in strengths.items() if residual and configs[name].adds_prompt_tokens)
+
+
+def newline_of(configs: Mapping[str, PatchConfig], adding: Iterable[str]) -> Literal["base", "grid"]:
+    """The newline of a prompt to which these patches add tokens."""
+    return "grid" if any(configs[name].newline == "grid" for name in adding) else "base"
 
 
 def flat_name(patch: str, channel: str) -> str:
