@@ -21,9 +21,13 @@ from pave import (
     save_patch,
     unload_patch,
 )
+from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
+from pave.data.vision import MemoryVision, VisionEncoder
 from pave.inference import Counterfactual, Engine, Lender, Request, Sampling
+from pave.inference.cache import ByteCache
+from pave.inference.media import MediaReader
 from pave.patching import patch_parameters
 from pave.video_llms.loading import load_base
 from tiny_models import tiny_qwen2_5_vl
@@ -476,3 +480,15 @@ def test_a_model_in_training_is_in_evaluation_from_encoding_to_the_last_token(wo
     monkeypatch.setattr(engine.reader, "encoded", spy)
     engine.answer([asked(world)])
     assert seen == [False] and engine.model.training
+
+
+def test_frames_that_a_source_does_not_have_are_refused(world):
+    model, processor = load_base(world[1])
+    other = FrameSampling(num_frames=2)
+    made = MemoryVision(VisionEncoder(model, processor), FRAMES, 2**20)
+    stored = MediaReader(ByteCache(0), vision=made)
+    for options in ({"media": stored, "sampling": FRAMES}, {"dataset": PatchDataset((), FRAMES, {}, {})}):
+        source = Engine(model, processor, **options)
+        assert len(source.read(asked(world, frames=FRAMES)).item.times_F) == 4
+        with pytest.raises(ValueError, match=r"0\.mp4': its frames are .*, which has .*4.*, not .*2.*; leave frames out"):
+            text_of(source, asked(world, frames=other))

@@ -64,7 +64,7 @@ class Engine:
         self.processor = processor
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         media = media or MediaReader(ByteCache(cache_bytes), encoders=encoders)
-        self.reader = RequestReader(model, processor, media, dataset.frame_sampling if dataset else sampling, dataset)
+        self.reader = RequestReader(model, processor, media, sampling if dataset is None else dataset.frame_sampling, dataset)
         self._preparing = threading.Lock()
         """Tokenizers, and the vision encoder, serve one thread at a time."""
 
@@ -300,7 +300,9 @@ def _checked(generation: Mapping[str, Any]) -> dict[str, Any]:
     """The further arguments of ``generate``, without any that a request says."""
     said = next((name for name in generation if name in SAMPLING_FIELDS or name == "patches"), None)
     if said is not None:
-        raise ValueError(f"{said} belongs in {'Request.patches' if said == 'patches' else 'Request.sampling'}: rows may differ in it")
+        raise ValueError(
+            f"{said} belongs in {'Request.patches' if said == 'patches' else 'Request.sampling'}: rows may differ in it"
+        )
     return one_answer_each(generation)
 
 

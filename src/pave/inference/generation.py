@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
 
 from pave.patching import is_patched
 from pave.tokens import SideTokens
@@ -66,6 +68,23 @@ def one_answer_each(generation: Mapping[str, Any]) -> dict[str, Any]:
     if options.pop("num_return_sequences") != 1:
         raise ValueError("num_return_sequences: a question gets one answer; ask it again, with another seed, for another")
     return options
+
+
+class FirstToken(BaseStreamer):
+    """When the first token of an answer was there."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+        elif self.first is None:
+            self.first = time.monotonic()
+
+    def end(self) -> None:
+        pass
 
 
 _EVALUATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

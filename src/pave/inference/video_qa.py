@@ -32,7 +32,6 @@ from pave.video_llms.encode import check_vision_stored
 logger = logging.getLogger(__name__)
 
 
-
 class VideoQA:
     """Answers questions about video files: the friendly face of ``Engine``.
 
