@@ -492,3 +492,38 @@ def test_frames_that_a_source_does_not_have_are_refused(world):
         assert len(source.read(asked(world, frames=FRAMES)).item.times_F) == 4
         with pytest.raises(ValueError, match=r"0\.mp4': its frames are .*, which has .*4.*, not .*2.*; leave frames out"):
             text_of(source, asked(world, frames=other))
+
+
+def test_an_encoded_video_belongs_to_the_weights_and_the_processor_that_made_it(world):
+    model, processor = load_base(world[1])
+    engine = Engine(model, processor, sampling=FRAMES)
+    weight = next(p for name, p in model.named_parameters() if "vision" in name and p.ndim > 1)
+    text = asked(world, patches=None)
+
+    def cached():
+        (answer,) = engine.answer([text])
+        assert torch.equal(logits_of(engine, text), logits_of(Engine(model, processor, sampling=FRAMES, cache_bytes=0), text))
+        return answer.cached
+
+    assert [cached(), cached()] == [False, True]
+    with torch.no_grad():
+        weight.add_(0.1)
+    assert [cached(), cached()] == [False, True]
+    weight.data += 0.1  # as merged LoRA does: no count of changes sees it
+    assert [cached(), cached()] == [False, True]
+    processor.video_processor.image_mean = [0.1, 0.2, 0.3]
+    assert [cached(), cached()] == [False, True]
+
+
+def test_a_video_is_kept_with_what_its_key_says_whatever_patch_came_meanwhile(world):
+    model, processor = load_base(world[1])
+    attach_patch(model, hearing_config(), name="plain")
+    engine = Engine(model, processor, sampling=FRAMES)
+    read = engine.read(asked(world))
+    fusion = FusionConfig(width=16, embed_width=16, num_heads=2, query_source="pre_projector")
+    channel = SideChannelConfig(width=8, encoder=EncoderConfig(name="log_mel", settings={"n_mels": 8}), fusion=fusion)
+    attach_patch(model, PatchConfig(side_channels={"audio": channel}, lora=None), name="early")
+    assert engine.key(read) != engine.key(engine.read(asked(world, patches="early")))
+    engine.generate([read])
+    (answer,) = engine.answer([asked(world, patches="early")])
+    assert not answer.cached

@@ -126,7 +126,8 @@ class Engine:
         if read.item is None:
             return "text"
         pixels = read.video_key is None and read.item.vision is None
-        return len(read.item.times_F), pixels, self.reader.reads_pre_projector(), read.adding
+        pre = self.reader.reads_pre_projector() if read.video_key is None else read.video_key.pre_projector
+        return len(read.item.times_F), pixels, pre, read.adding
 
     def generate(
         self,

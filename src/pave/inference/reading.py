@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pave.config import PatchConfig, SideChannelConfig
 from pave.data.acting import how_much_acts
@@ -22,11 +22,22 @@ from pave.patching import is_patched, patch_slot
 from pave.patching.rows import read_selection
 from pave.side_channels import SideFeatures
 from pave.utils.content import unchanged
-from pave.video_llms.encode import check_vision_stored
+from pave.video_llms.encode import check_vision_stored, encoder_state
 
 DEFAULT_FRAMES = 32
 Sides = dict[str, dict[str, SideFeatures | None]]
 """Features by patch and channel; None where the channel is missing."""
+
+
+class VideoKey(NamedTuple):
+    """What an encoded video is kept under."""
+
+    content: str
+    """Of its file."""
+    pre_projector: bool
+    """Whether what enters the projector is kept too."""
+    facts: str
+    """The frames, and how the base computes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +53,7 @@ class ReadRequest:
     """Frames or encoded video, and side features by PATCH.CHANNEL; None where there is no video."""
     side_channels: dict[str, SideSummary] = field(default_factory=dict)
     """See ``Answer``."""
-    video_key: Hashable = None
+    video_key: VideoKey | None = None
     """What its encoded video is kept under; None where it is not kept."""
     frames: FrameSampling
     """That were looked at."""
@@ -238,7 +249,7 @@ class RequestReader:
         """Whether a patch on the model makes its queries of what enters the projector, so that this has to be kept too."""
         return any(config.reads_pre_projector for config in self.patch_configs().values())
 
-    def _video_key(self, read: ReadRequest) -> Hashable:
+    def _video_key(self, read: ReadRequest) -> VideoKey | None:
         """What the encoded video is kept under: its content, the frames, and how the base computes; None where it is not kept."""
         if not self.media.cache.max_bytes or self.media.vision is not None or self.dataset is not None:
             return None
@@ -247,8 +258,10 @@ class RequestReader:
         except ValueError:  # what this base makes of a video depends on more than the video
             return None
         content = self.media.content(str(read.request.video))
-        facts = [read.frames.to_dict(), str(self.model.dtype), self.reads_pre_projector()]
-        return None if content is None else ("video", content, json.dumps(facts, sort_keys=True))
+        if content is None:
+            return None
+        facts = [read.frames.to_dict(), str(self.model.dtype), *encoder_state(self.model), _settings(self.processor)]
+        return VideoKey(content, self.reads_pre_projector(), json.dumps(facts, sort_keys=True, default=str))
 
     def encoded(self, read: ReadRequest) -> ReadRequest:
         """The request with its video encoded by the base, where that is kept. One thread at a time."""
@@ -257,11 +270,17 @@ class RequestReader:
             return read
         there, vision = self.media.cache.get(key)
         if not there:
-            encoder = VisionEncoder(self.model, self.processor, pre_projector=self.reads_pre_projector())
+            encoder = VisionEncoder(self.model, self.processor, pre_projector=key.pre_projector)
             vision = encoder.encode(item.frames_FHWC, item.times_F)
             self.media.cache.put(key, vision, vision.num_bytes)
             self.media.drop_clip(str(read.request.video), read.frames)
         return replace(read, item=replace(item, vision=vision, frames_FHWC=vision.shape_of_frames), cached=there)
+
+
+def _settings(processor: Any) -> list[Any]:
+    """What a processor does to pictures."""
+    parts = [getattr(processor, name, None) for name in ("video_processor", "image_processor")]
+    return [None if part is None else part.to_dict() for part in parts]
 
 
 def shown_names(configs: Mapping[str, PatchConfig]) -> dict[tuple[str, str], str]:
