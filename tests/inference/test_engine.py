@@ -1,8 +1,10 @@
 """Requests in, answers out: rows of a batch do not know of each other, and nothing is asked of a model that was."""
 
+import gc
 import re
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -527,3 +529,23 @@ def test_a_video_is_kept_with_what_its_key_says_whatever_patch_came_meanwhile(wo
     engine.generate([read])
     (answer,) = engine.answer([asked(world, patches="early")])
     assert not answer.cached
+
+
+def test_an_encoder_goes_with_the_last_patch_that_names_it(world):
+    _, base, patches = world
+    engine = Engine.from_pretrained(base, patches, device="cpu", sampling=FRAMES)
+    mel = engine.model.patch_configs["tones"].side_channels["audio"].encoder
+    engine.answer([asked(world)])
+    built = weakref.ref(engine.reader.media.encoder(mel))
+    engine.answer([asked(world, patches="hearing")])
+    assert built() is not None
+    unload_patch(engine.model, "tones")
+    engine.answer([asked(world)])
+    gc.collect()
+    assert built() is None
+
+
+def test_a_question_about_text_beyond_the_context_is_refused(world, engine):
+    request = Request(None, "red " * 2100, patches=None, sampling=SHORT)
+    with pytest.raises(ValueError, match="the prompt has 2[0-9]+ tokens, the base's context is 2048; nothing is truncated"):
+        text_of(engine, request)

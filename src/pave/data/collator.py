@@ -136,14 +136,19 @@ class PatchCollator:
             conversations: the name of each, for errors, and its (question, answer) pairs.
 
         Raises:
-            SampleError: as a call does, or if the base's processor takes no text alone.
+            SampleError: as a call does, if a prompt is too long, or if the base's processor takes no text alone.
         """
         names = [name for name, _ in conversations]
         text = [self.prompt(name, turns, video=False).text for name, turns in conversations]
         try:
-            return dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
+            batch = dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
         except (ValueError, TypeError) as error:
             raise SampleError(f"samples {names}: the base's processor takes no question without a video: {error}") from error
+        for name, length in zip(names, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
+            over = over_limit(length, self.base_config, self.max_length)
+            if over is not None:
+                raise SampleError(f"sample {name!r}: {over}; nothing is truncated, so shorten the question", "prompt-long")
+        return batch
 
     def _batch(self, items: Sequence[PatchItem], acting: Sequence[bool] | None) -> dict[str, Any]:
         """One row per item."""

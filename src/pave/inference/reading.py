@@ -156,6 +156,7 @@ class RequestReader:
         start = time.monotonic()
         attached = self.patch_configs()  # once: they may come and go meanwhile
         patches = self._chosen(request, attached)
+        self.media.keep_encoders(channel.encoder for config in attached.values() for channel in config.side_channels.values())
         configs = {name: attached[name] for name in patches}
         _check_channels(request, attached)
         if request.counterfactual is not None:
