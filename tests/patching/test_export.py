@@ -136,3 +136,22 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ValueError, match="are one folder or inside each other"):
         export_merged(tmp_path / "plain", tmp_path / "base", base=tmp_path / "base")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"newline": "grid"}, "newline"),
+        ({"vocabulary": 300}, "vocabulary"),
+        ({"newline": "grid", "vocabulary": 300}, "newline and vocabulary"),
+    ],
+)
+def test_what_only_the_patch_can_keep_is_not_lost(changes, named, tmp_path):
+    """Without a channel no patch is written that could hold it."""
+    config = dataclasses.replace(small_config(), side_channels={}, missing_channel="lora_only", **changes)
+    model, _ = patched(CASES["llava_onevision"], config)
+    save_patch(model, tmp_path / "patch")
+    for export in (export_merged, export_beside):
+        with pytest.raises(ValueError, match=f"no patch would remain to keep its {named}, which"):
+            export(tmp_path / "patch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

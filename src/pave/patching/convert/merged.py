@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.attach import detach_patch
 from pave.patching.checkpoint import read_files, resolve_patch, write_files
@@ -24,6 +25,8 @@ from pave.video_llms.loading import load_base
 
 MERGED_BASE, FUSION_PATCH, PEFT_ADAPTER = "base", "patch", "adapter"
 """Folders inside the one that is written."""
+_BASES_OWN = PatchConfig(side_channels={})
+"""The settings of a patch that are those of the base."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def export_merged(
         allow_base_mismatch: fold it into another base.
 
     Raises:
-        ValueError: if the patch has no LoRA, no base is named, it is another one or quantised, or ``out`` would replace one of them.
+        ValueError: if the patch has no LoRA, or no channel but a newline or vocabulary of its own, no base is named, it is another one or
+            quantised, or ``out`` would replace one of them.
     """
     source = resolve_patch(patch)
     record = _with_lora(source)
@@ -95,7 +99,7 @@ def export_beside(patch: str | Path, out: str | Path) -> MergedExport:
         out: where to; an older folder there is replaced whole.
 
     Raises:
-        ValueError: if the patch has no LoRA, or ``out`` would replace it.
+        ValueError: if the patch has no LoRA, or no channel but a newline or vocabulary of its own, or ``out`` would replace it.
     """
     source = resolve_patch(patch)
     record = _with_lora(source)
@@ -113,6 +117,12 @@ def _with_lora(source: Path) -> PatchRecord:
     record = read_record(source)
     if record.patch.lora is None:
         raise ValueError(f"{source} has no LoRA, so there is nothing to merge; load it as it is")
+    lost = [name for name in ("newline", "vocabulary") if getattr(record.patch, name) != getattr(_BASES_OWN, name)]
+    if lost and not record.patch.side_channels:
+        raise ValueError(
+            f"{source} has no side channel, so no patch would remain to keep its {' and '.join(lost)}, which change what the base computes; "
+            "load it as it is"
+        )
     return record
 
 
