@@ -126,7 +126,8 @@ def _for_samples(work: Path, folder: Path, path: Path) -> list[str]:
         write_samples(work / name, (_absolute(sample) for sample in samples if (sample.video in held_out) == wanted))
     train = [sample for sample in samples if sample.video not in held_out]
     scores = _probe(train, channel, columns)
-    held = [score.type for score in scores if score.holds]
+    doubted = {score.type for score in scores if not score.holds}
+    held = list(dict.fromkeys(score.type for score in scores if score.type not in doubted))
     types = list(dict.fromkeys(sample.type for sample in train))
     recipe = sensor_recipe(
         str(folder / "run"),
