@@ -13,6 +13,7 @@ from pathlib import Path
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.attach import detach_patch
+from pave.patching.base_of import base_of_patch
 from pave.patching.checkpoint import read_files, resolve_patch, write_files
 from pave.patching.compress import check_out
 from pave.patching.convert.export import write_adapter
@@ -58,7 +59,7 @@ def export_merged(
     Args:
         patch: a folder or a hub id.
         out: where to; an older folder there is replaced whole.
-        base: that the patch was trained on; default the one that it names.
+        base: that the patch was trained on; default the one that it names, in its revision (``pave.patching.base_of.base_of_patch``).
         dtype: of the weights: "auto" as they are stored; or float32, bfloat16, float16.
         allow_base_mismatch: fold it into another base.
 
@@ -68,12 +69,10 @@ def export_merged(
     """
     source = resolve_patch(patch)
     record = _with_lora(source)
-    name = record.base.model_id if base is None else str(base)
-    if name is None:
-        raise ValueError(f"{patch} does not name its base; give it as well")
+    name, revision = base_of_patch(source, str(patch)) if base is None else (str(base), None)
     for taken in (source, *([Path(name)] if Path(name).is_dir() else [])):
         check_out(taken, out)
-    model, processor = load_base(name, dtype=dtype)
+    model, processor = load_base(name, revision=revision, dtype=dtype)
     if getattr(model, "is_quantized", False):
         raise ValueError(f"base {name!r} is quantised, and an update cannot be folded into its integers; give it in float")
     load_patch(model, source, name="folded", processor=processor, allow_base_mismatch=allow_base_mismatch)
