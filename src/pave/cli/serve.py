@@ -130,8 +130,8 @@ def _engine(
     from pave.cli.models import hide_loading_bars
     from pave.data.media import FrameSampling
     from pave.inference.engine import Engine
-    from pave.inference.loading import base_of_patch
     from pave.patching import resolve_patch
+    from pave.patching.base_of import base_of_patch
     from pave.utils.threads import settle_threads
 
     hide_loading_bars()
