@@ -177,6 +177,9 @@ def test_archives_that_would_fill_the_disk_or_write_elsewhere(children, tmp_path
         "'/a.txt' would lie outside": archive(tmp_path / "root.zip", [("/a.txt", b"0")]),
         "'b.txt' is a link or a device": archive(tmp_path / "link.zip", [("b.txt", b"/etc/passwd")], as_link),
         "'a.so' is of a kind that no channel reads": archive(tmp_path / "kind.zip", [("a.so", b"0")]),
+        "more than 7 folders above it": archive(tmp_path / "deep.zip", [("a/" * 8 + "a.txt", b"0")]),
+        "a name of more than 255 characters": archive(tmp_path / "long.zip", [("a" * 252 + ".txt", b"0")]),
+        r"damaged \(File exists\)": archive(tmp_path / "same.zip", [("a.txt", b"0"), ("a.txt/b.txt", b"0")]),
     }
     (tmp_path / "cut.zip").write_bytes(cases["holds 12 files, of at most 10"].read_bytes()[:-30])
     cases["the archive is damaged"] = tmp_path / "cut.zip"
@@ -229,6 +232,12 @@ def test_side_files_are_of_the_kind_that_their_channel_takes(tmp_path):
             with pytest.raises(ApiError, match=sentence):
                 obtain(url, kind)
         assert obtain(str(tmp_path / "a.h5"), "sensor") == tmp_path / "a.h5"  # what the administrator allows may be more
+
+
+def test_large_descriptors_are_refused_before_they_are_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" + b"{}," * 1_400_000 + b"{}]")
+    with sources(tmp_path) as obtain, pytest.raises(ApiError, match="file: the file is larger than 4 MiB"):
+        obtain(str(tmp_path / "a.json"), "views")
 
 
 # --- other machines

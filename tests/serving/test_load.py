@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from pave.inference.engine import Engine
+from pave.serving.errors import ApiError
 from pave.serving.limits import Limits
 from pave.serving.scheduler import Job, Scheduler
 from served import about, data_url, own_answer, running, save_patches
@@ -58,6 +59,22 @@ def test_a_full_queue_says_when_to_come_again(server, world):
     assert answer.json()["error"]["type"] == "rate_limit_error" and int(answer.headers["retry-after"]) >= 1
     assert server.services.scheduler.places == 0
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body_about(world), timeout=60).status_code == 200
+
+
+def test_a_request_that_was_admitted_gets_its_other_places_while_the_server_ends():
+    class Nothing:
+        """Is asked for nothing."""
+
+    scheduler = Scheduler(Nothing(), Limits())
+    try:
+        with scheduler.place():
+            scheduler.stop_admitting()
+            with scheduler.place(2, admitted=True):
+                assert scheduler.places == 3
+            with pytest.raises(ApiError, match="about to end"), scheduler.place():
+                pass
+    finally:
+        scheduler.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,20 +43,21 @@ class Asked:
         return cls(chat, turns[-1][0], tuple((q, a or "") for q, a in turns[:-1]), video, sound, _uses(chat, base))
 
     def samplings(self, limits: Limits) -> list[Sampling]:
-        """How each of the n answers is generated."""
+        """How each of the n answers is generated. What has no seed gets one: a batch that fails is tried again, and a stream must go
+        on as it began."""
         chat = self.chat
         length = chat.max_completion_tokens or chat.max_tokens or limits.new_tokens
-        seeds = [None if chat.seed is None else (chat.seed + number) % 2**63 for number in range(chat.n)]
+        first = secrets.randbits(63) if chat.seed is None else chat.seed
         return [
             Sampling(
                 temperature=chat.temperature,
                 top_p=chat.top_p,
                 top_k=chat.top_k,
-                seed=seed,
+                seed=(first + number) % 2**63,
                 max_new_tokens=length,
                 stop=chat.stops,
             )
-            for seed in seeds
+            for number in range(chat.n)
         ]
 
     def frames(self, limits: Limits) -> FrameSampling | None:

@@ -100,11 +100,11 @@ class Completion:
         try:
             self._stack.enter_context(self._services.scheduler.place())
             content = await _in_time(body(), self._services.limits.fetch_seconds, "the request's body did not arrive in time")
-            self._chat: ChatRequest = read_body(ChatRequest, content)
+            self._chat: ChatRequest = await asyncio.to_thread(read_body, ChatRequest, content)
             del content
             asked = Asked.of(self._chat, self._services.catalog.base, self._services.limits)
             if self._chat.n > 1:
-                self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1))
+                self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1, admitted=True))
             self._patches = self._stack.enter_context(self._services.catalog.using(list(asked.uses)))
             self._uses = asked.uses
             self.facts.update(model=self._model, patches=[patch.id for patch in self._patches], n=self._chat.n)
@@ -139,8 +139,10 @@ class Completion:
             if began > self._deadline:
                 raise ApiError(504, "the deadline passed before the media could be read", code="deadline_exceeded")
             try:
-                with reading_in_children(services.children), services.catalog.unchanged():
-                    return [services.engine.read(request) for request in reading.requests(services.limits)]
+                with reading_in_children(services.children):
+                    requests = reading.requests(services.limits)
+                    with services.catalog.unchanged():
+                        return [services.engine.read(request) for request in requests]
             except (ValueError, MissingExtraError) as error:
                 raise bad_request(reading.plain(error), code=getattr(error, "code", None) or "invalid_value") from error
             finally:

@@ -107,14 +107,18 @@ class Scheduler:
         return self._draining
 
     @contextlib.contextmanager
-    def place(self, count: int = 1) -> Iterator[None]:
+    def place(self, count: int = 1, *, admitted: bool = False) -> Iterator[None]:
         """Hold places for answers while the block runs.
+
+        Args:
+            count: of places.
+            admitted: the request has a place already and needs more; it is answered also when the server is about to end.
 
         Raises:
             ApiError: 429 if there are not as many, 503 if the server is about to end.
         """
         with self._changed:
-            if self._draining:
+            if self._draining and not admitted:
                 raise ApiError(
                     503,
                     "the server is about to end; ask again when it is back",
