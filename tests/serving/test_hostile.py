@@ -4,9 +4,11 @@ import base64
 import http.server
 import ipaddress
 import os
+import signal
 import socket
 import stat
 import threading
+import time
 import zipfile
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -21,6 +23,7 @@ from pave.serving.fetching import Fetcher, is_public
 from pave.serving.files import Uploads
 from pave.serving.limits import Limits
 from pave.serving.sources import Sources
+from pave.utils.stops import Stop, stopped_by
 from served import about, data_url
 
 # --- media in children
@@ -67,6 +70,24 @@ def test_reading_that_takes_longer_than_allowed_is_ended(world):
             probe(world / "0.mp4")
     finally:
         slow.close()
+
+
+def test_reading_ends_when_nobody_waits_for_it(world):
+    waiting = MediaChildren(1, ChildLimits(seconds=60.0))
+    try:
+        with reading_in_children(waiting):
+            probe(world / "0.mp4")
+            os.kill(waiting._all[0]._process.pid, signal.SIGSTOP)  # a file that takes for ever
+            stop = Stop()
+            ending = threading.Timer(0.3, stop.stop)
+            ending.start()
+            with stopped_by(stop), pytest.raises(MediaError, match=r"0\.mp4: reading was given up"):
+                probe(world / "0.mp4")
+            probe(world / "0.mp4")  # the next one gets a process that reads
+            with stopped_by(Stop(time.monotonic() - 1)), pytest.raises(MediaError, match="given up"):
+                probe(world / "0.mp4")
+    finally:
+        waiting.close()
 
 
 def test_a_header_that_states_a_huge_picture_is_refused(server, tmp_path):
@@ -252,6 +273,7 @@ def test_large_descriptors_are_refused_before_they_are_read(tmp_path):
             (address, False)
             for address in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1")
         ),
+        ("fec0::1", False),
         *((address, False) for address in ("0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1")),
         *((address, False) for address in ("::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::ffff:169.254.169.254")),
     ],
@@ -376,6 +398,20 @@ def test_streams_that_do_not_end_as_they_should(tmp_path, behave, status, senten
             fetcher.fetch(f"http://{host}/a", tmp_path / "a", "video")
         server.over.set()
     assert error.value.status == status and not (tmp_path / "a").exists()
+
+
+def test_a_fetch_ends_when_nobody_waits_for_it(tmp_path):
+    stop = Stop()
+    with web("127.0.0.2", dripping) as (server, host):
+        server.over = threading.Event()
+        fetcher = Fetcher([host], max_seconds=20.0, allowed_address=only("127.0.0.2"))
+        ending = threading.Timer(0.3, stop.stop)
+        ending.start()
+        with stopped_by(stop), pytest.raises(ApiError, match="cannot be fetched"):
+            fetcher.fetch(f"http://{host}/a", tmp_path / "a", "video")
+        with stopped_by(stop), pytest.raises(ApiError, match="takes longer|cannot be fetched"):
+            fetcher.fetch(f"http://{host}/b", tmp_path / "b", "video")
+        server.over.set()
 
 
 def test_a_server_without_allowed_hosts_asks_nobody(server):

@@ -1,5 +1,6 @@
 """Full queues, deadlines, clients that leave, bad neighbours, patches that change under way, and ending under load."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from pave.inference.engine import Engine
 from pave.serving.errors import ApiError
 from pave.serving.limits import Limits
 from pave.serving.scheduler import Job, Scheduler
+from pave.serving.streaming import EventStream
 from served import about, data_url, own_answer, running, save_patches
 
 
@@ -106,6 +109,82 @@ def test_a_request_past_its_deadline_is_given_up(patches, world, engine):
         holding.join()
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         until(lambda: server.services.scheduler.places == 0)
+
+
+@pytest.mark.parametrize("why", ["left", "late"])
+def test_a_request_that_is_given_up_frees_its_reader(patches, world, engine, why):
+    seconds = 60.0 if why == "left" else 4.0
+    with running(engine, {"hearing": patches["hearing"]}, readers=1, read_seconds=60.0, deadline_seconds=seconds) as server:
+        url, first, second = server.url, *(body_about(world, messages=about(data_url(world / f"{i}.mp4"))) for i in (0, 1))
+        assert httpx.post(f"{url}/v1/chat/completions", json=first, timeout=60).status_code == 200
+        os.kill(server.services.children._all[0]._process.pid, signal.SIGSTOP)  # a file that takes for ever
+        if why == "left":
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=second, timeout=0.5)
+        else:
+            answer = httpx.post(f"{url}/v1/chat/completions", json=second, timeout=60)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert httpx.post(f"{url}/v1/chat/completions", json=second, timeout=20).status_code == 200
+
+
+def test_a_stream_that_nobody_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr("pave.serving.streaming._MORE_SECONDS", 0.1)
+    ended = []
+
+    async def events():
+        yield b"data: 1\n\n"
+
+    async def never(*message):
+        await asyncio.Event().wait()
+
+    async def run():
+        await asyncio.wait_for(EventStream(events(), never, lambda: ended.append(1), 0.1)({}, None, never), 20)
+
+    asyncio.run(run())
+    assert ended == [1]
+
+
+def test_frames_of_waiting_answers_are_bounded_together():
+    class Held:
+        """Generates when it is let go."""
+
+        free = threading.Event()
+
+        def key(self, read):
+            return read
+
+        def generate(self, reads, **how):
+            self.free.wait(60)
+            return list(reads)
+
+    answers, megabyte = [], np.zeros(2**20, dtype=np.uint8)
+    scheduler = Scheduler(Held(), Limits(waiting_megabytes=2))
+
+    def submit(read, frames):
+        scheduler.submit(Job(read, time.monotonic() + 60, done=answers.append, frames=frames))
+
+    submit("running", np.zeros(3 * 2**20, dtype=np.uint8))  # one alone may be larger
+    until(lambda: not scheduler._queue)
+    for read, frames in (("b", megabyte), ("c", megabyte), ("d", np.zeros(2**20, dtype=np.uint8)), ("e", None)):
+        submit(read, frames)  # of one array there is one, however many answers look at it
+    with pytest.raises(ApiError, match="take 2 MiB") as error:
+        submit("f", np.zeros(2**20, dtype=np.uint8))
+    assert error.value.status == 429 and int(error.value.headers["Retry-After"]) >= 1
+    Held.free.set()
+    scheduler.close()
+    assert sorted(answers) == ["b", "c", "d", "e", "running"]
+
+
+def test_a_patch_that_waits_for_readers_holds_up_no_batch(patches, world, engine):
+    with running(engine, {"hearing": patches["hearing"]}) as server, ThreadPoolExecutor(1) as pool:
+        catalog = server.services.catalog
+        with catalog.unchanged():  # as while a long video is read
+            loading = pool.submit(catalog.load, "moving", patches["moving"])
+            until(lambda: catalog._model_lock._condition._waiters)
+            text = {"model": "hearing", "messages": about(data_url(world / "0.mp4")), "max_tokens": 2}
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=text, timeout=20).status_code == 200
+        loading.result()
+        assert [patch.name for patch in catalog.all()] == ["hearing", "moving"]
 
 
 def test_a_bad_request_harms_no_other_of_its_batch(alone, world):

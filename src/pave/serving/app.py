@@ -53,7 +53,7 @@ class Routes:
         require_json(request)
         await completion.begin(request.body, gone)
         if completion.streamed:
-            return EventStream(completion.pieces(), gone, completion.end)
+            return EventStream(completion.pieces(), gone, completion.end, completion.seconds_left)
         return JSONResponse(await completion.answer(gone))
 
     # --- models

@@ -27,6 +27,7 @@ from pave.serving.scheduler import Job, Scheduler
 from pave.serving.schemas import ChatRequest, read_body
 from pave.serving.sources import Sources
 from pave.utils.optional import MissingExtraError
+from pave.utils.stops import Stop, stopped_by
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class Completion:
         self._files = ExitStack()
         """What is held until it is over and nothing reads any more: uploads, a folder."""
         self._reading: Future[list[Any]] | None = None
+        self._stop = Stop(self._deadline)
+        """Of fetching and reading its files."""
         self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self._jobs: list[Job] = []
         self._patches: list[ServedPatch] = []
@@ -88,6 +91,11 @@ class Completion:
     def streamed(self) -> bool:
         """Whether the answer is wanted piece by piece."""
         return self._chat.stream
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its deadline, after which it is not answered."""
+        return max(0.0, self._deadline - time.monotonic())
 
     # --- before the first token
 
@@ -113,7 +121,8 @@ class Completion:
             loop = asyncio.get_running_loop()
             for number, read in enumerate(reads):
                 put = partial(self._put, loop, number)
-                self._jobs.append(Job(read, self._deadline, done=put, on_text=put if self._chat.stream else None))
+                frames = None if read.item is None or read.item.vision is not None else read.item.frames_FHWC
+                self._jobs.append(Job(read, self._deadline, put, on_text=put if self._chat.stream else None, frames=frames))
             for job in self._jobs:
                 self._services.scheduler.submit(job)
         except BaseException:
@@ -139,11 +148,15 @@ class Completion:
             if began > self._deadline:
                 raise ApiError(504, "the deadline passed before the media could be read", code="deadline_exceeded")
             try:
-                with reading_in_children(services.children):
+                with reading_in_children(services.children), stopped_by(self._stop):
                     requests = reading.requests(services.limits)
                     with services.catalog.unchanged():
                         return [services.engine.read(request) for request in requests]
-            except (ValueError, MissingExtraError) as error:
+            except (ApiError, ValueError, MissingExtraError) as error:
+                if not self.seconds_left:
+                    raise ApiError(504, "the deadline passed while the media were read", code="deadline_exceeded") from error
+                if isinstance(error, ApiError):
+                    raise
                 raise bad_request(reading.plain(error), code=getattr(error, "code", None) or "invalid_value") from error
             finally:
                 services.metrics.read_seconds.observe(time.monotonic() - began)
@@ -155,8 +168,7 @@ class Completion:
         """What ``work`` gives, unless the client is gone first, or the deadline passes."""
         doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
         try:
-            left = max(0.0, self._deadline - time.monotonic())
-            await asyncio.wait({doing, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({doing, leaving}, timeout=self.seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if doing.done():
                 return doing.result()
             if leaving.done():
@@ -170,6 +182,7 @@ class Completion:
         """Let everything go. What is still generated is given up."""
         for job in self._jobs:
             job.cancelled = True
+        self._stop.stop()
         self._stack.close()
         if self._reading is None or self._reading.cancel() or self._reading.done():
             self._files.close()
