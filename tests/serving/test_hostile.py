@@ -18,10 +18,12 @@ import pytest
 
 from media_files import encode
 from pave.data.media import ChildLimits, MediaChildren, MediaError, probe, read_frames, reading_in_children, unpack, write_video
+from pave.serving.asking import Asked, Reading
 from pave.serving.errors import ApiError
 from pave.serving.fetching import Fetcher, is_public
 from pave.serving.files import Uploads
 from pave.serving.limits import Limits
+from pave.serving.schemas import ChatRequest
 from pave.serving.sources import Sources
 from pave.utils.stops import Stop, stopped_by
 from served import about, data_url
@@ -259,6 +261,32 @@ def test_large_descriptors_are_refused_before_they_are_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b"[" + b"{}," * 1_400_000 + b"{}]")
     with sources(tmp_path) as obtain, pytest.raises(ApiError, match="file: the file is larger than 4 MiB"):
         obtain(str(tmp_path / "a.json"), "views")
+
+
+def test_errors_about_files_of_an_archive_do_not_say_where_it_was_unpacked(tmp_path, world):
+    class Taker:
+        """Takes one channel."""
+
+        name, id, sources = "seeing", "seeing_0", {"scene": "scene3d"}
+
+    bad = archive(tmp_path / "bad.zip", [("scene.json", "{}"), ("a.png", b"0")])
+    chat = ChatRequest(
+        model="seeing",
+        messages=about(data_url(world / "0.mp4")),
+        side_channels={"scene": {"url": data_url(bad, "application/zip")}},
+    )
+    uploads = Uploads(Limits())
+    try:
+        with ExitStack() as stack, uploads.workspace() as folder:
+            asked = Asked.of(chat, "playground", Limits())
+            reading = Reading(asked, [Taker()], Sources(uploads, Fetcher(), Limits()), "me", folder, stack)
+            (request,) = reading.requests(Limits(), None)
+            (path,) = request.side_channels["seeing_0"].values()
+            for file, told in ((path, "side_channels.scene"), (path.parent / "a.png", "side_channels.scene/a.png")):
+                assert reading.plain(ValueError(f"{file}: it is damaged")) == f"{told}: it is damaged"
+            assert reading.plain(ValueError(f"{folder}/5: no")) == "the request/5: no"
+    finally:
+        uploads.close()
 
 
 # --- other machines

@@ -187,6 +187,22 @@ def test_a_patch_that_waits_for_readers_holds_up_no_batch(patches, world, engine
         assert [patch.name for patch in catalog.all()] == ["hearing", "moving"]
 
 
+def test_frames_of_the_base_do_not_depend_on_patches_that_come(patches, world, engine):
+    from pave.patching import patch_slot
+
+    with running(engine, {}) as server:
+
+        def times(model, **fields):
+            body = body_about(world, model=model, messages=about(data_url(world / "0.mp4")), **fields)
+            return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()["pave"]["frame_times"]
+
+        before = times("playground")
+        patch = server.services.catalog.load("hearing", patches["hearing"])
+        patch_slot(engine.model, patch.id).provenance = {"recipe": {"data": {"frames": {"num_frames": 2}}}}
+        assert len(times("hearing")) == 2 != len(before)
+        assert times("playground") == times("playground", patches=[{"name": "hearing", "strength": 0}]) == before
+
+
 def test_a_bad_request_harms_no_other_of_its_batch(alone, world):
     """A patch that was taken off after its request was read makes the batch fail; the others are answered all the same."""
     from pave.inference.request import Request, Sampling
@@ -243,7 +259,7 @@ def test_a_request_keeps_the_patch_it_began_with(engine, alone, world, patches, 
         until(lambda: not hasattr(engine.model, "patch_names"))
 
 
-def test_memory_and_open_files_are_back_after_a_load(server, world):
+def test_caches_threads_and_open_files_are_back_after_a_load(server, world):
     """Twice the same load: what the first one leaves (caches, pools) is all that the second one finds."""
 
     def load():
@@ -297,12 +313,13 @@ def test_ending_under_load_answers_what_was_admitted(patches, world, alone):
                         answer = client.post(f"{url}/v1/chat/completions", json=body_about(world))
                     except httpx.TransportError:
                         break
-                    found.append((answer.status_code, answer.json()))
+                    found.append((answer.status_code, answer.json(), time.monotonic()))
             return found
 
         with ThreadPoolExecutor(6) as pool:
             asking = [pool.submit(ask, number) for number in range(6)]
             until(lambda: float(places(url)) >= 3, 60)
+            ending = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             signalled.set()
@@ -312,13 +329,29 @@ def test_ending_under_load_answers_what_was_admitted(patches, world, alone):
         process.kill()
         process.wait()
     own = own_answer(alone, world / "0.mp4", patches="hearing", sampling={"max_new_tokens": 4})
-    texts = [answer["choices"][0]["message"]["content"] for status, answer in results if status == 200]
+    texts = [answer["choices"][0]["message"]["content"] for status, answer, _ in results if status == 200]
     assert texts and set(texts) == {own}
-    assert {status for status, _ in results} <= {200, 503}
+    assert {status for status, _, ended in results if ended < ending} <= {200}
+    after = [(status, answer.get("error", {}).get("code")) for status, answer, ended in results if ended >= ending]
+    assert set(after) <= {(200, None), (503, "shutting_down")} and (200, None) in after  # what had its place is answered
     logged = [json.loads(line) for line in lines]  # every line is JSON
     admitted = [line for line in logged if line.get("message") == "request" and line["route"].endswith("completions")]
     assert sum(line["status"] == 200 for line in admitted) == len(texts)  # what was answered has arrived
     assert {line["status"] for line in admitted} <= {200, 503}
+
+
+def test_an_address_that_is_taken_is_told_before_a_model_is_loaded(capsys, monkeypatch):
+    from pave.cli import main
+
+    def load(*arguments):
+        raise ValueError("a model was loaded")
+
+    monkeypatch.setattr("pave.cli.serve._log_as_json", lambda: None)
+    monkeypatch.setattr("pave.cli.serve._engine", load)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port]) == 2
+    assert f"--port {port}: Address already in use; choose another one" in capsys.readouterr().err
 
 
 def places(url):

@@ -165,11 +165,15 @@ class Reading:
         self._patches = dict(zip(asked.uses, patches, strict=True))
         self._sources = sources
         self._given: Mapping[str, Any] = {"owner": owner, "folder": folder, "stack": stack}
-        self._names: dict[str, str] = {patch.id: patch.name for patch in patches}
+        self._names: dict[str, str] = {str(folder): "the request", **{patch.id: patch.name for patch in patches}}
         """What stands in the engine's sentences, and what the client calls it."""
 
-    def requests(self, limits: Limits) -> list[Request]:
+    def requests(self, limits: Limits, base_frames: FrameSampling | None) -> list[Request]:
         """What the engine is asked, once for each of the n answers.
+
+        Args:
+            limits: of the server.
+            base_frames: which the base looks at where a request does not say.
 
         Raises:
             ApiError: if a file may not be read or does not belong to the patches.
@@ -177,6 +181,7 @@ class Reading:
         asked = self._asked
         video = self._video()
         sides = self._sides()
+        base_alone = video is not None and not any(strength for strengths in asked.uses.values() for strength in strengths)
         uses = {self._patches[name].id: strengths for name, strengths in asked.uses.items()}
         try:
             return [
@@ -186,7 +191,7 @@ class Reading:
                     patches=uses or None,
                     side_channels=sides,
                     sampling=sampling,
-                    frames=asked.frames(limits),
+                    frames=asked.frames(limits) or (base_frames if base_alone else None),
                     history=asked.history,
                     id="request",
                 )
@@ -211,6 +216,8 @@ class Reading:
     def _file(self, url: str, kind: str, param: str) -> Path:
         path = self._sources.obtain(url, kind, param=param, **self._given)
         self._names[str(path)] = param
+        if self._given["folder"] in path.parent.parents:  # an archive was unpacked there
+            self._names[str(path.parent)] = param
         return path
 
     def _sides(self) -> dict[str, dict[str, Path | None]]:

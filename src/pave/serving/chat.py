@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pave.data.media import MediaChildren, reading_in_children
+from pave.data.media import FrameSampling, MediaChildren, reading_in_children
 from pave.inference.engine import Engine
 from pave.inference.request import Answer
 from pave.serving.asking import Asked, Reading
@@ -50,6 +50,8 @@ class Services:
     metrics: Metrics
     children: MediaChildren
     readers: ThreadPoolExecutor
+    base_frames: FrameSampling | None = None
+    """Which the base looks at where a request does not say, so that patches that come and go change nothing about it."""
 
     def close(self) -> None:
         """End threads and processes, and remove files. What was admitted has been answered."""
@@ -149,7 +151,7 @@ class Completion:
                 raise ApiError(504, "the deadline passed before the media could be read", code="deadline_exceeded")
             try:
                 with reading_in_children(services.children), stopped_by(self._stop):
-                    requests = reading.requests(services.limits)
+                    requests = reading.requests(services.limits, services.base_frames)
                     with services.catalog.unchanged():
                         return [services.engine.read(request) for request in requests]
             except (ApiError, ValueError, MissingExtraError) as error:
