@@ -74,6 +74,8 @@ class MediaChildren:
                 if child.late:
                     raise MediaError(f"{name}: reading took longer than the {timeout:g} s allowed", "media-timeout")
                 raise MediaError(f"{name}: the process that read it ended with status {status}", "media-crash")
+            if not stop.left:  # it may have been killed just behind its answer, and would be taken for one that runs
+                child.end()
             answer, body = received
             if "error" in answer:
                 if answer["code"] == "media-memory":  # what is left of it may be too much for the next file
