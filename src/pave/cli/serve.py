@@ -92,7 +92,7 @@ def command(
 
     for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(package, extra="serve", purpose="pave serve")
-    from pave.serving.server import Access, is_loopback, make_services, serve
+    from pave.serving.server import Access, bound, is_loopback, make_services, serve
 
     access = Access(
         keys=_keys(api_keys, "--api-keys"),
@@ -104,17 +104,18 @@ def command(
     if not is_loopback(host) and not access.keys and not open_to_all:
         raise ValueError(f"--host {host} lets others in: give --api-keys FILE, or --open if everybody may ask")
     _log_as_json()
-    engine, shown = _engine(base, patches, device, dtype, frames, cache_gigabytes, encoders or [])
-    services = make_services(
-        engine,
-        patches,
-        base=shown,
-        access=access,
-        limits=limits,
-        encoders=encoders or (),
-        allow_base_mismatch=allow_base_mismatch,
-    )
-    serve(services, access, host=host, port=port)
+    with bound(host, port) as listening:  # before the model is loaded, which takes minutes
+        engine, shown = _engine(base, patches, device, dtype, frames, cache_gigabytes, encoders or [])
+        services = make_services(
+            engine,
+            patches,
+            base=shown,
+            access=access,
+            limits=limits,
+            encoders=encoders or (),
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        serve(services, access, listening, host=host)
 
 
 def _engine(

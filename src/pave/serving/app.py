@@ -53,7 +53,7 @@ class Routes:
         require_json(request)
         await completion.begin(request.body, gone)
         if completion.streamed:
-            return EventStream(completion.pieces(), gone, completion.end)
+            return EventStream(completion.pieces(), gone, completion.end, completion.seconds_left)
         return JSONResponse(await completion.answer(gone))
 
     # --- models
@@ -222,7 +222,7 @@ def make_app(services: Services, keys: Keys, admin: Keys, *, hosts: tuple[str, .
     handlers: list[tuple[str, str, Callable[..., Awaitable[Response]], dict[str, Any] | None]] = [
         ("POST", "/v1/chat/completions", routes.chat, body),
         ("GET", "/v1/models", routes.models, None),
-        ("GET", "/v1/models/{name}", routes.model, None),
+        ("GET", "/v1/models/{name:path}", routes.model, None),
         ("POST", "/v1/files", routes.upload, None),
         ("GET", "/v1/files", routes.files, None),
         ("GET", "/v1/files/{file_id}", routes.file, None),
