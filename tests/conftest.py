@@ -23,7 +23,9 @@ SLOW_SECONDS = 0.75
 def pytest_addoption(parser):
     parser.addoption("--write-families", metavar="FILE", help="write which checks each family of base models passed, as JSON")
     parser.addoption("--fast", action="store_true", help=f"leave out the tests in tests/{SLOW.name}, for daily work")
-    parser.addoption("--write-slow", action="store_true", help=f"write tests/{SLOW.name} from what this run, of every test, took")
+    parser.addoption(
+        "--write-slow", action="store_true", help=f"write tests/{SLOW.name} from what this run, of every test, took"
+    )
 
 
 def pytest_configure(config):
