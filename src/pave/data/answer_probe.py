@@ -190,17 +190,36 @@ def _probed(
     streams, answers = [row.stream for row in rows], [row.answer for row in rows]
     right, chance = cross_validated(np.stack([summaries[stream][0] for stream in streams]), answers, streams)
     low, high = wilson(right, len(set(streams)))
-    facts = {"channel": channel, "type": kind, "question": question, "streams": len(set(streams)), "answers": len(set(answers))}
-    return ProbeScore(**facts, accuracy=right, low=low, high=high, chance=chance)
+    return ProbeScore(
+        channel=channel,
+        type=kind,
+        question=question,
+        streams=len(set(streams)),
+        answers=len(set(answers)),
+        accuracy=right,
+        low=low,
+        high=high,
+        chance=chance,
+    )
 
 
 def _not_told(channel: str, kind: str, rows: Sequence[_Asked]) -> ProbeScore | None:
     rows = _told_apart(rows)
     if not rows:
         return None
-    none = dict.fromkeys(("accuracy", "low", "high", "chance"), float("nan"))
-    counts = {"streams": len({row.stream for row in rows}), "answers": len({row.answer for row in rows})}
-    return ProbeScore(channel=channel, type=kind, several=True, **counts, **none)
+    streams, answers = len({row.stream for row in rows}), len({row.answer for row in rows})
+    nothing = float("nan")
+    return ProbeScore(
+        channel=channel,
+        type=kind,
+        several=True,
+        streams=streams,
+        answers=answers,
+        accuracy=nothing,
+        low=nothing,
+        high=nothing,
+        chance=nothing,
+    )
 
 
 def _plain(answer: str) -> str:

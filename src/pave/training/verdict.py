@@ -137,7 +137,7 @@ def _chosen(
         told_apart = {
             text for text, own in by_text.items() if min(len({s.video for s in own}), len(set(map(_answer, own)))) > 1
         }
-        pairs = []
+        pairs: list[tuple[int, Sample]] = []
         for i in rng.permutation(len(members)):
             if len(pairs) == questions:
                 break
