@@ -212,7 +212,7 @@ def _own_encoder_parameters(model: Any) -> dict[str, nn.Parameter]:
 def encoder_state(model: Any) -> tuple[int, float]:
     """Tells apart two states of the base's own weights before the language model, without reading all of them: how often they were changed
     in place, and a sum of some of their values, for changes behind the back of that count (LoRA that is merged into them)."""
-    changes, values = 0, []
+    changes, values = 0, list[Tensor]()
     for parameter in _own_encoder_parameters(model).values():
         if not parameter.is_inference():
             changes += parameter._version
