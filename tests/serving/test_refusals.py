@@ -22,7 +22,7 @@ KEY, OTHER_KEY, TOKEN = "a-key-of-a-test-0001", "a-key-of-a-test-0002", "the-tok
 
 def post(server, body, **more):
     """Status and error of a request."""
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, **more)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60, **more)
     return answer.status_code, answer.json().get("error")
 
 
