@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo evidence test lint types contracts check bare docs package install dev clean help
+.PHONY: demo evidence test fast lint types contracts check bare docs package install dev clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -36,6 +36,9 @@ evidence: $(VENV)/.dev  ## the page of evidence, made again into runs/evidence; 
 
 test: $(VENV)/.dev   ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+fast: $(VENV)/.dev   ## the tests of daily work, about 3 minutes on 2 cores: without those in tests/slow.txt
+	$(BIN)/python -m pytest -n 2 --dist loadfile --fast $(ARGS)
 
 lint: $(VENV)/.dev   ## ruff
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 #   make -f recipes/chain.mk RECIPE=recipes/music_avqa_compact.yaml TEST=data/music_avqa/test.jsonl
 #   make -f recipes/chain.mk RECIPE=recipes/avsd_paper.yaml TEST=data/avsd/test.jsonl LAUNCH="torchrun --nproc-per-node 4 -m pave.cli" SET="training.accumulation=4"
 #
-# SET: changes to the recipe. LAUNCH: what trains, default pave. EVAL: options of pave eval. BASE and OUTPUT: those of the recipe. -n shows the commands.
+# SET: changes to the recipe; where it reads a feature store not of what is extracted, since pave extract takes a recipe as it is. LAUNCH: what trains, default pave. EVAL: options of pave eval. BASE and OUTPUT: those of the recipe. -n shows the commands.
 RECIPE ?= $(error give RECIPE=recipes/NAME.yaml)
 TEST ?= $(error give TEST=FILE.jsonl, samples to be tested on)
 PAVE ?= pave
@@ -18,12 +18,18 @@ ifndef BASE
 BASE := $(call _value,base.model)
 endif
 STORE := $(call _value,data.store)
+_folder := $(if $(filter /%,$(STORE)),,$(filter-out ./,$(dir $(RECIPE))))
+_pictures := $(if $(STORE),$(if $(filter store,$(call _value,data.vision)),base.% data.frames%))
+_extracted := $(filter patch=% patch.side_channels=% data.train=% data.eval=% data.root=% data.tasks% data.vision=% $(_pictures),$(SET)) \
+	$(foreach change,$(SET),$(if $(or $(findstring .encoder,$(change)),$(findstring .query_source,$(change))),$(change)))
+_extracted := $(strip $(_extracted))
 
 .PHONY: chain extract
 chain: $(OUTPUT)/report.html
 
 extract:
-	$(if $(STORE),$(PAVE) extract $(RECIPE),@true)
+	$(if $(and $(STORE),$(_extracted)),$(error SET changes what is extracted ($(_extracted)), which pave extract would not see; put it into the recipe))
+	$(if $(STORE),$(PAVE) extract $(RECIPE) --store $(_folder)$(STORE),@true)
 
 $(OUTPUT)/patch/patch_config.json: | extract
 	$(LAUNCH) train $(RECIPE) $(SET) $(if $(wildcard $(OUTPUT)/checkpoint-*),--resume)

@@ -189,6 +189,18 @@ def test_ask_offers_choices(world, capsys):
             ("ask", "{folder}/0.mp4", "x", "--base", "{base}", "--strength", "1"),
             "expected NAME=NUMBER with a name that --patch",
         ),
+        (
+            ("ask", "{folder}/0.mp4", "x", *PATCHED, "--strength", "heering=0.5"),
+            "the only patch has no name; leave heering= out",
+        ),
+        (
+            ("ask", "{folder}/0.mp4", "x", *PATCHED, "--side", "a={folder}", "--side", "a.b={folder}"),
+            "'a' is given as a channel and as a patch",
+        ),
+        (
+            ("ask", "{folder}/0.mp4", "x", *PATCHED, "--side", "a.b={folder}", "--side", "a={folder}"),
+            "'a' is given as a channel and as a patch",
+        ),
         (("ask", "{folder}/0.mp4", "x", "--patch", "a={patch}", "--strength", "b=1"), "with a name that --patch gives (a)"),
         (("ask", "{folder}/0.mp4", " ", "--base", "{base}"), "question"),
         (("eval", "{folder}/nowhere.jsonl", "--base", "{base}"), "nowhere.jsonl"),

@@ -9,7 +9,8 @@ import pytest
 from cases import shake
 from pave import attach_patch, save_patch
 from pave.cli import main
-from pave.cli.compose import parse_patches, parse_weights
+from pave.cli.compose import _check_apart, parse_patches, parse_weights
+from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples, write_samples
 from pave.evaluation.runner import evaluate
 from pave.inference import VideoQA
@@ -51,9 +52,7 @@ def test_patches_are_measured_and_merged(files, tmp_path, capsys):
     runs = data["measured"]["runs"]
     assert list(runs) == ["base", "first", "second", "together", "merged"]
     for name, patch in (("base", None), ("first", one), ("second", other)):
-        qa = VideoQA.from_pretrained(base, patch, device="cpu")
-        if patch is None:
-            qa.sampling = VideoQA.from_pretrained(base, one).sampling
+        qa = VideoQA.from_pretrained(base, patch, device="cpu", sampling=FrameSampling(num_frames=4))
         alone = evaluate(qa, read_samples(samples), max_new_tokens=4, progress=False)
         assert runs[name]["overall"] == alone.overall.to_dict()
     assert runs["first"]["overall"]["accuracy"] == 1.0
@@ -94,6 +93,10 @@ def test_weights_are_found_and_kept(files, tmp_path, capsys):
         (["ONE", "OTHER", "--out", "OUT", "--weights", "other=strong"], "--weights is as in hearing=0.5"),
         (["ONE", "OTHER", "--out", "OUT", "--weights", "b=1"], "weights: there is no patch 'b'"),
         (["ONE", "OTHER", "--out", "OUT", "--method", "mean"], "--method is sum or knots"),
+        (["ONE", "OTHER", "--out", "OUT", "--density", "0.2"], "--density is a setting of knots"),
+        (["base=ONE", "b=OTHER", "--data", "DATA", "--base", "gone/base"], "a patch cannot be called 'base'"),
+        (["a=ONE", "merged=OTHER", "--find-weights", "DATA", "--base", "gone/base"], "a patch cannot be called 'merged'"),
+        (["ONE", "OTHER", "--data", "DATA", "--find-weights", "DATA"], "share 4 samples, the first '0'"),
         (["ONE", "gone/away", "--out", "OUT"], "gone/away"),
     ],
 )
@@ -108,6 +111,17 @@ def test_bad_input_is_one_sentence(files, arguments, message, tmp_path, capsys, 
 
 def _word(argument, words):
     return next(((word, path) for word, path in words.items() if argument.endswith(word)), ("", ""))
+
+
+def test_samples_to_find_weights_on_are_not_those_of_the_test():
+    def sample(name, video, question):
+        return Sample(id=name, video=video, question=question, answer="a")
+
+    find = [sample("0", "a.mp4", "what?"), sample("1", "b.mp4", "what?")]
+    _check_apart(find, [sample("0", "c.mp4", "what?"), sample("2", "a.mp4", "who?")])
+    for shared in (sample("0", "a.mp4", "who?"), sample("7", "b.mp4", "what?")):
+        with pytest.raises(ValueError, match=f"share 1 samples, the first '{shared.id}'"):
+            _check_apart(find, [sample("5", "c.mp4", "what?"), shared])
 
 
 def test_what_options_say():

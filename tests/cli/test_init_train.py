@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from pave.cli import main
+from pave.cli.init import _held_out
 from pave.cli.init_recipe import steps_for
 from pave.data.media import probe
-from pave.data.samples import read_samples, write_samples
+from pave.data.samples import Sample, read_samples, write_samples
 from pave.patching import load_patch, read_record
 from pave.playground.shakes import write_shakes
 from pave.side_channels import build_encoder
@@ -82,6 +84,20 @@ def test_init_for_a_sensor_writes_clips_logs_and_a_recipe_that_fits(tmp_path):
     fusion = channel.fusion
     assert (fusion.gate, fusion.standardize, fusion.empty_frames) == (True, True, "nearest_inside")
     assert {s.answer for s in train if s.type == "shake"} == {"slow", "steady", "fast"}
+
+
+@pytest.mark.parametrize("order", ["in turns", "sorted"])
+def test_the_held_out_clips_have_every_answer(order):
+    """Also where the answers come in turns of five, of which every fifth would be the same."""
+    answers = [f"{i % 5}" for i in range(50)]
+    samples = [
+        Sample(id=f"{i}-{n}", video=f"{i}.mp4", question="?", answer=answer)
+        for i, answer in enumerate(answers if order == "in turns" else sorted(answers))
+        for n in range(2)
+    ]
+    held_out = _held_out(samples)
+    assert Counter(sample.answer for sample in samples if sample.video in held_out) == {str(i): 4 for i in range(5)}
+    assert held_out == _held_out(samples) and held_out != {f"{i}.mp4" for i in range(4, 50, 5)}
 
 
 def test_init_makes_a_recipe_for_samples_that_are_there(shaken, tmp_path, capsys):

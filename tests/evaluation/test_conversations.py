@@ -64,6 +64,13 @@ def test_llama_factory_and_the_channel_of_its_sound(tmp_path):
     assert done.moved == ("rows-000001",)  # the sound's placeholder stood behind the question
 
 
+def test_an_id_that_is_made_is_no_id_of_another_row(tmp_path):
+    ids = ["v#2", "v", "v", "v", "v#2", "rows-000007", None]
+    rows = [share_gpt("<image>\nWhat?", "A cat.", video="1.mp4", **({} if name is None else {"id": name})) for name in ids]
+    _, samples = convert(tmp_path, "llava", rows, suffix="json")
+    assert [sample.id for sample in samples] == ["v#2", "v", "v#3", "v#4", "v#2#2", "rows-000007", "rows-000007#2"]
+
+
 def test_llava_names_the_video_image_and_repeats_ids(tmp_path):
     rows = [
         share_gpt("<image>\nDescribe it.", "A dog.", id="v1", video="x/1.mp4", data_source="academic"),

@@ -160,6 +160,30 @@ def test_accuracies_differences_and_words(world, together):
     assert len(words) == 1 and f"{100 * sound.added.difference:+.1f} points" in words[0]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (-0.05, -0.01, "lost"),
+        (0.01, 0.05, "won"),
+        (-0.019, 0.03, "kept"),
+        (0.0, 0.0, "kept"),
+        (-0.02, 0.0, "undecided"),
+        (-0.1, 0.2, "undecided"),
+    ],
+)
+def test_the_word_goes_by_the_interval(result, low, high, word):
+    kind = result.kinds(result.groups()["hearing", "feeling"])[0]
+    interval = replace(kind.added.interval, low=low, high=high)
+    assert replace(kind, added=replace(kind.added, interval=interval)).verdict == word
+
+
+@pytest.mark.parametrize("name", [BASE, TOGETHER, MERGED])
+def test_a_patch_cannot_be_called_as_another_run(world, together, name):
+    composed = compose_patches({name: world[1]["hearing"], "feeling": world[1]["feeling"]})
+    with pytest.raises(ValueError, match=f"a patch cannot be called '{name}'"):
+        Together(together.model, together.processor, composed, sampling=FRAMES)
+
+
 def test_weights_are_found_where_they_help(world, together):
     """The truth is what the patches say with LoRA of one at a quarter: the search must come back with weights that say so."""
     folder, _ = world

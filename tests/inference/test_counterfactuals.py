@@ -53,6 +53,18 @@ def test_noised_adds_noise_of_the_features_own_size_the_same_every_time():
     assert not torch.equal(again, changed("noised=0.5", long, seed=1)["audio"].features_KMC)
 
 
+def test_steps_that_are_not_finite_take_no_part_in_the_noise_and_an_empty_lender_lends_nothing():
+    broken = ramp(8)
+    broken.features_KMC[3] = float("nan")
+    out, clean = changed("noised=0.5", broken)["audio"].features_KMC, changed("noised=0.5")["audio"].features_KMC
+    there = torch.arange(8) != 3
+    noise = out[there] - broken.features_KMC[there]
+    spread, whole = (x.flatten(0, 1).std(dim=0, correction=0) for x in (broken.features_KMC[there], ramp(8).features_KMC))
+    torch.testing.assert_close(noise / spread, (clean - ramp(8).features_KMC)[there] / whole)
+    assert torch.isnan(out[3]).all()
+    assert len(changed("early=2", other=ramp(0))["audio"]) == 8
+
+
 def test_thinned_keeps_that_share_of_steps_in_order():
     out = changed("thinned=0.75", ramp(40))["audio"]
     assert len(out) == 10 and (out.times_K.diff() > 0).all()

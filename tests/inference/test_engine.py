@@ -1,14 +1,16 @@
 """Requests in, answers out: rows of a batch do not know of each other, and nothing is asked of a model that was."""
 
+import gc
 import re
 import shutil
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from cases import shake
+from cases import shake, shake_parameters
 from pave import (
     EncoderConfig,
     FusionConfig,
@@ -21,9 +23,14 @@ from pave import (
     save_patch,
     unload_patch,
 )
+from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
+from pave.data.vision import MemoryVision, VisionEncoder
 from pave.inference import Counterfactual, Engine, Lender, Request, Sampling
+from pave.inference.cache import ByteCache
+from pave.inference.media import MediaReader
+from pave.patching import patch_parameters
 from pave.video_llms.loading import load_base
 from tiny_models import tiny_qwen2_5_vl
 from tiny_runs import hearing_config, save_base_and_patch, write_clip
@@ -402,3 +409,143 @@ def test_another_family_answers_mixed_batches_as_well(world):
     assert len({answer.text for answer in together}) > 2
     pixels = Engine(model, processor, sampling=FRAMES, cache_bytes=0)
     assert [answer.text for answer in together] == [text_of(pixels, request) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def adding(world):
+    """An engine with a patch that hears by fusion and two whose tokens stand in the prompt."""
+    model, processor = load_base(world[1])
+    mel = EncoderConfig(name="log_mel", settings={"n_mels": 8})
+    for name, kind in (("fused", "cross_attention"), ("joined", "concat"), ("woven", "interleave")):
+        channel = SideChannelConfig(width=8, encoder=mel, fusion=FusionConfig(kind=kind, width=16, embed_width=16, num_heads=2))
+        config = PatchConfig(side_channels={"audio": channel}, lora=LoraSettings(rank=2), storage_dtype="float32")
+        attach_patch(model, config, name=name)
+    shake_parameters([p for name in model.patch_names for p in patch_parameters(model, name)], scale=0.7)
+    return Engine(model, processor, sampling=FRAMES)
+
+
+@pytest.mark.parametrize("name", ["fused", "joined", "woven"])
+def test_a_model_with_its_patches_disabled_answers_as_the_base_and_reads_no_side_channel(world, adding, name):
+    plain = asked(world, patches=None)
+    with adding.model.patch_disabled():
+        (answer,) = adding.answer([asked(world, patches=name)])
+        assert torch.equal(logits_of(adding, asked(world, patches=name)), logits_of(adding, plain))
+    (base,) = adding.answer([plain])
+    assert (answer.text, answer.prompt_tokens, answer.side_channels) == (base.text, base.prompt_tokens, {})
+    assert not torch.equal(logits_of(adding, asked(world, patches=name)), logits_of(adding, plain))
+
+
+def test_a_patch_whose_lora_alone_acts_leaves_the_prompt_to_the_one_that_adds_to_it(world, adding):
+    alone, mixed_in = ({"woven": 1.0}, {"joined": (0.0, 1.0), "woven": 1.0})
+    length = adding.answer([asked(world, patches=alone)])[0].prompt_tokens
+    (answer,) = adding.answer([asked(world, patches=mixed_in)])
+    assert answer.prompt_tokens == length > adding.answer([asked(world, patches=None)])[0].prompt_tokens
+    assert not torch.equal(*(logits_of(adding, asked(world, patches=patches)) for patches in (alone, mixed_in)))
+
+
+@pytest.mark.parametrize(
+    ("generation", "message"),
+    [
+        ({"max_new_tokens": 3}, "max_new_tokens belongs in Request.sampling"),
+        ({"temperature": 1.0}, "temperature belongs in Request.sampling"),
+        ({"patches": None}, "patches belongs in Request.patches"),
+        ({"num_return_sequences": 2}, "num_return_sequences: a question gets one answer"),
+    ],
+)
+def test_what_a_request_says_is_no_argument_of_generate(world, engine, generation, message):
+    with pytest.raises(ValueError, match=message):
+        engine.answer([asked(world)], **generation)
+    with pytest.raises(ValueError, match=message):
+        engine.generate([engine.read(asked(world))], **generation)
+
+
+def test_arguments_of_generate_that_say_nothing_change_nothing_and_an_end_token_ends(world, engine):
+    (usual,) = engine.answer([asked(world)])
+    (same,) = engine.answer([asked(world)], num_beams=None, num_return_sequences=1)
+    assert same.text == usual.text
+    seen = Logits()
+    engine.answer([asked(world)], logits_processor=[seen])
+    tokens = [int(scores.argmax()) for scores in seen.seen]
+    (ended,) = engine.answer([asked(world)], eos_token_id=tokens[1])
+    assert ended.finish_reason == "stop" and ended.new_tokens == tokens.index(tokens[1]) + 1 < usual.new_tokens
+
+
+def test_a_model_in_training_is_in_evaluation_from_encoding_to_the_last_token(world, monkeypatch):
+    engine = Engine.from_pretrained(world[1], world[2], device="cpu", sampling=FRAMES)
+    engine.model.train()
+    seen, encoded = [], engine.reader.encoded
+
+    def spy(read):
+        seen.append(any(module.training for module in engine.model.modules()))
+        return encoded(read)
+
+    monkeypatch.setattr(engine.reader, "encoded", spy)
+    engine.answer([asked(world)])
+    assert seen == [False] and engine.model.training
+
+
+def test_frames_that_a_source_does_not_have_are_refused(world):
+    model, processor = load_base(world[1])
+    other = FrameSampling(num_frames=2)
+    made = MemoryVision(VisionEncoder(model, processor), FRAMES, 2**20)
+    stored = MediaReader(ByteCache(0), vision=made)
+    for options in ({"media": stored, "sampling": FRAMES}, {"dataset": PatchDataset((), FRAMES, {}, {})}):
+        source = Engine(model, processor, **options)
+        assert len(source.read(asked(world, frames=FRAMES)).item.times_F) == 4
+        with pytest.raises(ValueError, match=r"0\.mp4': its frames are .*, which has .*4.*, not .*2.*; leave frames out"):
+            text_of(source, asked(world, frames=other))
+
+
+def test_an_encoded_video_belongs_to_the_weights_and_the_processor_that_made_it(world):
+    model, processor = load_base(world[1])
+    engine = Engine(model, processor, sampling=FRAMES)
+    weight = next(p for name, p in model.named_parameters() if "vision" in name and p.ndim > 1)
+    text = asked(world, patches=None)
+
+    def cached():
+        (answer,) = engine.answer([text])
+        assert torch.equal(logits_of(engine, text), logits_of(Engine(model, processor, sampling=FRAMES, cache_bytes=0), text))
+        return answer.cached
+
+    assert [cached(), cached()] == [False, True]
+    with torch.no_grad():
+        weight.add_(0.1)
+    assert [cached(), cached()] == [False, True]
+    weight.data += 0.1  # as merged LoRA does: no count of changes sees it
+    assert [cached(), cached()] == [False, True]
+    processor.video_processor.image_mean = [0.1, 0.2, 0.3]
+    assert [cached(), cached()] == [False, True]
+
+
+def test_a_video_is_kept_with_what_its_key_says_whatever_patch_came_meanwhile(world):
+    model, processor = load_base(world[1])
+    attach_patch(model, hearing_config(), name="plain")
+    engine = Engine(model, processor, sampling=FRAMES)
+    read = engine.read(asked(world))
+    fusion = FusionConfig(width=16, embed_width=16, num_heads=2, query_source="pre_projector")
+    channel = SideChannelConfig(width=8, encoder=EncoderConfig(name="log_mel", settings={"n_mels": 8}), fusion=fusion)
+    attach_patch(model, PatchConfig(side_channels={"audio": channel}, lora=None), name="early")
+    assert engine.key(read) != engine.key(engine.read(asked(world, patches="early")))
+    engine.generate([read])
+    (answer,) = engine.answer([asked(world, patches="early")])
+    assert not answer.cached
+
+
+def test_an_encoder_goes_with_the_last_patch_that_names_it(world):
+    _, base, patches = world
+    engine = Engine.from_pretrained(base, patches, device="cpu", sampling=FRAMES)
+    mel = engine.model.patch_configs["tones"].side_channels["audio"].encoder
+    engine.answer([asked(world)])
+    built = weakref.ref(engine.reader.media.encoder(mel))
+    engine.answer([asked(world, patches="hearing")])
+    assert built() is not None
+    unload_patch(engine.model, "tones")
+    engine.answer([asked(world)])
+    gc.collect()
+    assert built() is None
+
+
+def test_a_question_about_text_beyond_the_context_is_refused(world, engine):
+    request = Request(None, "red " * 2100, patches=None, sampling=SHORT)
+    with pytest.raises(ValueError, match="the prompt has 2[0-9]+ tokens, the base's context is 2048; nothing is truncated"):
+        text_of(engine, request)

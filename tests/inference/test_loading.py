@@ -8,8 +8,8 @@ import torch
 
 from pave import attach_patch, load_patch, save_patch
 from pave.inference import Engine, VideoQA
-from pave.inference.loading import base_of_patch
 from pave.patching import fingerprint
+from pave.patching.base_of import base_of_patch
 from pave.playground import base_path
 from pave.utils.embedded import PLAYGROUND
 from pave.video_llms.loading import load_base

@@ -15,7 +15,7 @@ import torch
 
 import pave.inference.session as session_module
 from cases import CASES, WIDTH, patched, shake_parameters, small_config
-from pave import FusionConfig, PatchConfig, SideChannelConfig, SideTokens, attach_patch
+from pave import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, SideTokens, attach_patch
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.inference.generation import generate_ids, model_inputs
@@ -431,6 +431,8 @@ def test_alignment_by_index_is_refused_where_it_would_act():
 def test_limits_are_positive(models, option):
     with pytest.raises(ValueError, match=f"{next(iter(option))} must be a positive number"):
         Session(*models("llava_onevision"), **option)
+    with pytest.raises(ValueError, match="max_frames must be a whole number, got 1.5"):
+        Session(*models("llava_onevision"), max_frames=1.5)
     with pytest.raises(ValueError, match="reorder_seconds must be"):
         Lateness(reorder_seconds=-1)
 
@@ -476,3 +478,70 @@ def test_the_page_about_streams_runs(capsys):
     exec(compile(block, "docs/streaming.md", "exec"), {})
     out = capsys.readouterr().out
     assert "(0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5) 0.5" in out and "late=0" in out
+
+
+# --- what is said once
+
+
+def test_frames_before_zero_are_refused_for_bases_know_no_such_time(models):
+    with Session(*models("llava_onevision")) as session:
+        with pytest.raises(ValueError, match=r"frames: a time is -0\.5 s, and bases know no time before 0"):
+            session.push_frames(pictures(2), [-0.5, 1.0])
+        session.push_frames(pictures(2), [0.0, 1.0])
+        assert session.report().frames.pushed == 2
+
+
+def test_a_base_without_a_patch_refuses_patches_and_any_model_several_answers():
+    model, processor = CASES["llava_onevision"].build()
+    with Session(model, processor) as session:
+        session.push_frames(pictures(2), [0.0, 1.0])
+        with pytest.raises(ValueError, match="the model carries no patch 'hearing'; none is attached"):
+            session.ask(QUESTION, patches="hearing")
+        with pytest.raises(ValueError, match="num_return_sequences: a question gets one answer"):
+            session.ask(QUESTION, num_return_sequences=2)
+        assert session.ask(QUESTION, patches=[None], num_beams=None, max_new_tokens=1).frame_times == (0.0, 1.0)
+
+
+def test_completing_everything_leaves_open_how_a_channel_is_pushed(models):
+    model, processor = models("llava_onevision")
+    (name,) = model.patch_names
+    with Session(model, processor) as session:
+        session.complete(until=1.0)
+        session.push_side("audio", tokens(2), [0.5, 1.5], patch=name)
+        report = session.report().side_channels
+        assert list(report) == [f"{name}.audio"] and (report[f"{name}.audio"].late, report[f"{name}.audio"].pushed) == (1, 2)
+        with pytest.raises(ValueError, match="it was pushed by patch and channel before"):
+            session.push_side("audio", tokens(1), [2.0])
+    with Session(model, processor) as session:
+        session.complete("audio", 1.0, patch=name)
+        session.push_side("audio", tokens(2), [0.5, 1.5])
+        report = session.report().side_channels
+        assert list(report) == ["audio"] and report["audio"].late == 1
+
+
+def test_a_patch_whose_lora_alone_acts_leaves_the_prompt_as_it_is():
+    model, processor = CASES["llava_onevision"].build()
+    attach_patch(model, PatchConfig(side_channels={}, newline="grid", lora=LoraSettings(rank=2)), name="g")
+    with Session(model, processor) as session:
+        session.push_frames(pictures(2), [0.0, 1.0])
+        for strengths in ((0.0, 1.0), (1.0, 1.0)):
+            assert session.ask(QUESTION, patches={"g": strengths}, max_new_tokens=1).frame_times == (0.0, 1.0)
+
+
+def test_vision_that_a_question_makes_keeps_to_the_limit(models):
+    model, processor = models("llava_onevision")
+    with Session(model, processor, keep_bytes=20_000, encode_ahead=False) as session:
+        session.push_frames(pictures(6), np.arange(6.0))
+        session.complete("audio")
+        session.ask(QUESTION, max_new_tokens=1)
+        report = session.report()
+        assert report.vision_bytes and report.num_bytes <= 20_000
+
+
+@pytest.mark.parametrize("lateness", [0.5, {"audio": 0.5}])
+def test_lateness_is_one_and_of_a_channel_that_there_is(models, lateness, caplog):
+    with pytest.raises(ValueError, match="lateness: expected a Lateness, or one by channel, got 0.5"):
+        Session(*models("llava_onevision"), lateness=lateness)
+    Session(*models("llava_onevision"), lateness={"audoi": Lateness(), "audio": Lateness()})
+    assert "no patch on the model has a side channel 'audoi'; there are ['audio']" in caplog.text
+    assert len(caplog.records) == 1

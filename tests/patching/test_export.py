@@ -14,7 +14,9 @@ from cases import CASES, patched, shake, side_tokens, small_config
 from pave import attach_patch, load_patch, save_patch
 from pave.patching import read_record
 from pave.patching.convert import export_beside, export_merged, export_patch
+from pave.patching.convert import merged as merged_module
 from pave.video_llms.loading import load_base
+from tiny_runs import recorded_as, save_base_and_patch
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -128,7 +130,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
         save_patch(model, tmp_path / name)
     with pytest.raises(ValueError, match="none has no LoRA, so there is nothing to merge"):
         export_beside(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(ValueError, match="plain does not name its base; give it as well"):
+    with pytest.raises(ValueError, match="plain: the patch does not say which base it was trained on; give it as base"):
         export_merged(tmp_path / "plain", tmp_path / "out")
     with pytest.raises(ValueError, match="are one folder or inside each other"):
         export_merged(tmp_path / "plain", tmp_path / "plain", base="base")
@@ -136,3 +138,43 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     with pytest.raises(ValueError, match="are one folder or inside each other"):
         export_merged(tmp_path / "plain", tmp_path / "base", base=tmp_path / "base")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"newline": "grid"}, "newline"),
+        ({"vocabulary": 300}, "vocabulary"),
+        ({"newline": "grid", "vocabulary": 300}, "newline and vocabulary"),
+    ],
+)
+def test_what_only_the_patch_can_keep_is_not_lost(changes, named, tmp_path):
+    """Without a channel no patch is written that could hold it."""
+    config = dataclasses.replace(small_config(), side_channels={}, missing_channel="lora_only", **changes)
+    model, _ = patched(CASES["llava_onevision"], config)
+    save_patch(model, tmp_path / "patch")
+    for export in (export_merged, export_beside):
+        with pytest.raises(ValueError, match=f"no patch would remain to keep its {named}, which"):
+            export(tmp_path / "patch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_base_is_the_one_that_the_patch_names(tmp_path, monkeypatch):
+    """A relative folder is found from the patch, wherever one stands; of an id on the hub its revision is asked for."""
+    base, patch = save_base_and_patch(tmp_path / "project")
+    relative = recorded_as(tmp_path / "project" / "runs" / "one", patch, "base")
+    monkeypatch.chdir(tmp_path)
+    made = export_merged(relative, tmp_path / "out")
+    given = export_merged(patch, tmp_path / "given", base=base)
+    for file in sorted(path.name for path in given.base.glob("*.safetensors")):
+        found, wanted = load_file(made.base / file), load_file(given.base / file)
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    asked = []
+
+    def load(name, *, revision=None, dtype):
+        asked.append((name, revision))
+        return load_base(base, dtype=dtype)
+
+    monkeypatch.setattr(merged_module, "load_base", load)
+    export_merged(recorded_as(tmp_path / "hub", patch, "org/base-7b", "abc123"), tmp_path / "third")
+    assert asked == [("org/base-7b", "abc123")]

@@ -10,8 +10,9 @@ import torch
 from other_device import DEVICE, OtherDevice
 from pave.patching import patch_parameters
 from pave.patching.patched import PatchedVideoLLM
-from pave.selfcheck import checks, make_items
+from pave.selfcheck import checks, make_items, recipe_run
 from pave.selfcheck.checks import CHECKS, Outcome, check_device
+from pave.selfcheck.placeholders import without_paths
 
 CPU = torch.device("cpu")
 
@@ -159,3 +160,35 @@ def test_after_an_error_the_rest_is_not_run(monkeypatch, items, folder):
     failed, state = broken(monkeypatch, items, folder, attach_patch=attach)
     assert failed == {"identity at start": "RuntimeError: this device has no such operation"}
     assert list(state.values()) == ["ok", "failed", *["not run"] * 5]
+
+
+def test_an_error_that_names_paths_tells_none_of_them(monkeypatch, items, folder):
+    def full(trial):
+        raise OSError(28, "x", "/home/u/f")
+
+    monkeypatch.setattr(checks, "CHECKS", {"full": full})
+    for home, seen in (("/home/u", "'<home>/f'"), ("/home/other", "'<folder>/f'")):
+        monkeypatch.setenv("HOME", home)
+        (check,), _ = check_device(CPU, "float32", items, folder)
+        assert check.result == "failed" and check.seen == f"OSError: [Errno 28] x: {seen}"
+        monkeypatch.setattr(recipe_run, "_both_runs", full)
+        assert recipe_run.check_recipe(folder).seen == check.seen
+
+
+def test_folders_have_placeholders(monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "env" / "site-packages"))
+    for path, wanted in (
+        ("here/a.py", "<cwd>/a.py"),
+        ("scratch/x/p.safetensors", "<temp>/x/p.safetensors"),
+        ("env/site-packages/torch/nn.py", "<site-packages>/torch/nn.py"),
+        ("elsewhere/b c", "<home>/elsewhere/b c"),
+        ("hereafter/b", "<home>/hereafter/b"),
+    ):
+        assert without_paths(f"at {tmp_path / path}, line 3") == f"at {wanted}, line 3"
+    assert without_paths("/data/someone/model.bin") == "<folder>/model.bin"
+    for text in ("1/2 of it", "see https://pytorch.org/docs/stable/", "torch/nn/x.py", "and/or", "a / b"):
+        assert without_paths(text) == text

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 
 from served import QUESTION, about, data_url, own_answer
@@ -127,6 +128,26 @@ def test_seeds_draw_what_the_engine_draws_and_n_gives_several(server, alone, wor
     assert [choice.index for choice in done.choices] == [0, 1, 2]
 
 
+def test_an_answer_that_is_drawn_has_a_seed_for_when_it_is_tried_again(world):
+    from pave.serving.asking import Asked
+    from pave.serving.limits import Limits
+    from pave.serving.schemas import ChatRequest
+
+    chat = ChatRequest(model="hearing", messages=about(str(world / "0.mp4")), temperature=1.0, n=2)
+    seeds = [[one.seed for one in Asked.of(chat, "playground", Limits()).samplings(Limits())] for _ in range(2)]
+    assert None not in seeds[0] + seeds[1] and len({*seeds[0], *seeds[1]}) == 4
+
+
+def test_null_is_what_is_not_said(server, world):
+    said = {"model": "hearing", "messages": about(str(world / "0.mp4")), "max_completion_tokens": 4}
+    nulls = ("temperature", "top_p", "top_k", "n", "stream", "stream_options", "stop", "seed", "max_tokens", "user")
+    answers = [
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()["choices"]
+        for body in (said, {**said, **dict.fromkeys((*nulls, "patches", "side_channels", "frames"))})
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_stop_texts_end_an_answer_before_them(server, alone, world):
     clip = world / "0.mp4"
     whole = own_answer(alone, clip, patches="hearing", sampling={"max_new_tokens": 24})
@@ -178,6 +199,9 @@ def test_models_say_what_there_is(server):
     content = models["hearing"]["content"]
     assert content == "hearing_" + models["hearing"]["digest"].removeprefix("sha256:")[:12]
     assert server.client().models.retrieve(content).id == "hearing"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'org/name'"):  # as many bases are called
+        server.client().models.retrieve("org/name")
+    assert httpx.get(f"{server.url}/v1/models/org%2Fname").json()["error"]["code"] == "model_not_found"
 
 
 def test_the_server_describes_itself(server):

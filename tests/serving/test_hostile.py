@@ -4,9 +4,11 @@ import base64
 import http.server
 import ipaddress
 import os
+import signal
 import socket
 import stat
 import threading
+import time
 import zipfile
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -16,11 +18,14 @@ import pytest
 
 from media_files import encode
 from pave.data.media import ChildLimits, MediaChildren, MediaError, probe, read_frames, reading_in_children, unpack, write_video
+from pave.serving.asking import Asked, Reading
 from pave.serving.errors import ApiError
 from pave.serving.fetching import Fetcher, is_public
 from pave.serving.files import Uploads
 from pave.serving.limits import Limits
+from pave.serving.schemas import ChatRequest
 from pave.serving.sources import Sources
+from pave.utils.stops import Stop, stopped_by
 from served import about, data_url
 
 # --- media in children
@@ -67,6 +72,24 @@ def test_reading_that_takes_longer_than_allowed_is_ended(world):
             probe(world / "0.mp4")
     finally:
         slow.close()
+
+
+def test_reading_ends_when_nobody_waits_for_it(world):
+    waiting = MediaChildren(1, ChildLimits(seconds=60.0))
+    try:
+        with reading_in_children(waiting):
+            probe(world / "0.mp4")
+            os.kill(waiting._all[0]._process.pid, signal.SIGSTOP)  # a file that takes for ever
+            stop = Stop()
+            ending = threading.Timer(0.3, stop.stop)
+            ending.start()
+            with stopped_by(stop), pytest.raises(MediaError, match=r"0\.mp4: reading was given up"):
+                probe(world / "0.mp4")
+            probe(world / "0.mp4")  # the next one gets a process that reads
+            with stopped_by(Stop(time.monotonic() - 1)), pytest.raises(MediaError, match="given up"):
+                probe(world / "0.mp4")
+    finally:
+        waiting.close()
 
 
 def test_a_header_that_states_a_huge_picture_is_refused(server, tmp_path):
@@ -177,6 +200,9 @@ def test_archives_that_would_fill_the_disk_or_write_elsewhere(children, tmp_path
         "'/a.txt' would lie outside": archive(tmp_path / "root.zip", [("/a.txt", b"0")]),
         "'b.txt' is a link or a device": archive(tmp_path / "link.zip", [("b.txt", b"/etc/passwd")], as_link),
         "'a.so' is of a kind that no channel reads": archive(tmp_path / "kind.zip", [("a.so", b"0")]),
+        "more than 7 folders above it": archive(tmp_path / "deep.zip", [("a/" * 8 + "a.txt", b"0")]),
+        "a name of more than 255 characters": archive(tmp_path / "long.zip", [("a" * 252 + ".txt", b"0")]),
+        r"damaged \(File exists\)": archive(tmp_path / "same.zip", [("a.txt", b"0"), ("a.txt/b.txt", b"0")]),
     }
     (tmp_path / "cut.zip").write_bytes(cases["holds 12 files, of at most 10"].read_bytes()[:-30])
     cases["the archive is damaged"] = tmp_path / "cut.zip"
@@ -231,6 +257,38 @@ def test_side_files_are_of_the_kind_that_their_channel_takes(tmp_path):
         assert obtain(str(tmp_path / "a.h5"), "sensor") == tmp_path / "a.h5"  # what the administrator allows may be more
 
 
+def test_large_descriptors_are_refused_before_they_are_read(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"[" + b"{}," * 1_400_000 + b"{}]")
+    with sources(tmp_path) as obtain, pytest.raises(ApiError, match="file: the file is larger than 4 MiB"):
+        obtain(str(tmp_path / "a.json"), "views")
+
+
+def test_errors_about_files_of_an_archive_do_not_say_where_it_was_unpacked(tmp_path, world):
+    class Taker:
+        """Takes one channel."""
+
+        name, id, sources = "seeing", "seeing_0", {"scene": "scene3d"}
+
+    bad = archive(tmp_path / "bad.zip", [("scene.json", "{}"), ("a.png", b"0")])
+    chat = ChatRequest(
+        model="seeing",
+        messages=about(data_url(world / "0.mp4")),
+        side_channels={"scene": {"url": data_url(bad, "application/zip")}},
+    )
+    uploads = Uploads(Limits())
+    try:
+        with ExitStack() as stack, uploads.workspace() as folder:
+            asked = Asked.of(chat, "playground", Limits())
+            reading = Reading(asked, [Taker()], Sources(uploads, Fetcher(), Limits()), "me", folder, stack)
+            (request,) = reading.requests(Limits(), None)
+            (path,) = request.side_channels["seeing_0"].values()
+            for file, told in ((path, "side_channels.scene"), (path.parent / "a.png", "side_channels.scene/a.png")):
+                assert reading.plain(ValueError(f"{file}: it is damaged")) == f"{told}: it is damaged"
+            assert reading.plain(ValueError(f"{folder}/5: no")) == "the request/5: no"
+    finally:
+        uploads.close()
+
+
 # --- other machines
 
 
@@ -243,6 +301,7 @@ def test_side_files_are_of_the_kind_that_their_channel_takes(tmp_path):
             (address, False)
             for address in ("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1")
         ),
+        ("fec0::1", False),
         *((address, False) for address in ("0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1")),
         *((address, False) for address in ("::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::ffff:169.254.169.254")),
     ],
@@ -367,6 +426,20 @@ def test_streams_that_do_not_end_as_they_should(tmp_path, behave, status, senten
             fetcher.fetch(f"http://{host}/a", tmp_path / "a", "video")
         server.over.set()
     assert error.value.status == status and not (tmp_path / "a").exists()
+
+
+def test_a_fetch_ends_when_nobody_waits_for_it(tmp_path):
+    stop = Stop()
+    with web("127.0.0.2", dripping) as (server, host):
+        server.over = threading.Event()
+        fetcher = Fetcher([host], max_seconds=20.0, allowed_address=only("127.0.0.2"))
+        ending = threading.Timer(0.3, stop.stop)
+        ending.start()
+        with stopped_by(stop), pytest.raises(ApiError, match="cannot be fetched"):
+            fetcher.fetch(f"http://{host}/a", tmp_path / "a", "video")
+        with stopped_by(stop), pytest.raises(ApiError, match="takes longer|cannot be fetched"):
+            fetcher.fetch(f"http://{host}/b", tmp_path / "b", "video")
+        server.over.set()
 
 
 def test_a_server_without_allowed_hosts_asks_nobody(server):

@@ -1,5 +1,6 @@
 """Full queues, deadlines, clients that leave, bad neighbours, patches that change under way, and ending under load."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from pave.inference.engine import Engine
+from pave.serving.errors import ApiError
 from pave.serving.limits import Limits
 from pave.serving.scheduler import Job, Scheduler
+from pave.serving.streaming import EventStream
 from served import about, data_url, own_answer, running, save_patches
 
 
@@ -60,6 +64,22 @@ def test_a_full_queue_says_when_to_come_again(server, world):
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body_about(world), timeout=60).status_code == 200
 
 
+def test_a_request_that_was_admitted_gets_its_other_places_while_the_server_ends():
+    class Nothing:
+        """Is asked for nothing."""
+
+    scheduler = Scheduler(Nothing(), Limits())
+    try:
+        with scheduler.place():
+            scheduler.stop_admitting()
+            with scheduler.place(2, admitted=True):
+                assert scheduler.places == 3
+            with pytest.raises(ApiError, match="about to end"), scheduler.place():
+                pass
+    finally:
+        scheduler.close()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place_and_is_not_answered(server, held, world, stream):
     before = batches(server)
@@ -89,6 +109,98 @@ def test_a_request_past_its_deadline_is_given_up(patches, world, engine):
         holding.join()
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         until(lambda: server.services.scheduler.places == 0)
+
+
+@pytest.mark.parametrize("why", ["left", "late"])
+def test_a_request_that_is_given_up_frees_its_reader(patches, world, engine, why):
+    seconds = 60.0 if why == "left" else 4.0
+    with running(engine, {"hearing": patches["hearing"]}, readers=1, read_seconds=60.0, deadline_seconds=seconds) as server:
+        url, first, second = server.url, *(body_about(world, messages=about(data_url(world / f"{i}.mp4"))) for i in (0, 1))
+        assert httpx.post(f"{url}/v1/chat/completions", json=first, timeout=60).status_code == 200
+        os.kill(server.services.children._all[0]._process.pid, signal.SIGSTOP)  # a file that takes for ever
+        if why == "left":
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=second, timeout=0.5)
+        else:
+            answer = httpx.post(f"{url}/v1/chat/completions", json=second, timeout=60)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert httpx.post(f"{url}/v1/chat/completions", json=second, timeout=20).status_code == 200
+
+
+def test_a_stream_that_nobody_reads_is_given_up(monkeypatch):
+    monkeypatch.setattr("pave.serving.streaming._MORE_SECONDS", 0.1)
+    ended = []
+
+    async def events():
+        yield b"data: 1\n\n"
+
+    async def never(*message):
+        await asyncio.Event().wait()
+
+    async def run():
+        await asyncio.wait_for(EventStream(events(), never, lambda: ended.append(1), 0.1)({}, None, never), 20)
+
+    asyncio.run(run())
+    assert ended == [1]
+
+
+def test_frames_of_waiting_answers_are_bounded_together():
+    class Held:
+        """Generates when it is let go."""
+
+        free = threading.Event()
+
+        def key(self, read):
+            return read
+
+        def generate(self, reads, **how):
+            self.free.wait(60)
+            return list(reads)
+
+    answers, megabyte = [], np.zeros(2**20, dtype=np.uint8)
+    scheduler = Scheduler(Held(), Limits(waiting_megabytes=2))
+
+    def submit(read, frames):
+        scheduler.submit(Job(read, time.monotonic() + 60, done=answers.append, frames=frames))
+
+    submit("running", np.zeros(3 * 2**20, dtype=np.uint8))  # one alone may be larger
+    until(lambda: not scheduler._queue)
+    for read, frames in (("b", megabyte), ("c", megabyte), ("d", np.zeros(2**20, dtype=np.uint8)), ("e", None)):
+        submit(read, frames)  # of one array there is one, however many answers look at it
+    with pytest.raises(ApiError, match="take 2 MiB") as error:
+        submit("f", np.zeros(2**20, dtype=np.uint8))
+    assert error.value.status == 429 and int(error.value.headers["Retry-After"]) >= 1
+    Held.free.set()
+    scheduler.close()
+    assert sorted(answers) == ["b", "c", "d", "e", "running"]
+
+
+def test_a_patch_that_waits_for_readers_holds_up_no_batch(patches, world, engine):
+    with running(engine, {"hearing": patches["hearing"]}) as server, ThreadPoolExecutor(1) as pool:
+        catalog = server.services.catalog
+        with catalog.unchanged():  # as while a long video is read
+            loading = pool.submit(catalog.load, "moving", patches["moving"])
+            until(lambda: catalog._model_lock._condition._waiters)
+            text = {"model": "hearing", "messages": about(data_url(world / "0.mp4")), "max_tokens": 2}
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=text, timeout=20).status_code == 200
+        loading.result()
+        assert [patch.name for patch in catalog.all()] == ["hearing", "moving"]
+
+
+def test_frames_of_the_base_do_not_depend_on_patches_that_come(patches, world, engine):
+    from pave.patching import patch_slot
+
+    with running(engine, {}) as server:
+
+        def times(model, **fields):
+            body = body_about(world, model=model, messages=about(data_url(world / "0.mp4")), **fields)
+            return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()["pave"]["frame_times"]
+
+        before = times("playground")
+        patch = server.services.catalog.load("hearing", patches["hearing"])
+        patch_slot(engine.model, patch.id).provenance = {"recipe": {"data": {"frames": {"num_frames": 2}}}}
+        assert len(times("hearing")) == 2 != len(before)
+        assert times("playground") == times("playground", patches=[{"name": "hearing", "strength": 0}]) == before
 
 
 def test_a_bad_request_harms_no_other_of_its_batch(alone, world):
@@ -147,7 +259,7 @@ def test_a_request_keeps_the_patch_it_began_with(engine, alone, world, patches, 
         until(lambda: not hasattr(engine.model, "patch_names"))
 
 
-def test_memory_and_open_files_are_back_after_a_load(server, world):
+def test_caches_threads_and_open_files_are_back_after_a_load(server, world):
     """Twice the same load: what the first one leaves (caches, pools) is all that the second one finds."""
 
     def load():
@@ -201,12 +313,13 @@ def test_ending_under_load_answers_what_was_admitted(patches, world, alone):
                         answer = client.post(f"{url}/v1/chat/completions", json=body_about(world))
                     except httpx.TransportError:
                         break
-                    found.append((answer.status_code, answer.json()))
+                    found.append((answer.status_code, answer.json(), time.monotonic()))
             return found
 
         with ThreadPoolExecutor(6) as pool:
             asking = [pool.submit(ask, number) for number in range(6)]
             until(lambda: float(places(url)) >= 3, 60)
+            ending = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
             signalled.set()
@@ -216,13 +329,29 @@ def test_ending_under_load_answers_what_was_admitted(patches, world, alone):
         process.kill()
         process.wait()
     own = own_answer(alone, world / "0.mp4", patches="hearing", sampling={"max_new_tokens": 4})
-    texts = [answer["choices"][0]["message"]["content"] for status, answer in results if status == 200]
+    texts = [answer["choices"][0]["message"]["content"] for status, answer, _ in results if status == 200]
     assert texts and set(texts) == {own}
-    assert {status for status, _ in results} <= {200, 503}
+    assert {status for status, _, ended in results if ended < ending} <= {200}
+    after = [(status, answer.get("error", {}).get("code")) for status, answer, ended in results if ended >= ending]
+    assert set(after) <= {(200, None), (503, "shutting_down")} and (200, None) in after  # what had its place is answered
     logged = [json.loads(line) for line in lines]  # every line is JSON
     admitted = [line for line in logged if line.get("message") == "request" and line["route"].endswith("completions")]
     assert sum(line["status"] == 200 for line in admitted) == len(texts)  # what was answered has arrived
     assert {line["status"] for line in admitted} <= {200, 503}
+
+
+def test_an_address_that_is_taken_is_told_before_a_model_is_loaded(capsys, monkeypatch):
+    from pave.cli import main
+
+    def load(*arguments):
+        raise ValueError("a model was loaded")
+
+    monkeypatch.setattr("pave.cli.serve._log_as_json", lambda: None)
+    monkeypatch.setattr("pave.cli.serve._engine", load)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port]) == 2
+    assert f"--port {port}: Address already in use; choose another one" in capsys.readouterr().err
 
 
 def places(url):

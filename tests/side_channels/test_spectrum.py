@@ -80,6 +80,32 @@ def test_what_has_no_frequency_is_zero():
     assert slow == {"crossings": [pytest.approx(9 / 0.9)], "centroid": [0.0], "peak": [0.0], "bands": [0.0]}
 
 
+def test_bands_that_no_window_can_fill_are_refused():
+    for window, edges, band in (
+        (1.0, (1.1, 1.4, 4), "1.1 to 1.4"),
+        (1.0, (1, 2, 2.1, 2.4), "2.1 to 2.4"),
+        (0.1, (1, 4), "1 to 4"),
+    ):
+        with pytest.raises(ValueError, match=f"the band from {band} Hz holds none .* longer windows or wider bands"):
+            Spectrum(window, edges)
+        with pytest.raises(ValueError, match=f"sensor_windows: the band from {band} Hz"):
+            SensorWindows(columns=["a"], window_seconds=window, statistics=["bands"], bands=edges)
+    times, values = one_second(1.0, seconds=1.0)
+    assert Spectrum(1.0, BANDS).describe(times, values)["bands"][0] == 0.0  # the default keeps the band that it cannot fill
+    assert Spectrum(1.25, BANDS).describe(times, values)["bands"][0] > 0.0
+    short = {"columns": ["a"], "window_seconds": 0.01}
+    with pytest.raises(ValueError, match=r"windows of 0\.01 s tell no frequency below 32 Hz"):
+        SensorWindows(**short, statistics=["peak"])
+    assert SensorWindows(**short, statistics=["crossings"]).width == 1
+
+
+def test_a_small_change_on_a_large_level_has_its_frequency():
+    """An altitude or a pressure in Pascal moves by little of itself."""
+    times, values = one_second(3.0)
+    found = Spectrum(2.0, BANDS).describe(times, 1e5 + 1e-6 * values)
+    assert found["peak"] == [np.log2(3)] and found["bands"][3] > 0.9
+
+
 def test_shares_do_not_depend_on_level_or_scale():
     times, values = one_second(3.2)
     plain = Spectrum(2.0, BANDS).describe(times, values)

@@ -48,11 +48,33 @@ def test_the_chain_extracts_where_there_is_a_store_and_goes_on_where_it_stopped(
     (tmp_path / "r.yaml").write_text("base: {model: b}\ndata: {store: features}\noutput: out\n")
     (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
     done = make("-n", "RECIPE=r.yaml", "TEST=t.jsonl", cwd=tmp_path)
-    assert done.stdout.splitlines()[:2] == ["pave extract r.yaml", "pave train r.yaml  --resume"]
+    assert done.stdout.splitlines()[:2] == ["pave extract r.yaml --store features", "pave train r.yaml  --resume"]
     (tmp_path / "out" / "patch").mkdir()
     (tmp_path / "out" / "patch" / "patch_config.json").write_text("{}")
     assert "pave train" not in make("-n", "RECIPE=r.yaml", "TEST=t.jsonl", cwd=tmp_path).stdout
     assert "give RECIPE=" in make("-n", "TEST=t.jsonl", cwd=tmp_path).stderr
+
+
+def test_the_store_that_is_filled_is_the_one_that_is_read(make_is_there, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "r.yaml").write_text("base: {model: b}\ndata: {store: features}\noutput: out\n")
+    for change, store in (
+        ("base.model=small", "sub/features"),
+        ("patch.lora.rank=4", "sub/features"),
+        ("data.store=other", "sub/other"),
+        ("data.store=/fast/f", "/fast/f"),
+    ):
+        done = make("-n", "RECIPE=sub/r.yaml", "TEST=t.jsonl", f"SET={change}", cwd=tmp_path)
+        assert done.stdout.splitlines()[0] == f"pave extract sub/r.yaml --store {store}", done.stderr
+    assert make("-n", "RECIPE=sub/r.yaml", "TEST=t.jsonl", "SET=data.store=null", cwd=tmp_path).stdout.startswith("true\n")
+    (tmp_path / "v.yaml").write_text("base: {model: b}\ndata: {store: features, vision: store}\noutput: out\n")
+    for recipe, change in (
+        ("sub/r.yaml", "patch.side_channels.audio.encoder.name=clap"),
+        ("sub/r.yaml", "data.train=more.jsonl"),
+        ("v.yaml", "base.model=small"),
+    ):
+        done = make("-n", f"RECIPE={recipe}", "TEST=t.jsonl", f"SET={change}", cwd=tmp_path)
+        assert done.returncode != 0 and f"SET changes what is extracted ({change})" in done.stderr
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)

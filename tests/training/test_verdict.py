@@ -52,10 +52,35 @@ def test_a_lender_has_another_answer_and_a_channel():
     assert _chosen([replace(sample, answer="a") for sample in samples], ["x"], 8, seed=0) == {}
 
 
-def test_the_sentence_says_both_numbers_and_what_to_do():
-    verdict = Verdict(type="shake", word="memorised", questions=30, right=1.0, kept=0.9, base=0.0, guessing=0.4)
+def test_a_lender_is_asked_the_same_about_another_video():
+    """Else a right answer with its channel would go with the question, or with a clip that is the same."""
+
+    def sample(name, video, question, answer, kind="t"):
+        return Sample(id=name, video=video, question=question, answer=answer, type=kind, side_channels={})
+
+    samples = [
+        sample("how a", "a.mp4", "How?", "a"),
+        sample("how b", "b.mp4", "how?", "b"),
+        sample("who a", "a.mp4", "who?", "c"),
+        sample("who b", "b.mp4", "who?", "d"),
+        sample("once", "c.mp4", "whose?", "e"),  # nobody else is asked that
+        sample("how c", "c.mp4", "how?", "a"),
+        sample("one x", "x.mp4", "first?", "y", "alone"),  # two answers, about one video
+        sample("one z", "x.mp4", "first?", "z", "alone"),
+    ]
+    for seed in range(5):
+        chosen = _chosen(samples, ["x"], 8, seed)
+        assert list(chosen) == ["t"]
+        pairs = {own.id: lender.id for own, lender in chosen["t"]}
+        assert pairs["how a"] == pairs["how c"] == "how b" and pairs["how b"] in ("how a", "how c")
+        assert (pairs["who a"], pairs["who b"]) == ("who b", "who a") and "once" not in pairs
+    assert len(_chosen(samples, ["x"], 2, seed=0)["t"]) == 2
+
+
+def test_the_sentence_says_all_numbers_and_what_to_do():
+    verdict = Verdict(type="shake", word="memorised", questions=30, right=1.0, kept=0.9, base=0.42, guessing=0.4)
     assert verdict.sentence.startswith(
-        "'shake' memorised: 100 % of 30 training questions right (guessing 40 %), 90 % still with another clip's channel; "
+        "'shake' memorised: 100 % of 30 training questions right (guessing 40 %, the base alone 42 %), 90 % still with another clip's channel; "
     )
     assert "data.swap_pictures" in verdict.sentence and verdict.to_dict()["sentence"] == verdict.sentence
 

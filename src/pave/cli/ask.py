@@ -144,6 +144,10 @@ def _strengths(given: list[str], patches: dict[str, str]) -> dict[str, float]:
     strengths: dict[str, float] = {}
     for option in given:
         name, named, text = option.rpartition("=")
+        if name and "" in patches:
+            raise ValueError(
+                f"--strength {option!r}: the only patch has no name; leave {name}= out, or name it with --patch {name}={patches['']}"
+            )
         key = "" if "" in patches else name or (next(iter(patches)) if len(patches) == 1 else name)
         if not patches or (key not in patches):
             known = ", ".join(patches) or "none"
@@ -166,6 +170,10 @@ def _sides(given: list[str]) -> dict[str, Any]:
             raise ValueError(f"--side {option!r}: expected NAME=PATH, such as depth=clip.depth.safetensors")
         patch, dot, channel = name.partition(".")
         own = sides.setdefault(patch, {}) if dot else sides
+        if not isinstance(own, dict) or (not dot and isinstance(sides.get(name), dict)):
+            raise ValueError(
+                f"--side {option!r}: {patch!r} is given as a channel and as a patch; name every channel PATCH.NAME"
+            )
         if (channel if dot else name) in own:
             raise ValueError(f"--side {option!r}: the side channel {name!r} is given twice")
         if not Path(path).exists():

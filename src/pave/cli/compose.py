@@ -47,7 +47,9 @@ def command(
     method: str = typer.Option(
         "sum", "--method", help="sum, or knots: merge LoRA updates of one layer in the subspace that they span."
     ),
-    density: float = typer.Option(0.5, "--density", help="Share of each update that knots keeps."),
+    density: float | None = typer.Option(
+        None, "--density", help="With --method knots: share of each update that is kept. Default 0.5."
+    ),
     base: str | None = BaseOption,
     root: Path | None = typer.Option(
         None, "--root", help="Folder that paths in the samples start from. Default: the file's own."
@@ -71,28 +73,35 @@ def command(
     side, which also tells the rows apart where only one channel is there.
     """
     chosen: Any = check_choice("--method", method, ("sum", "knots"))
-    _check_options(data, out, weights, find_weights, base, rank, method)
+    _check_options(data, out, weights, find_weights, base, rank, method, density)
     given = parse_patches(patches)
     said = None if weights is None else parse_weights(weights)
     for patch in given.values() if isinstance(given, dict) else given:
         check_model_options(base, str(patch), dtype)
     samples = {option: _read(path, root) for option, path in (("data", data), ("find", find_weights)) if path is not None}
 
-    from pave.patching.compose import compose_patches, write_composed
+    if len(samples) == 2:
+        _check_apart(samples["find"], samples["data"])
 
-    how: dict[str, Any] = {"method": chosen, "density": density, "rank": rank}
+    from pave.evaluation.together import check_names
+    from pave.patching.compose import DENSITY, compose_patches, write_composed
+
+    how: dict[str, Any] = {"method": chosen, "density": DENSITY if density is None else density, "rank": rank}
     made = compose_patches(given, weights=said, **how)
     report: dict[str, Any] = {"patches": {part.name: str(part.folder) for part in made.parts}}
     measured: TogetherResult | None = None
     texts: list[str] = []
     if samples:
+        check_names(part.name for part in made.parts)
         together = _load(made, base, device, dtype, frames, allow_base_mismatch, encoders)
         options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         if "find" in samples:
             from pave.evaluation.together import find_weights as search
 
             found, score = search(together, samples["find"], **options)
-            texts.append(f"weights found on {len(samples['find'])} samples, {100 * score:.1f} % right: {_weights_text(found)}")
+            texts.append(
+                f"weights found on {len(samples['find'])} samples, {100 * score:.1f} % right, mean over question types: {_weights_text(found)}"
+            )
             report["found"] = {"weights": found, "accuracy": score, "samples": str(find_weights)}
             said = dict(found)
             made = compose_patches(given, weights=said, **how)
@@ -119,6 +128,7 @@ def _check_options(
     base: str | None,
     rank: int | None,
     method: str,
+    density: float | None,
 ) -> None:
     if data is None and out is None and find_weights is None:
         raise ValueError("nothing to do: give --data to measure the patches together, --out to write one merged patch, or both")
@@ -128,6 +138,8 @@ def _check_options(
         raise ValueError("--base answers samples; give --data as well, or leave it out: adding patches needs no base")
     if out is None and (rank is not None or method != "sum"):
         raise ValueError("--rank and --method say how the merged patch is made; give --out as well")
+    if density is not None and method != "knots":
+        raise ValueError("--density is a setting of knots; give --method knots as well, or leave it out")
 
 
 def parse_patches(texts: list[str]) -> list[str] | dict[str, str]:
@@ -165,6 +177,17 @@ def _read(path: Path, root: Path | None) -> list[Sample]:
     if not samples:
         raise ValueError(f"{path}: the file holds no sample")
     return samples
+
+
+def _check_apart(find: list[Sample], data: list[Sample]) -> None:
+    """Weights that were found on samples of the test would flatter the patches."""
+    ids, asked = ({(sample.video, getter(sample)) for sample in find} for getter in (lambda s: s.id, lambda s: s.turns[0][0]))
+    shared = [sample for sample in data if (sample.video, sample.id) in ids or (sample.video, sample.turns[0][0]) in asked]
+    if shared:
+        raise ValueError(
+            f"--find-weights and --data share {len(shared)} samples, the first {shared[0].id!r}: weights are found on samples that the test "
+            "does not have; give others to one of them"
+        )
 
 
 def _load(

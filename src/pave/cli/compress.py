@@ -86,7 +86,7 @@ def command(
     texts, data = [_sizes_text(made)], {"patch": patch, "out": None if out is None else str(out), **_sizes_data(made)}
     measured = None
     if expected is not None:
-        from pave.inference.loading import base_of_patch
+        from pave.patching.base_of import base_of_patch
 
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
         if base is None:  # found from where the patch lies, not from the temporary folder of the smaller one

@@ -168,8 +168,8 @@ def _samples_job(
     from pave.data.store import VISION
     from pave.data.vision import BaseVision
     from pave.inference import default_sampling, trained_sampling
-    from pave.inference.loading import base_of_patch
     from pave.patching import read_record, resolve_patch
+    from pave.patching.base_of import base_of_patch
     from pave.side_channels import build_encoder
     from pave.utils.embedded import PLAYGROUND
     from pave.video_llms.loading import load_processor

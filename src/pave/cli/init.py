@@ -121,12 +121,13 @@ def _for_samples(work: Path, folder: Path, path: Path) -> list[str]:
         raise ValueError(f"{path}: {len(videos)} videos are too few to learn from; at least {_FEWEST_CLIPS} are needed")
     log = next(file for sample in samples if (file := sample.side_channels.get(channel)))
     columns = columns_of(log)
-    held_out = set(videos[4::5])
+    held_out = _held_out(samples)
     for name, wanted in ((TRAIN, False), (HELD_OUT, True)):
         write_samples(work / name, (_absolute(sample) for sample in samples if (sample.video in held_out) == wanted))
     train = [sample for sample in samples if sample.video not in held_out]
     scores = _probe(train, channel, columns)
-    held = [score.type for score in scores if score.holds]
+    doubted = {score.type for score in scores if not score.holds}
+    held = list(dict.fromkeys(score.type for score in scores if score.type not in doubted))
     types = list(dict.fromkeys(sample.type for sample in train))
     recipe = sensor_recipe(
         str(folder / "run"),
@@ -143,6 +144,18 @@ def _for_samples(work: Path, folder: Path, path: Path) -> list[str]:
         f"side channel {channel!r}, columns {', '.join(columns)}; {len(videos) - len(held_out)} clips to learn from, {len(held_out)} held out",
         probe_text(scores),
     ]
+
+
+def _held_out(samples: list[Sample]) -> set[str]:
+    """A fifth of the videos, drawn once and spread over the answers: files are often sorted by answer, or take them in turns."""
+    import numpy as np
+
+    answers: dict[str, str] = {}
+    for sample in samples:
+        answers.setdefault(sample.video, " ".join(str(sample.turns[-1][1]).lower().split()))
+    videos = list(answers)
+    drawn = [videos[i] for i in np.random.default_rng(0).permutation(len(videos))]
+    return set(sorted(drawn, key=answers.__getitem__)[4::5])  # stable: within an answer as drawn
 
 
 def _channel_of(samples: list[Sample], path: Path) -> str:

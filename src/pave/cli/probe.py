@@ -46,10 +46,12 @@ def probe_text(scores: Sequence[ProbeScore]) -> str:
     from pave.utils.console import aligned
 
     if not scores:
-        return "nothing to probe: no type of question has answers that come up twice on at least 10 streams"
+        return "nothing to probe: no type of question has answers that come up on two streams, on at least 10 streams"
     rows = [["channel", "questions", "streams", "answers", "probe", "guessing", ""]]
     for score in scores:
-        probe = f"{100 * score.accuracy:.0f} % [{100 * score.low:.0f}, {100 * score.high:.0f}]"
-        counts = [str(score.streams), str(score.answers)]
-        rows.append([score.channel, score.type or "-", *counts, probe, f"{100 * score.chance:.0f} %", score.verdict])
+        probe, chance = "-", "-"
+        if not score.several:
+            probe = f"{100 * score.accuracy:.0f} % [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+            chance = f"{100 * score.chance:.0f} %"
+        rows.append([score.channel, score.name, str(score.streams), str(score.answers), probe, chance, score.verdict])
     return aligned(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,20 +78,21 @@ def command(
     pave serve
     pave serve --base llava-hf/llava-onevision-qwen2-7b-ov-hf --patch hearing=my-patch
 
-    Answer requests over HTTP as OpenAI's API does, at /v1, and people on a page at /. Without --base, the small Video LLM inside pave answers, and without --patch as well also its patch that hears. SIGTERM and Ctrl-C end it
-    when what it has accepted is answered.
+    Answer requests over HTTP as OpenAI's API does, at /v1, and people on a page at /. Without --base the one that the first patch was trained
+    on answers, and without a patch either the small Video LLM inside pave, with the patch inside pave that hears. SIGTERM and Ctrl-C end
+    it when what it has accepted is answered.
     """
     from pave.serving.limits import Limits
     from pave.utils.embedded import AUDIO_PATCH
 
-    patches = _patches(patch or []) if base or patch else {"hearing": AUDIO_PATCH}
-    limits = Limits(**_limits(limit or [], Limits))
+    patches = _patches(patch or []) or ({} if base else {"hearing": AUDIO_PATCH})
+    limits = _limits(limit or [], Limits)
     _check_dtype_and_names(base, patches, dtype)
     from pave.utils.optional import require
 
     for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         require(package, extra="serve", purpose="pave serve")
-    from pave.serving.server import Access, is_loopback, make_services, serve
+    from pave.serving.server import Access, bound, is_loopback, make_services, serve
 
     access = Access(
         keys=_keys(api_keys, "--api-keys"),
@@ -104,39 +104,49 @@ def command(
     if not is_loopback(host) and not access.keys and not open_to_all:
         raise ValueError(f"--host {host} lets others in: give --api-keys FILE, or --open if everybody may ask")
     _log_as_json()
-    engine, shown = _engine(base, device, dtype, frames, cache_gigabytes, encoders or [])
-    services = make_services(
-        engine,
-        patches,
-        base=shown,
-        access=access,
-        limits=limits,
-        encoders=encoders or (),
-        allow_base_mismatch=allow_base_mismatch,
-    )
-    serve(
-        services,
-        access,
-        host=host,
-        port=port,
-        ready=lambda url: typer.echo(f"Open {url} in a browser. Ctrl-C ends the server."),
-    )
+    with bound(host, port) as listening:  # before the model is loaded, which takes minutes
+        engine, shown = _engine(base, patches, device, dtype, frames, cache_gigabytes, encoders or [])
+        services = make_services(
+            engine,
+            patches,
+            base=shown,
+            access=access,
+            limits=limits,
+            encoders=encoders or (),
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        serve(services, access, listening, host=host, ready=_say_where)
+
+
+def _say_where(url: str) -> None:
+    typer.echo(f"Open {url} in a browser. Ctrl-C ends the server.")
 
 
 def _engine(
-    base: str | None, device: str, dtype: str, frames: int | None, cache_gigabytes: float, encoders: list[str]
+    base: str | None,
+    patches: dict[str, str],
+    device: str,
+    dtype: str,
+    frames: int | None,
+    cache_gigabytes: float,
+    encoders: list[str],
 ) -> tuple[Any, str]:
     """The engine, and what clients call its base."""
     from pave.cli.models import hide_loading_bars
     from pave.data.media import FrameSampling
     from pave.inference.engine import Engine
-    from pave.utils.embedded import PLAYGROUND
+    from pave.patching import resolve_patch
+    from pave.patching.base_of import base_of_patch
     from pave.utils.threads import settle_threads
 
     hide_loading_bars()
-    wanted = PLAYGROUND if base is None else base
+    wanted, revision = base, None
+    if wanted is None:
+        first = next(iter(patches.values()))
+        wanted, revision = base_of_patch(resolve_patch(first), first)
     engine = Engine.from_pretrained(
         wanted,
+        revision=revision,
         device=device,
         dtype=dtype,
         sampling=FrameSampling(num_frames=frames) if frames else None,
@@ -179,11 +189,9 @@ def _patches(given: list[str]) -> dict[str, str]:
     return patches
 
 
-def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
-    """The values of ``--limit`` by name."""
-    known: dict[str, Callable[[str], float]] = {
-        field.name: int if isinstance(field.default, int) else float for field in fields(kind)
-    }
+def _limits(given: list[str], kind: type[Limits]) -> Limits:
+    """The limits with the values of ``--limit``."""
+    known: dict[str, type[int] | type[float]] = {field.name: type(getattr(kind(), field.name)) for field in fields(kind)}
     values: dict[str, Any] = {}
     for option in given:
         name, _, text = option.partition("=")
@@ -193,4 +201,4 @@ def _limits(given: list[str], kind: type[Limits]) -> dict[str, Any]:
             values[name] = known[name](text)
         except ValueError:
             raise ValueError(f"--limit {option!r}: {name} is a {'whole ' if known[name] is int else ''}number") from None
-    return values
+    return kind(**values)

@@ -41,6 +41,11 @@ class ProbeScore:
 
     channel: str
     type: str
+    question: str = ""
+    """The text that was probed alone, where a type asks several things of one stream."""
+    several: bool = False
+    """Whether the type asks several things of one stream and none of them often enough: nothing was fitted, and the shares are not
+    numbers."""
     streams: int
     """Different streams whose questions were probed."""
     answers: int
@@ -54,25 +59,41 @@ class ProbeScore:
     """Accuracy of always giving the most frequent answer."""
 
     @property
+    def name(self) -> str:
+        """Which questions were probed, in words."""
+        return ": ".join(filter(None, (self.type, self.question))) or "all questions"
+
+    @property
     def near_chance(self) -> bool:
-        """Whether guessing lies in the interval, or above it."""
-        return self.low <= self.chance
+        """Whether the probe is no better than guessing."""
+        return self.accuracy <= self.chance
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the probe is better than guessing, but on so few streams that this may be luck."""
+        return self.low <= self.chance < self.accuracy
 
     @property
     def holds(self) -> bool:
         """Whether the probe is surely better than guessing, and gets at least half of what guessing gets wrong."""
-        return not self.near_chance and self.accuracy >= (1 + self.chance) / 2
+        return self.low > self.chance and self.accuracy >= (1 + self.chance) / 2
 
     @property
     def verdict(self) -> str:
         """In a few words."""
+        if self.several:
+            return "several questions about one stream: not told"
         if self.near_chance:
             return "these features do not hold the answer"
+        if self.unsure:
+            return "too few streams to tell"
         return "these features hold the answer" if self.holds else "these features hold little of the answer"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "near_chance": self.near_chance, "holds": self.holds}
+        shares = ("accuracy", "low", "high", "chance")
+        told = {name: None if self.several and name in shares else value for name, value in asdict(self).items()}
+        return {**told, "near_chance": self.near_chance, "unsure": self.unsure, "holds": self.holds, "verdict": self.verdict}
 
 
 def probe_samples(
@@ -87,7 +108,8 @@ def probe_samples(
         watch: shows how far it is; gets the list of streams and goes through it.
 
     Returns:
-        A score for each channel and type that has at least ``LEAST_STREAMS`` streams and two answers that come up twice.
+        A score for each channel and type that has at least ``LEAST_STREAMS`` streams and two answers that come up on two of them; of a type
+        that asks several things of one stream for each text of a question instead, or one that says that nothing can be told.
 
     Raises:
         ValueError: if a stream cannot be read; the message names its sample.
@@ -124,32 +146,80 @@ def summarise(features: SideFeatures | None) -> Numbers | None:
 
 
 def _by_type(channel: str, summaries: Sequence[tuple[Numbers, Sequence[Sample]]]) -> list[ProbeScore]:
-    rows: dict[str, list[tuple[int, str]]] = {}
+    by_type: dict[str, list[_Asked]] = {}
     for stream, (_, members) in enumerate(summaries):
         for sample in members:
-            rows.setdefault(sample.type, []).append((stream, _plain(str(sample.turns[-1][1]))))
+            asked = _Asked(stream, _plain(str(sample.turns[-1][0])), _plain(str(sample.turns[-1][1])))
+            by_type.setdefault(sample.type, []).append(asked)
     scores = []
-    for kind, asked in rows.items():
-        frequent = [answer for answer, count in Counter(answer for _, answer in asked).most_common(MOST_ANSWERS) if count > 1]
-        asked = [(stream, answer) for stream, answer in asked if answer in frequent]
-        streams = sorted({stream for stream, _ in asked})
-        if len(frequent) < 2 or len(streams) < LEAST_STREAMS:
+    for kind, rows in by_type.items():
+        if len({row.stream for row in rows}) == len({(row.stream, row.question) for row in rows}):
+            scores += [score for score in [_probed(channel, kind, "", rows, summaries)] if score is not None]
             continue
-        features_NC = np.stack([summaries[stream][0] for stream, _ in asked])
-        right, chance = cross_validated(features_NC, [answer for _, answer in asked], [stream for stream, _ in asked])
-        low, high = wilson(right, len(streams))
-        score = ProbeScore(
-            channel=channel,
-            type=kind,
-            streams=len(streams),
-            answers=len(frequent),
-            accuracy=right,
-            low=low,
-            high=high,
-            chance=chance,
-        )
-        scores.append(score)
+        by_text: dict[str, list[_Asked]] = {}
+        for row in rows:
+            by_text.setdefault(row.question, []).append(row)
+        found = [_probed(channel, kind, text, own, summaries) for text, own in by_text.items()]
+        told = [score for score in found if score is not None]
+        several = _not_told(channel, kind, rows)
+        scores += told or ([] if several is None else [several])
     return scores
+
+
+@dataclass(frozen=True)
+class _Asked:
+    stream: int
+    question: str
+    answer: str
+
+
+def _told_apart(rows: Sequence[_Asked]) -> list[_Asked]:
+    """Those with the most frequent answers, none where there are too few streams or nothing to tell apart."""
+    streams_of = Counter(answer for _, answer in {(row.stream, row.answer) for row in rows})
+    frequent = {answer for answer, count in streams_of.most_common(MOST_ANSWERS) if count > 1}
+    kept = [row for row in rows if row.answer in frequent]
+    return kept if len(frequent) > 1 and len({row.stream for row in kept}) >= LEAST_STREAMS else []
+
+
+def _probed(
+    channel: str, kind: str, question: str, rows: Sequence[_Asked], summaries: Sequence[tuple[Numbers, Sequence[Sample]]]
+) -> ProbeScore | None:
+    rows = _told_apart(rows)
+    if not rows:
+        return None
+    streams, answers = [row.stream for row in rows], [row.answer for row in rows]
+    right, chance = cross_validated(np.stack([summaries[stream][0] for stream in streams]), answers, streams)
+    low, high = wilson(right, len(set(streams)))
+    return ProbeScore(
+        channel=channel,
+        type=kind,
+        question=question,
+        streams=len(set(streams)),
+        answers=len(set(answers)),
+        accuracy=right,
+        low=low,
+        high=high,
+        chance=chance,
+    )
+
+
+def _not_told(channel: str, kind: str, rows: Sequence[_Asked]) -> ProbeScore | None:
+    rows = _told_apart(rows)
+    if not rows:
+        return None
+    streams, answers = len({row.stream for row in rows}), len({row.answer for row in rows})
+    nothing = float("nan")
+    return ProbeScore(
+        channel=channel,
+        type=kind,
+        several=True,
+        streams=streams,
+        answers=answers,
+        accuracy=nothing,
+        low=nothing,
+        high=nothing,
+        chance=nothing,
+    )
 
 
 def _plain(answer: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +66,7 @@ class PatchCollator:
             only where ``train``. None: a row each.
         published_labels: learn what the authors' code learns: beside the answers, all of the assistant's turns, and in the others every
             ``<|im_start|>``, ``<|im_end|>`` and newline. Not with ``share_videos``, whose questions share what stands before the video.
+        adding: the channels whose tokens may go into the prompt; None: all that can.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
@@ -86,6 +87,7 @@ class PatchCollator:
         broken_features: Literal["stop", "missing"] | None = None,
         share_videos: int | None = None,
         published_labels: bool = False,
+        adding: Collection[str] | None = None,
     ) -> None:
         if published_labels and share_videos is not None:
             raise ValueError(
@@ -98,6 +100,7 @@ class PatchCollator:
         self.processor = processor
         self.base_config = base_config
         self.channels = dict(channels)
+        self._adding = {name: channel for name, channel in channels.items() if adding is None or name in adding}
         self.newline = newline
         self.max_length = max_length
         self.train = train
@@ -133,14 +136,19 @@ class PatchCollator:
             conversations: the name of each, for errors, and its (question, answer) pairs.
 
         Raises:
-            SampleError: as a call does, or if the base's processor takes no text alone.
+            SampleError: as a call does, if a prompt is too long, or if the base's processor takes no text alone.
         """
         names = [name for name, _ in conversations]
         text = [self.prompt(name, turns, video=False).text for name, turns in conversations]
         try:
-            return dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
+            batch = dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
         except (ValueError, TypeError) as error:
             raise SampleError(f"samples {names}: the base's processor takes no question without a video: {error}") from error
+        for name, length in zip(names, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
+            over = over_limit(length, self.base_config, self.max_length)
+            if over is not None:
+                raise SampleError(f"sample {name!r}: {over}; nothing is truncated, so shorten the question", "prompt-long")
+        return batch
 
     def _batch(self, items: Sequence[PatchItem], acting: Sequence[bool] | None) -> dict[str, Any]:
         """One row per item."""
@@ -160,7 +168,7 @@ class PatchCollator:
             batch["position_ids"] = positions
         if self.share_videos is None:  # else the model refuses a patch that adds tokens
             side: Literal["left", "right"] = "right" if self.train else "left"
-            batch = lay_out(batch, self.base_config, self.channels, self.newline, rows=acting, padding_side=side)
+            batch = lay_out(batch, self.base_config, self._adding, self.newline, rows=acting, padding_side=side)
         for item, length in zip(items, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
             self._check_length(item, length)
         return batch

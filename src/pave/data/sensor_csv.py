@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,8 @@ def read_csv(name: str, columns: Sequence[str], time_column: str, wanted: Callab
             header = [cell.strip() for cell in next(rows, [])]
             names = wanted(header, columns, time_column)
             if len(set(header)) < len(header):
-                raise ValueError(f"two columns have the name {next(n for n in header if header.count(n) > 1)!r}")
+                twice = next(name for name, count in Counter(header).items() if count > 1)
+                raise ValueError(f"two columns have the name {twice!r:.60}")
             cells = Cells("." if separator == "," else None)
             places = [(header.index(column), column) for column in names]
             numbers: list[list[float]] = [[] for _ in places]

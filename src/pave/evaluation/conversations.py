@@ -171,12 +171,17 @@ def convert_conversations(
 
 
 def _name(item: Item, path: Path, number: int, names: Counter[str]) -> str:
-    """The row's id, with a number behind it where it came before; else the file's name and the row's number."""
+    """The row's id, else the file's name and the row's number; where a row before has it, with the next number behind it that is free."""
     given = item.value.get("id")
     own = isinstance(given, (str, int)) and not isinstance(given, bool) and str(given).strip()
-    name = str(given) if own else f"{path.stem}-{number:06d}"
-    names[name] += 1
-    return name if names[name] == 1 else f"{name}#{names[name]}"
+    name = free = str(given) if own else f"{path.stem}-{number:06d}"
+    count = max(names[name], 1)
+    while free in names:
+        count += 1
+        free = f"{name}#{count}"
+    names[name] = count
+    names.setdefault(free, 1)
+    return free
 
 
 def _sample(form: ConversationFormat, item: Item, name: str, media: str, channel: str) -> tuple[Sample, bool]:

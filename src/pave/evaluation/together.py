@@ -28,7 +28,9 @@ from pave.side_channels import build_encoder, modules_named
 from pave.utils.console import track
 
 BASE, TOGETHER, MERGED = "base", "together", "merged"
-"""Runs beside those of each patch alone."""
+"""Runs beside those of each patch alone; no patch can have their names."""
+KEPT_WITHIN = 0.02
+"""What may be lost, as a share of the answers, where nothing that matters is: an interval that holds 0 and stays above it says "kept"."""
 _MEMORY = 2 * 2**30
 """Bytes of frames or vision features, and of side features, that are kept for the next questions about a video."""
 
@@ -139,10 +141,12 @@ class KindTogether:
 
     @property
     def verdict(self) -> str:
-        """In a word: what adding did, as far as the interval tells."""
+        """In a word: what adding did, as far as the interval tells; "undecided" where it holds both 0 and a loss that matters."""
         if self.added.interval.high < 0:
             return "lost"
-        return "won" if self.added.interval.low > 0 else "kept"
+        if self.added.interval.low > 0:
+            return "won"
+        return "kept" if self.added.interval.low > -KEPT_WITHIN else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -166,6 +170,9 @@ class Together:
         composed: what the channels are called, and by which patches they are read.
         sampling: which frames are looked at.
         encoders: modules with side encoders of your own that the patches may name.
+
+    Raises:
+        ValueError: if a part has the name of another run (see ``check_names``).
     """
 
     def __init__(
@@ -179,6 +186,7 @@ class Together:
     ) -> None:
         self.model, self.processor, self.composed = model, processor, composed
         self.names = tuple(part.name for part in composed.parts)
+        check_names(self.names)
         channels = composed.record.patch.side_channels
         with modules_named(encoders):
             built = {name: build_encoder(channel.encoder).to(model.device) for name, channel in channels.items()}
@@ -325,6 +333,19 @@ def find_weights(
         if weights == before:
             break
     return weights, score(weights)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse patches that are called as another run is: their answers would take its place.
+
+    Raises:
+        ValueError: naming the patch.
+    """
+    for name in names:
+        if name in (BASE, TOGETHER, MERGED):
+            raise ValueError(
+                f"a patch cannot be called {name!r}, which names what is measured beside the patches; give it another name, as in hearing=PATCH"
+            )
 
 
 def _channels_of(names: Sequence[str]) -> str:

@@ -208,7 +208,7 @@ class Counterfactual:
         if self.kind == "gap":
             return _with_gap(own, value, self.events, rng)
         if self.kind == "early":
-            return own if other is None else _early(own, other, value)
+            return own if other is None or not len(other) else _early(own, other, value)
         times_K = own.times_K
         first = times_K[: (len(own) + 1) // 2] if self.kind == "rerated" else times_K[:0]
         dense = _denser(times_K[len(first) - 1 :] if len(first) else times_K, value)
@@ -242,7 +242,10 @@ def _steps(features: SideFeatures, chosen: torch.Tensor) -> SideFeatures:
 
 
 def _noised(own: SideFeatures, scale: float, rng: np.random.Generator) -> SideFeatures:
-    spread_C = own.features_KMC.flatten(0, 1).float().std(dim=0, correction=0)
+    finite_K = torch.isfinite(own.features_KMC).flatten(1).all(dim=1)  # the others are missing to the patch
+    if not bool(finite_K.any()):
+        return own
+    spread_C = own.features_KMC[finite_K].flatten(0, 1).float().std(dim=0, correction=0)
     noise = torch.from_numpy(rng.standard_normal(tuple(own.features_KMC.shape), dtype=np.float32))
     changed = own.features_KMC.float() + scale * spread_C * noise.to(spread_C.device)
     return SideFeatures(changed.to(own.features_KMC.dtype), own.times_K)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pave.data.answers import parse_choice
 from pave.data.collator import PatchCollator
@@ -16,11 +16,11 @@ from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling
 from pave.inference.attention import FusionView, view_of, watched
 from pave.inference.cache import ByteCache
-from pave.inference.generation import generate_ids
+from pave.inference.generation import evaluation_mode, generate_ids, one_answer_each
 from pave.inference.loading import PatchPaths, load_model
 from pave.inference.media import MediaReader
-from pave.inference.reading import ReadRequest, RequestReader
-from pave.inference.request import Answer, Request
+from pave.inference.reading import ReadRequest, RequestReader, flat_name, newline_of
+from pave.inference.request import SAMPLING_FIELDS, Answer, Request
 from pave.inference.sampling import RowSampler
 from pave.inference.streaming import OnText, Row, RowTexts
 from pave.patching import is_patched, patch_slot
@@ -65,7 +65,7 @@ class Engine:
         self.processor = processor
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         media = media or MediaReader(ByteCache(cache_bytes), encoders=encoders)
-        self.reader = RequestReader(model, processor, media, dataset.frame_sampling if dataset else sampling, dataset)
+        self.reader = RequestReader(model, processor, media, sampling if dataset is None else dataset.frame_sampling, dataset)
         self._preparing = threading.Lock()
         """Tokenizers, and the vision encoder, serve one thread at a time."""
 
@@ -127,7 +127,8 @@ class Engine:
         if read.item is None:
             return "text"
         pixels = read.video_key is None and read.item.vision is None
-        return len(read.item.times_F), pixels, self.reader.reads_pre_projector(), read.adding
+        pre = self.reader.reads_pre_projector() if read.video_key is None else read.video_key.pre_projector
+        return len(read.item.times_F), pixels, pre, read.adding
 
     def generate(
         self,
@@ -144,24 +145,26 @@ class Engine:
             on_text: called with the number of a row and the next piece of its answer, of whole characters; the pieces of a row together
                 are its text.
             cancelled: asked at every token whether a row is not wanted any more.
-            generation: further arguments of the model's ``generate``, for all rows. With ``num_beams`` rows are not followed, so there
+            generation: further arguments of the model's ``generate``, for all rows; what a request says is none of them. With ``num_beams`` rows are not followed, so there
                 is no ``on_text``, no cancelling, and no temperature.
 
         Raises:
-            ValueError: if the base refuses the batch (``answer`` then asks one by one), or a patch of a row was taken off or replaced
-                since it was read.
+            ValueError: if the base refuses the batch (``answer`` then asks one by one), a patch of a row was taken off or replaced
+                since it was read, or an argument belongs in the requests.
         """
+        generation = _checked(generation)
         if not reads:
             return []
         start = time.monotonic()
         for read in reads:
             self._check_patches(read)
-        with self._preparing:
-            reads = [self.reader.encoded(read) for read in reads]
-            batch = self._collated(reads)
-        samplings = [read.request.sampling for read in reads]
-        texts = RowTexts(self.processor.tokenizer, samplings, _end_tokens(self.model), on_text, cancelled)
-        rows = self._rows(reads, batch, texts, generation)
+        with evaluation_mode(self.model):  # around both: encoding alone would end it while another thread generates
+            with self._preparing:
+                reads = [self.reader.encoded(read) for read in reads]
+                batch = self._collated(reads)
+            samplings = [read.request.sampling for read in reads]
+            texts = RowTexts(self.processor.tokenizer, samplings, _end_tokens(self.model, generation), on_text, cancelled)
+            rows = self._rows(reads, batch, texts, generation)
         seconds = time.monotonic() - start
         lengths = [int(length) for length in batch["attention_mask"].sum(dim=1)]
         return [_answer(read, row, length, seconds) for read, row, length in zip(reads, rows, lengths, strict=True)]
@@ -176,9 +179,10 @@ class Engine:
 
     def _collated(self, reads: Sequence[ReadRequest]) -> dict[str, Any]:
         channels = {name: channel for read in reads for name, channel in read.channels.items()}
-        grid = any(read.configs[name].newline == "grid" for read in reads for name in read.adding)
-        newline: Literal["base", "grid"] = "grid" if grid else "base"
-        collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False)
+        adding = {name: read.configs[name] for read in reads for name in read.adding}
+        added = [flat_name(name, channel) for name, config in adding.items() for channel in config.side_channels]
+        newline = newline_of(adding, adding)
+        collate = PatchCollator(self.processor, self.model.config, channels, newline=newline, train=False, adding=added)
         items = [read.item for read in reads if read.item is not None]
         if not items:
             return collate.texts([(read.request.name, read.request.turns) for read in reads])
@@ -197,7 +201,7 @@ class Engine:
         options["max_new_tokens"] = max(sampling.max_new_tokens for sampling in samplings)
         if is_patched(self.model):
             options["patches"] = [dict(read.patches) or None for read in reads]
-        if options.get("num_beams", 1) > 1:
+        if options["num_beams"] > 1:
             texts.check_beams()
             return texts.of_beams(generate_ids(self.model, batch, **options))
         options["stopping_criteria"] = [*options.get("stopping_criteria", ()), texts]
@@ -232,7 +236,11 @@ class Engine:
             requests: what is asked.
             batch_size: most in a batch.
             generation: see ``generate``.
+
+        Raises:
+            ValueError: if an argument of ``generation`` belongs in the requests.
         """
+        _checked(generation)
         found: dict[int, Answer | ValueError] = {}
         waiting: dict[Hashable, dict[int, ReadRequest]] = {}
         count = 0
@@ -309,6 +317,16 @@ def _answer(read: ReadRequest, row: Row, prompt_tokens: int, seconds: float) -> 
     )
 
 
-def _end_tokens(model: Any) -> frozenset[int]:
-    ends = model.generation_config.eos_token_id
+def _checked(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The further arguments of ``generate``, without any that a request says."""
+    said = next((name for name in generation if name in SAMPLING_FIELDS or name == "patches"), None)
+    if said is not None:
+        raise ValueError(
+            f"{said} belongs in {'Request.patches' if said == 'patches' else 'Request.sampling'}: rows may differ in it"
+        )
+    return one_answer_each(generation)
+
+
+def _end_tokens(model: Any, generation: Mapping[str, Any]) -> frozenset[int]:
+    ends = generation.get("eos_token_id", model.generation_config.eos_token_id)
     return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)

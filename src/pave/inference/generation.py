@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
 
 from pave.patching import is_patched
 from pave.tokens import SideTokens
@@ -53,6 +55,36 @@ def generate_ids(
         output = model.generate(**inputs, **{**_GREEDY, "max_new_tokens": max_new_tokens, **generation})
     new: Tensor = output[:, inputs["input_ids"].shape[1] :]
     return new
+
+
+def one_answer_each(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of ``generate`` for callers that take one answer per row, the number of beams as a number.
+
+    Raises:
+        ValueError: if several answers are asked for.
+    """
+    options = {"num_beams": 1, "num_return_sequences": 1}
+    options |= {name: value for name, value in generation.items() if value is not None or name not in options}
+    if options.pop("num_return_sequences") != 1:
+        raise ValueError("num_return_sequences: a question gets one answer; ask it again, with another seed, for another")
+    return options
+
+
+class FirstToken(BaseStreamer):
+    """When the first token of an answer was there."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+        elif self.first is None:
+            self.first = time.monotonic()
+
+    def end(self) -> None:
+        pass
 
 
 _EVALUATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

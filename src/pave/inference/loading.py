@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pave.patching import BaseFingerprint, fingerprint, load_patch, read_record, resolve_patch
-from pave.patching.base_facts import compare, config_facts
-from pave.patching.fingerprint import differences, weights_compared
-from pave.utils.embedded import PLAYGROUND, is_playground
-from pave.video_llms.loading import load_base, load_processor
+from pave.patching import load_patch, resolve_patch
+from pave.patching.base_of import base_of_patch
+from pave.video_llms.loading import load_base
 
 logger = logging.getLogger(__name__)
 
 PatchPaths = str | Path | Mapping[str, str | Path] | None
 """A patch's folder or hub id, or several by the names they are to have; None for the base alone."""
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def load_model(
@@ -67,45 +63,6 @@ def load_model(
     for name, folder in folders.items():
         load_patch(model, folder, name=name or None, processor=processor, allow_base_mismatch=allow_base_mismatch)
     return model.to(target).eval(), processor, str(base), revision
-
-
-def base_of_patch(folder: Path, shown: str | None = None) -> tuple[str, str | None]:
-    """The base that a patch was trained on, from its own record: (folder or hub id, revision).
-
-    The small base inside the package is known by its fingerprint, wherever it lay when the patch was trained. A folder is looked for
-    where the record says, and from the folders that the patch lies in if that is a relative path. ``load_patch`` compares fingerprints
-    in any case.
-
-    Args:
-        folder: of the patch.
-        shown: what to call it in errors.
-
-    Raises:
-        ValueError: if the folder holds no patch, or its base is not here.
-    """
-    record = read_record(folder).base
-    known = record.model_id
-    if is_playground(known) or _is_playground(record):
-        return PLAYGROUND, None
-    if known is None:
-        raise ValueError(f"{shown or folder}: the patch does not say which base it was trained on; give it as base (--base)")
-    places = [Path(known), *(parent / known for parent in folder.resolve().parents)]
-    place = next((place for place in places if place.is_dir()), None)
-    if place is not None:
-        return str(place), None
-    if Path(known).is_absolute() or not _HUB_ID.fullmatch(known):
-        raise ValueError(
-            f"{shown or folder}: the patch was trained on the base {known!r}, and there is no such folder; give the base (--base)"
-        )
-    return known, record.revision
-
-
-def _is_playground(record: BaseFingerprint) -> bool:
-    config, processor = load_processor(PLAYGROUND)
-    if compare("", record.architecture, config_facts(config), one_sided=False):
-        return False
-    found = fingerprint(load_base(PLAYGROUND)[0], processor)
-    return weights_compared(record, found) and not differences(record, found)
 
 
 def device_of(name: str) -> torch.device:

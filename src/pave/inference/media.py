@@ -50,7 +50,7 @@ class MediaReader:
         self._lock = threading.Lock()
 
     def encoder(self, config: EncoderConfig, device: torch.device | str | None = None) -> SideEncoder[Any]:
-        """The encoder of a config, built once; on a device, or wherever it is.
+        """The encoder of a config, built once while a patch names it; on a device, or wherever it is.
 
         Raises:
             ValueError: see ``build_encoder``.
@@ -60,10 +60,18 @@ class MediaReader:
 
     def _encoder(self, config: EncoderConfig, device: torch.device | str | None) -> SideEncoder[Any]:
         key = identity(config)
-        if key not in self._built:
+        encoder = self._built.get(key)
+        if encoder is None:
             with modules_named(self.modules):
-                self._built[key] = build_encoder(config)
-        return self._built[key] if device is None else self._built[key].to(device)
+                encoder = self._built[key] = build_encoder(config)
+        return encoder if device is None else encoder.to(device)
+
+    def keep_encoders(self, configs: Iterable[EncoderConfig]) -> None:
+        """Let go of the encoders of all other configs, so that their memory goes with the patches that named them."""
+        wanted = {identity(config) for config in configs}
+        for key in list(self._built):  # without the lock, which is held while an encoder runs
+            if key not in wanted:
+                self._built.pop(key, None)
 
     # --- the video
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pave.config import PatchConfig, SideChannelConfig
 from pave.data.acting import how_much_acts
@@ -22,11 +22,22 @@ from pave.patching import is_patched, patch_slot
 from pave.patching.rows import read_selection
 from pave.side_channels import SideFeatures
 from pave.utils.content import unchanged
-from pave.video_llms.encode import check_vision_stored
+from pave.video_llms.encode import check_vision_stored, encoder_state
 
 DEFAULT_FRAMES = 32
 Sides = dict[str, dict[str, SideFeatures | None]]
 """Features by patch and channel; None where the channel is missing."""
+
+
+class VideoKey(NamedTuple):
+    """What an encoded video is kept under."""
+
+    content: str
+    """Of its file."""
+    pre_projector: bool
+    """Whether what enters the projector is kept too."""
+    facts: str
+    """The frames, and how the base computes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +53,7 @@ class ReadRequest:
     """Frames or encoded video, and side features by PATCH.CHANNEL; None where there is no video."""
     side_channels: dict[str, SideSummary] = field(default_factory=dict)
     """See ``Answer``."""
-    video_key: Hashable = None
+    video_key: VideoKey | None = None
     """What its encoded video is kept under; None where it is not kept."""
     frames: FrameSampling
     """That were looked at."""
@@ -73,7 +84,7 @@ class ReadRequest:
     @property
     def adding(self) -> tuple[str, ...]:
         """The patches that put tokens of their own into its prompt."""
-        return tuple(name for name, config in self.configs.items() if config.adds_prompt_tokens and self.patches[name][0])
+        return adding_patches(self.configs, self.patches)
 
 
 class RequestReader:
@@ -121,6 +132,8 @@ class RequestReader:
         if isinstance(selection, Default):
             selection = self.model.selected_patches() if attached else None
         uses = read_selection(selection, tuple(attached))
+        if attached and not self.model.patch_strength:
+            return {}
         return {use.name: (use.strength, use.lora_strength) for use in uses if use.acts}
 
     def frames_of(self, request: Request) -> FrameSampling:
@@ -153,6 +166,7 @@ class RequestReader:
         start = time.monotonic()
         attached = self.patch_configs()  # once: they may come and go meanwhile
         patches = self._chosen(request, attached)
+        self.media.keep_encoders(channel.encoder for config in attached.values() for channel in config.side_channels.values())
         configs = {name: attached[name] for name in patches}
         _check_channels(request, attached)
         if request.counterfactual is not None:
@@ -184,6 +198,10 @@ class RequestReader:
     def _item(self, read: ReadRequest, samples: Mapping[str, Sample], vision: Any) -> PatchItem:
         """The frames of a request, or what the base made of them earlier."""
         request = read.request
+        fixed = self.dataset is not None or self.media.vision is not None
+        if fixed and request.frames not in (None, self.sampling):
+            where = "read by a dataset" if self.dataset is not None else "taken from a feature store"
+            raise ValueError(f"its frames are {where}, which has {self.sampling}, not {request.frames}; leave frames out")
         if self.dataset is not None:
             return self.dataset.read([next(iter(samples.values()), _sample(request, "", None))])[0]
         if vision is None and self.media.vision is not None:
@@ -242,7 +260,7 @@ class RequestReader:
         """Whether a patch on the model makes its queries of what enters the projector, so that this has to be kept too."""
         return any(config.reads_pre_projector for config in self.patch_configs().values())
 
-    def _video_key(self, read: ReadRequest) -> Hashable:
+    def _video_key(self, read: ReadRequest) -> VideoKey | None:
         """What the encoded video is kept under: its content, the frames, and how the base computes; None where it is not kept."""
         if not self.media.cache.max_bytes or self.media.vision is not None or self.dataset is not None:
             return None
@@ -251,8 +269,10 @@ class RequestReader:
         except ValueError:  # what this base makes of a video depends on more than the video
             return None
         content = self.media.content(str(read.request.video))
-        facts = [read.frames.to_dict(), str(self.model.dtype), self.reads_pre_projector()]
-        return None if content is None else ("video", content, json.dumps(facts, sort_keys=True))
+        if content is None:
+            return None
+        facts = [read.frames.to_dict(), str(self.model.dtype), *encoder_state(self.model), _settings(self.processor)]
+        return VideoKey(content, self.reads_pre_projector(), json.dumps(facts, sort_keys=True, default=str))
 
     def encoded(self, read: ReadRequest) -> ReadRequest:
         """The request with its video encoded by the base, where that is kept. One thread at a time."""
@@ -261,11 +281,17 @@ class RequestReader:
             return read
         there, vision = self.media.cache.get(key)
         if not there:
-            encoder = VisionEncoder(self.model, self.processor, pre_projector=self.reads_pre_projector())
+            encoder = VisionEncoder(self.model, self.processor, pre_projector=key.pre_projector)
             vision = encoder.encode(item.frames_FHWC, item.times_F)
             self.media.cache.put(key, vision, vision.num_bytes)
             self.media.drop_clip(str(read.request.video), read.frames)
         return replace(read, item=replace(item, vision=vision, frames_FHWC=vision.shape_of_frames), cached=there)
+
+
+def _settings(processor: Any) -> list[Any]:
+    """What a processor does to pictures."""
+    parts = [getattr(processor, name, None) for name in ("video_processor", "image_processor")]
+    return [None if part is None else part.to_dict() for part in parts]
 
 
 def shown_names(configs: Mapping[str, PatchConfig]) -> dict[tuple[str, str], str]:
@@ -273,6 +299,21 @@ def shown_names(configs: Mapping[str, PatchConfig]) -> dict[tuple[str, str], str
     pairs = [(patch, channel) for patch, config in configs.items() for channel in config.side_channels]
     channels = [channel for _, channel in pairs]
     return {(patch, name): name if channels.count(name) == 1 else flat_name(patch, name) for patch, name in pairs}
+
+
+def adding_patches(configs: Mapping[str, PatchConfig], strengths: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    """The patches that put tokens of their own into the prompt: those that can and whose residual acts.
+
+    Args:
+        configs: by patch.
+        strengths: of the residual and the LoRA of the patches that act.
+    """
+    return tuple(name for name, (residual, _) in strengths.items() if residual and configs[name].adds_prompt_tokens)
+
+
+def newline_of(configs: Mapping[str, PatchConfig], adding: Iterable[str]) -> Literal["base", "grid"]:
+    """The newline of a prompt to which these patches add tokens."""
+    return "grid" if any(configs[name].newline == "grid" for name in adding) else "base"
 
 
 def flat_name(patch: str, channel: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,10 @@ class Sampling:
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop must be a tuple of texts that are not empty, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
+
+
+SAMPLING_FIELDS = frozenset(field.name for field in fields(Sampling))
+"""What a request says of its generation."""
 
 
 @dataclass(frozen=True)

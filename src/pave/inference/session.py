@@ -10,25 +10,25 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 from typing_extensions import Self
 
 from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
-from pave.inference.generation import generate_ids
+from pave.inference.generation import FirstToken, evaluation_mode, generate_ids, one_answer_each
+from pave.inference.reading import adding_patches, newline_of
 from pave.inference.session_answers import SessionReport, SideSeen, StreamAnswer
 from pave.inference.session_clip import Reader, check_streams, choose_clip, clip_of, final_length
 from pave.inference.session_sides import SideStreams
 from pave.inference.session_streams import Frame, FrameStream, Lateness, SideStream, checked_times
 from pave.inference.session_vision import StreamVision
 from pave.patching import is_patched
-from pave.patching.rows import Patches
+from pave.patching.rows import Patches, Plan
 from pave.video_llms import get_interface
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class Session:
     """A stream of frames and side steps, and questions about it. Safe to use from several threads.
 
-    All times are seconds on one clock, finite, whatever its zero is.
+    All times are seconds on one clock, finite; those of frames are not negative.
 
     Args:
         model: a base, patched or not, in evaluation. Patches may come and go while the session runs.
@@ -77,6 +77,8 @@ class Session:
         for name, value in (("keep_seconds", keep_seconds), ("keep_bytes", keep_bytes), ("max_frames", max_frames)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if max_frames is not None and max_frames != int(max_frames):
+            raise ValueError(f"max_frames must be a whole number, got {max_frames!r}")
         self.model = model
         self.processor = processor
         self.keep_seconds = keep_seconds
@@ -85,7 +87,7 @@ class Session:
         self._encode_ahead = encode_ahead
         self._family = get_interface(model.config)
         self._frames = FrameStream(Lateness(reorder_frames))
-        self._sides = SideStreams(model, lateness or Lateness())
+        self._sides = SideStreams(model, Lateness() if lateness is None else lateness)
         self._vision = StreamVision(model, processor)
         self._lock = threading.RLock()
         self._vision_lock = threading.Lock()
@@ -98,10 +100,10 @@ class Session:
 
         Args:
             frames: (F, height, width, 3) RGB, uint8, all of one session in one size. They are copied.
-            times: seconds of each frame.
+            times: seconds of each frame, from 0 on.
 
         Raises:
-            ValueError: if they are no frames, there is not one finite time for each, or the session is closed. Nothing is taken in then.
+            ValueError: if they are no frames, there is not one finite time of at least 0 for each, or the session is closed. Nothing is taken in then.
         """
         pictures = np.asarray(frames.cpu() if isinstance(frames, Tensor) else frames)
         if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
@@ -109,6 +111,10 @@ class Session:
                 f"frames: expected uint8 of shape (frames, height, width, 3), got {pictures.dtype} of shape {pictures.shape}"
             )
         seconds = checked_times(times, len(pictures), "frames")
+        if len(seconds) and seconds.min() < 0:
+            raise ValueError(
+                f"frames: a time is {seconds.min():.6g} s, and bases know no time before 0; move the clock of frames and side steps"
+            )
         with self._lock:
             self._check_open()
             size = self._frames.size
@@ -216,20 +222,22 @@ class Session:
                 cannot be streamed, or the session is closed.
         """
         start = time.monotonic()
+        generation = one_answer_each(generation)
         with self._lock:
             self._check_open()
-            names = self.model.plan(patches, 1).names() if is_patched(self.model) else []
+            plan = self.model.plan(patches, 1) if is_patched(self.model) else Plan.of(patches, 1, ())
+            names = plan.names()
             until = math.inf if at is None else at
             sides = self._sides.read(names, self._frames.newest, until)
             for reader in sides.readers.values():
                 check_streams(reader.name, reader.fusion)
             frames, complete = self._clip(list(sides.readers.values()), until, incomplete)
             now = max(self._frames.newest, self._sides.newest()) if at is None else at
-        batch = self._batch(frames, [*history, (question, None)], names)
+        batch = self._batch(frames, [*history, (question, None)], plan)
         batch["side_channels"] = sides.tokens
-        clock = _FirstToken()
+        clock = FirstToken()
         options: dict[str, Any] = {**generation, "patches": patches} if is_patched(self.model) else generation
-        if generation.get("num_beams", 1) == 1:
+        if generation["num_beams"] == 1:
             options = {"streamer": clock, **options}
         ids = generate_ids(self.model, batch, max_new_tokens=max_new_tokens, **options)
         text: str = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
@@ -314,24 +322,27 @@ class Session:
         return any(config.reads_pre_projector for config in self._sides.configs().values())
 
     def _encode(self, frames: Sequence[Frame]) -> None:
-        with self._vision_lock:
+        with self._vision_lock, evaluation_mode(self.model):
             self._vision.encode(frames, pre_projector=self._reads_pre_projector())
+        self._keep_to_limits()
+
+    def _keep_to_limits(self) -> None:
+        """After vision was made: of frames that are held alone, and no more of it than there is room for."""
         with self._lock:
             self._vision.keep_only(self._frames.frames)
             self._let_go()
 
-    def _batch(
-        self, frames: Sequence[Frame], turns: Sequence[tuple[str, str | None]], patches: Sequence[str]
-    ) -> dict[str, Any]:
-        """What the model takes for a clip and a conversation, without side channels, where these patches act."""
-        with self._vision_lock:
+    def _batch(self, frames: Sequence[Frame], turns: Sequence[tuple[str, str | None]], plan: Plan) -> dict[str, Any]:
+        """What the model takes for a clip and a conversation, without side channels, where patches act as planned."""
+        with self._vision_lock, evaluation_mode(self.model):
             vision = self._vision.of(frames, pre_projector=self._reads_pre_projector())
+        self._keep_to_limits()
         times_F = np.array([frame.time for frame in frames])
         pictures = np.stack([frame.pixels_HWC for frame in frames]) if vision is None else vision.shape_of_frames
         item = PatchItem("the stream", pictures, times_F, tuple(turns), vision=vision)
-        newline: Literal["base", "grid"] = (
-            "grid" if any(self.model.patch_configs[name].newline == "grid" for name in patches) else "base"
-        )
+        configs = self._sides.configs()
+        strengths = {name: (plan.strengths(name)[0], plan.lora_strengths(name)[0]) for name in plan.names()}
+        newline = newline_of(configs, adding_patches(configs, strengths))
         return PatchCollator(self.processor, self.model.config, {}, newline=newline, train=False)([item])
 
     def _let_go(self) -> None:
@@ -362,23 +373,6 @@ class Session:
                 stream.late - before,
                 stream.latest_seconds,
             )
-
-
-class _FirstToken(BaseStreamer):
-    """When the first token of an answer was there."""
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self._prompt = True
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt:
-            self._prompt = False
-        elif self.first is None:
-            self.first = time.monotonic()
-
-    def end(self) -> None:
-        pass
 
 
 def _tensor(times: Sequence[float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from pave.inference.session_streams import Lateness, SideStream, StreamReport
 from pave.patching import is_patched
 from pave.patching.fuse import read_sides
 from pave.tokens import SideTokens
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,12 +36,22 @@ class SideStreams:
 
     Args:
         model: whose patches read them; it may get others and lose some at any time.
-        lateness: of all channels, or by channel.
+        lateness: of all channels, or by channel. A channel that no patch has is warned of.
+
+    Raises:
+        ValueError: if it is something else.
     """
 
     def __init__(self, model: Any, lateness: Lateness | Mapping[str, Lateness]) -> None:
+        _check_lateness(lateness)
         self._model = model
         self._lateness = lateness
+        given = () if isinstance(lateness, Lateness) else lateness
+        known = {channel for config in self.configs().values() for channel in config.side_channels}
+        for channel in [name for name in given if name not in known]:
+            logger.warning(
+                "lateness: no patch on the model has a side channel %r; there are %s", channel, sorted(known) or "none"
+            )
         self._streams: dict[tuple[str | None, str], SideStream] = {}
 
     def configs(self) -> dict[str, PatchConfig]:
@@ -73,12 +86,27 @@ class SideStreams:
             ValueError: if the channel was pushed the other way before.
         """
         others = [of for of, name in self._streams if name == channel and (of is None) != (patch is None)]
-        if others:
+        if any(self._streams[of, channel].pushed for of in others):
             how = "without a patch" if others[0] is None else "by patch and channel"
             raise ValueError(f"side channel {channel!r}: it was pushed {how} before; push all of it so")
+        if others:
+            self._switch(channel, {of: self._streams.pop((of, channel)) for of in others})
         if (patch, channel) not in self._streams:
             self._streams[patch, channel] = self._new(channel, patch)
         return self._streams[patch, channel]
+
+    def _switch(self, channel: str, before: Mapping[str | None, SideStream]) -> None:
+        """From a stream for all patches to one for each, or back, while nothing came of it. What will not come any more is kept: for all
+        patches only what none of them waits for."""
+        having = [patch for patch, config in self.configs().items() if channel in config.side_channels]
+        if None in before:
+            until, patches = before[None].complete_until, list[str | None](having)
+        else:
+            until = min(before[of].complete_until if of in before else -math.inf for of in having)
+            patches = [None]
+        for patch in patches:
+            self._streams[patch, channel] = self._new(channel, patch)
+            self._streams[patch, channel].complete(until)
 
     def _new(self, channel: str, patch: str | None) -> SideStream:
         lateness = self._lateness if isinstance(self._lateness, Lateness) else self._lateness.get(channel, Lateness())
@@ -135,6 +163,13 @@ class SideStreams:
             name_of(*key): stream.report(len(stream.steps()[1]), stream.num_bytes, newest_frame)
             for key, stream in self._streams.items()
         }
+
+
+def _check_lateness(given: object) -> None:
+    values = list(given.values()) if isinstance(given, Mapping) else [given]
+    wrong = [value for value in values if not isinstance(value, Lateness)]
+    if wrong:
+        raise ValueError(f"lateness: expected a Lateness, or one by channel, got {wrong[0]!r}")
 
 
 def name_of(patch: str | None, channel: str) -> str:

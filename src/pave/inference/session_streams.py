@@ -70,11 +70,12 @@ class Stream:
         self.newest = -math.inf
         self.pushed = self.late = self.let_go = self.broken = 0
         self.latest_seconds = 0.0
-        self._complete_until = -math.inf
+        self.complete_until = -math.inf
+        """What ``complete`` said last."""
 
     def complete(self, until: float) -> None:
         """Nothing before ``until`` will come."""
-        self._complete_until = max(self._complete_until, until)
+        self.complete_until = max(self.complete_until, until)
 
     def watermark(self, newest_frame: float) -> float:
         """Seconds.
@@ -84,7 +85,7 @@ class Stream:
         """
         own = self.newest - self.lateness.reorder_seconds
         waited = newest_frame - self.lateness.silence_seconds if math.isfinite(newest_frame) else -math.inf
-        return max(own, waited, self._complete_until)
+        return max(own, waited, self.complete_until)
 
     def sort_out(self, times: NDArray[np.float64], newest_frame: float) -> NDArray[np.bool_]:
         """Count what comes now, and say which of it is in time.

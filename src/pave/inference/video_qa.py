@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,16 +22,14 @@ from pave.inference.counterfactuals import Counterfactual
 from pave.inference.engine import CACHE_BYTES, Engine
 from pave.inference.loading import PatchPaths, load_model
 from pave.inference.media import MediaReader
-from pave.inference.reading import shown_names
-from pave.inference.request import DEFAULT, Answer, Default, Request, Sampling, SidePaths
+from pave.inference.reading import adding_patches, newline_of, shown_names
+from pave.inference.request import DEFAULT, SAMPLING_FIELDS, Answer, Default, Request, Sampling, SidePaths
 from pave.patching.rows import Selection
 from pave.side_channels import SideEncoder
 from pave.utils.content import ContentHashes
 from pave.video_llms.encode import check_vision_stored
 
 logger = logging.getLogger(__name__)
-
-_SAMPLING = {field.name for field in fields(Sampling)}
 
 
 class VideoQA:
@@ -179,7 +177,7 @@ class VideoQA:
     def newline(self) -> Literal["base", "grid"]:
         """Of the prompts of the patches that act where nothing else is said."""
         configs = self.engine.reader.patch_configs()
-        return "grid" if any(configs[name].newline == "grid" for name in self.patches_of()) else "base"
+        return newline_of(configs, adding_patches(configs, self.patches_of()))
 
     @property
     def encoders(self) -> dict[str, SideEncoder[Any]]:
@@ -248,7 +246,8 @@ class VideoQA:
             found.check_complete(samples, f"pave extract SAMPLES --base BASE --store STORE --vision {vision}")
         configs = {name: channel.encoder for name, channel in self.channels.items()}
         media = MediaReader(reader.media.cache, encoders=reader.media.modules, stored=(stored, configs), vision=found)
-        self.engine = Engine(self.model, self.processor, name=self.name, sampling=reader.sampling, media=media)
+        sampling = reader.sampling if found is None else self.sampling
+        self.engine = Engine(self.model, self.processor, name=self.name, sampling=sampling, media=media)
         self.vision = found
 
     # --- asking
@@ -364,5 +363,5 @@ _ANY = Request(None, "?")
 
 def _split(options: Mapping[str, Any]) -> tuple[Sampling, dict[str, Any]]:
     """The sampling, and what ``generate`` takes beside it."""
-    sampling = Sampling(**{name: value for name, value in options.items() if name in _SAMPLING})
-    return sampling, {name: value for name, value in options.items() if name not in _SAMPLING}
+    sampling = Sampling(**{name: value for name, value in options.items() if name in SAMPLING_FIELDS})
+    return sampling, {name: value for name, value in options.items() if name not in SAMPLING_FIELDS}

@@ -26,6 +26,7 @@ from pave.patching import attach_patch, detach_patch, load_patch, patch_paramete
 from pave.playground.clips import clip_name, render_clip, write_samples
 from pave.playground.world import draw_scene
 from pave.selfcheck.machine import difference
+from pave.selfcheck.placeholders import told
 from pave.side_channels import build_encoder
 from pave.training import answer_loss
 from pave.utils.embedded import PLAYGROUND
@@ -110,7 +111,7 @@ def check_device(
         except CheckFailed as problem:
             result, seen = "failed", str(problem)
         except Exception as error:  # of any kind: to find it is what this is for
-            result, seen, stopped = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", True
+            result, seen, stopped = "failed", told(error), True
         checks.append(Check(name, result, seen, round(time.monotonic() - start, 2)))
     return checks, trial.outcome
 

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pave
 from pave.data.media.abilities import describe_codecs
+from pave.selfcheck.placeholders import without_paths
 from pave.utils.threads import free_cores
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -70,7 +71,7 @@ def usable_device(name: str) -> torch.device:
 
 def describe_machine(chosen: list[torch.device]) -> dict[str, Any]:
     """Facts, for ``--json`` and for people; memory and disk in bytes, None for a package that is not installed."""
-    memory = psutil.virtual_memory()
+    memory, codecs = psutil.virtual_memory(), describe_codecs()
     return {
         "pave": pave.__version__,
         "python": platform.python_version(),
@@ -81,7 +82,7 @@ def describe_machine(chosen: list[torch.device]) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__},  # with its build: +cpu, +cu130
         "cuda": torch.version.cuda,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
-        "codecs": describe_codecs(),
+        "codecs": codecs | {"torchcodec": without_paths(codecs["torchcodec"])},
         "devices": {str(device): describe_device(device) for device in chosen},
     }
 
@@ -109,7 +110,7 @@ def _tried(work: Any, device: torch.device, dtype: str, *more: Any) -> str:
             warnings.simplefilter("ignore")
             found, wanted = work(device, dtype, *more)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return " ".join(str(error).split())[:200]
+        return " ".join(without_paths(str(error)).split())[:200]
     off = difference(found, wanted)
     return "yes" if off <= _TOLERANCE[dtype] else f"off by {off:.2g} of the largest value"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pave.config import EncoderConfig, read_strict
 from pave.selfcheck.checks import Check
 from pave.selfcheck.machine import difference
+from pave.selfcheck.placeholders import told
 from pave.side_channels import build_encoder
 from pave.training import run_recipe
 from pave.training.arguments import uses_accelerator
@@ -33,12 +34,12 @@ def check_recipe(folder: Path) -> Check:
     try:
         losses, off = _both_runs(folder)
     except Exception as error:  # of any kind: to find it is what this is for
-        return Check(name, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", _since(start))
-    told = f"mean loss {losses:.3f}; resumed, " + (
+        return Check(name, "failed", told(error), _since(start))
+    seen = f"mean loss {losses:.3f}; resumed, " + (
         "the same bit for bit" if off == 0 else f"off by {off:.1e} of the largest value"
     )
     allowed = _TOLERANCE if uses_accelerator() else 0.0
-    return Check(name, "ok" if off <= allowed else "failed", told, _since(start))
+    return Check(name, "ok" if off <= allowed else "failed", seen, _since(start))
 
 
 def _both_runs(folder: Path) -> tuple[float, float]:

@@ -51,7 +51,7 @@ class Routes:
         require_json(request)
         await completion.begin(request.body, gone)
         if completion.streamed:
-            return EventStream(completion.pieces(), gone, completion.end)
+            return EventStream(completion.pieces(), gone, completion.end, completion.seconds_left)
         return JSONResponse(await completion.answer(gone))
 
     async def inspect(self, request: Request) -> Response:
@@ -241,7 +241,7 @@ def make_app(services: Services, keys: Keys, admin: Keys, *, hosts: tuple[str, .
         ("POST", "/v1/chat/completions", routes.chat, body),
         ("POST", "/v1/pave/inspect", routes.inspect, body),
         ("GET", "/v1/models", routes.models, None),
-        ("GET", "/v1/models/{name}", routes.model, None),
+        ("GET", "/v1/models/{name:path}", routes.model, None),
         ("POST", "/v1/files", routes.upload, None),
         ("GET", "/v1/files", routes.files, None),
         ("GET", "/v1/files/{file_id}", routes.file, None),

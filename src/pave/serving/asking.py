@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,20 +53,21 @@ class Asked:
         return cls(chat, turns[-1][0], tuple((q, a or "") for q, a in turns[:-1]), video, sound, _uses(chat, base))
 
     def samplings(self, limits: Limits) -> list[Sampling]:
-        """How each of the n answers is generated."""
+        """How each of the n answers is generated. What has no seed gets one: a batch that fails is tried again, and a stream must go
+        on as it began."""
         chat = self.chat
         length = chat.max_completion_tokens or chat.max_tokens or limits.new_tokens
-        seeds = [None if chat.seed is None else (chat.seed + number) % 2**63 for number in range(chat.n)]
+        first = secrets.randbits(63) if chat.seed is None else chat.seed
         return [
             Sampling(
                 temperature=chat.temperature,
                 top_p=chat.top_p,
                 top_k=chat.top_k,
-                seed=seed,
+                seed=(first + number) % 2**63,
                 max_new_tokens=length,
                 stop=chat.stops,
             )
-            for seed in seeds
+            for number in range(chat.n)
         ]
 
     def frames(self, limits: Limits) -> FrameSampling | None:
@@ -173,11 +175,15 @@ class Reading:
         self._patches = dict(zip(asked.uses, patches, strict=True))
         self._sources = sources
         self._given: Mapping[str, Any] = {"owner": owner, "folder": folder, "stack": stack}
-        self._names: dict[str, str] = {patch.id: patch.name for patch in patches}
+        self._names: dict[str, str] = {str(folder): "the request", **{patch.id: patch.name for patch in patches}}
         """What stands in the engine's sentences, and what the client calls it."""
 
-    def requests(self, limits: Limits) -> list[Request]:
+    def requests(self, limits: Limits, base_frames: FrameSampling | None) -> list[Request]:
         """What the engine is asked, once for each of the n answers.
+
+        Args:
+            limits: of the server.
+            base_frames: which the base looks at where a request does not say.
 
         Raises:
             ApiError: if a file may not be read or does not belong to the patches.
@@ -189,6 +195,7 @@ class Reading:
             self._add_sound(*asked.sound, sides)
         sides = {patch: files for patch, files in sides.items() if files}
         change = self._counterfactual()
+        base_alone = video is not None and not any(strength for strengths in asked.uses.values() for strength in strengths)
         uses = {self._patches[name].id: strengths for name, strengths in asked.uses.items()}
         try:
             return [
@@ -198,7 +205,7 @@ class Reading:
                     patches=uses or None,
                     side_channels=sides,
                     sampling=sampling,
-                    frames=asked.frames(limits),
+                    frames=asked.frames(limits) or (base_frames if base_alone else None),
                     counterfactual=change,
                     history=asked.history,
                     id="request",
@@ -224,6 +231,8 @@ class Reading:
     def _file(self, url: str, kind: str, param: str) -> Path:
         path = self._sources.obtain(url, kind, param=param, **self._given)
         self._names[str(path)] = param
+        if self._given["folder"] in path.parent.parents:  # an archive was unpacked there
+            self._names[str(path.parent)] = param
         return path
 
     def _counterfactual(self) -> Counterfactual | None:

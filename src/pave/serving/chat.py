@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pave.data.media import MediaChildren, reading_in_children
+from pave.data.media import FrameSampling, MediaChildren, reading_in_children
 from pave.inference.engine import Engine
 from pave.inference.request import Answer, Request
 from pave.serving.asking import Asked, Reading
@@ -27,6 +27,7 @@ from pave.serving.scheduler import Job, Scheduler
 from pave.serving.schemas import ChatRequest, read_body
 from pave.serving.sources import Sources
 from pave.utils.optional import MissingExtraError
+from pave.utils.stops import Stop, stopped_by
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Services:
     metrics: Metrics
     children: MediaChildren
     readers: ThreadPoolExecutor
+    base_frames: FrameSampling | None = None
+    """Which the base looks at where a request does not say, so that patches that come and go change nothing about it."""
 
     def close(self) -> None:
         """End threads and processes, and remove files. What was admitted has been answered."""
@@ -80,6 +83,8 @@ class Completion:
         self._files = ExitStack()
         """What is held until it is over and nothing reads any more: uploads, a folder."""
         self._reading: Future[list[Any]] | None = None
+        self._stop = Stop(self._deadline)
+        """Of fetching and reading its files."""
         self._events: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         self._jobs: list[Job] = []
         self._patches: list[ServedPatch] = []
@@ -90,6 +95,11 @@ class Completion:
     def streamed(self) -> bool:
         """Whether the answer is wanted piece by piece."""
         return self._chat.stream
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its deadline, after which it is not answered."""
+        return max(0.0, self._deadline - time.monotonic())
 
     # --- before the first token
 
@@ -102,11 +112,11 @@ class Completion:
         try:
             self._stack.enter_context(self._services.scheduler.place())
             content = await _in_time(body(), self._services.limits.fetch_seconds, "the request's body did not arrive in time")
-            self._chat: ChatRequest = read_body(ChatRequest, content)
+            self._chat: ChatRequest = await asyncio.to_thread(read_body, ChatRequest, content)
             del content
             asked = self._asked(self._services.limits)
             if self._chat.n > 1:
-                self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1))
+                self._stack.enter_context(self._services.scheduler.place(self._chat.n - 1, admitted=True))
             self._patches = self._stack.enter_context(self._services.catalog.using(list(asked.uses)))
             self._uses = asked.uses
             self.facts.update(model=self._model, patches=[patch.id for patch in self._patches], n=self._chat.n)
@@ -126,7 +136,8 @@ class Completion:
 
     def _job(self, read: Any, put: Callable[[Any], None]) -> Job:
         """What the scheduler is to do with what was read."""
-        return Job(read, self._deadline, done=put, on_text=put if self._chat.stream else None)
+        frames = None if read.item is None or read.item.vision is not None else read.item.frames_FHWC
+        return Job(read, self._deadline, put, on_text=put if self._chat.stream else None, frames=frames)
 
     def _read_all(self, requests: list[Request]) -> list[Any]:
         """In the reading thread: what the files of the requests hold."""
@@ -151,9 +162,15 @@ class Completion:
             if began > self._deadline:
                 raise ApiError(504, "the deadline passed before the media could be read", code="deadline_exceeded")
             try:
-                with reading_in_children(services.children), services.catalog.unchanged():
-                    return self._read_all(reading.requests(services.limits))
-            except (ValueError, MissingExtraError) as error:
+                with reading_in_children(services.children), stopped_by(self._stop):
+                    requests = reading.requests(services.limits, services.base_frames)
+                    with services.catalog.unchanged():
+                        return self._read_all(requests)
+            except (ApiError, ValueError, MissingExtraError) as error:
+                if not self.seconds_left:
+                    raise ApiError(504, "the deadline passed while the media were read", code="deadline_exceeded") from error
+                if isinstance(error, ApiError):
+                    raise
                 raise bad_request(reading.plain(error), code=getattr(error, "code", None) or "invalid_value") from error
             finally:
                 services.metrics.read_seconds.observe(time.monotonic() - began)
@@ -165,8 +182,7 @@ class Completion:
         """What ``work`` gives, unless the client is gone first, or the deadline passes."""
         doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
         try:
-            left = max(0.0, self._deadline - time.monotonic())
-            await asyncio.wait({doing, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({doing, leaving}, timeout=self.seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if doing.done():
                 return doing.result()
             if leaving.done():
@@ -180,6 +196,7 @@ class Completion:
         """Let everything go. What is still generated is given up."""
         for job in self._jobs:
             job.cancelled = True
+        self._stop.stop()
         self._stack.close()
         if self._reading is None or self._reading.cancel() or self._reading.done():
             self._files.close()

@@ -28,6 +28,7 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = message.encode(errors="backslashreplace").decode()  # names of files may be no Unicode
         super().__init__(message)
         self.status = status
         self.message = message

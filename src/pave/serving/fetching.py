@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from pave.serving.errors import ApiError, bad_request
+from pave.utils.stops import current_stop
 
 _PIECE = 2**18
 _MOST_REDIRECTS = 3
@@ -39,7 +41,11 @@ def is_public(address: Address) -> bool:
         if not all(is_public(part) for part in inner if part is not None):
             return False
     return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
+        address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or address.is_loopback
+        or getattr(address, "is_site_local", False)
     )
 
 
@@ -66,7 +72,7 @@ class Fetcher:
             ApiError: naming ``param``, if the host is not allowed, its address is not public, it does not answer in time or with a
                 file, or the file is too large.
         """
-        until = time.monotonic() + self.max_seconds
+        until = time.monotonic() + min(self.max_seconds, current_stop().left)
         try:
             for _ in range(_MOST_REDIRECTS + 1):
                 with self._asked(self._checked(url, param), until, param) as answer:
@@ -121,6 +127,7 @@ class Fetcher:
             timer = threading.Timer(max(0.0, until - time.monotonic()), _cut, [watched])
             stack.callback(timer.cancel)
             timer.start()
+            stack.enter_context(current_stop().cutting(partial(_cut, watched)))
             if parts.scheme == "https":
                 wrapped = ssl.create_default_context().wrap_socket(stream, server_hostname=host)
                 stream = stack.enter_context(contextlib.closing(wrapped))
@@ -164,7 +171,7 @@ class Fetcher:
                 if count > self.max_bytes:
                     raise too_large
                 file.write(piece)
-        if answer.length or time.monotonic() > until:
+        if answer.length or time.monotonic() > until or not current_stop().left:
             raise http.client.IncompleteRead(b"")
 
 

@@ -25,6 +25,11 @@ _ADMIN = ("/v1/load_patch", "/v1/unload_patch")
 _UPLOAD = "/v1/files"
 _FORM_BYTES = 2**16
 """What a form may be longer than its file."""
+_HTTP = {
+    404: ("not_found", "there is nothing under this path"),
+    405: ("method_not_allowed", "this path does not take this method"),
+}
+"""By status, code and sentence of what the framework refuses."""
 
 
 class Front:
@@ -194,8 +199,8 @@ def _too_large(most: int) -> ApiError:
 def error_response(request: Any, error: Exception, state: dict[str, Any] | None = None) -> Response:
     """The error object of anything that was refused."""
     if isinstance(error, HTTPException):
-        what = {404: "there is nothing under this path", 405: "this path does not take this method"}
-        error = ApiError(error.status_code, what.get(error.status_code, "the request cannot be read"), code="not_found")
+        code, said = _HTTP.get(error.status_code, ("invalid_request", "the request cannot be read"))
+        error = ApiError(error.status_code, said, code=code, headers=error.headers)
     elif not isinstance(error, ApiError):  # what it says may repeat what was asked
         said = "the request failed; the server's log says where, under this request's id"
         error = ApiError(500, said, code="internal_error")

@@ -71,7 +71,9 @@ class Inspection(Completion):
         return stream if isinstance(stream, (AudioClip, SensorSeries)) else None
 
     def _job(self, looked: Looked, put: Callable[[Any], None]) -> Job:
-        return Job(looked, self._deadline, done=put, work=lambda seen: self._services.engine.view(seen.read))
+        assert looked.read.item is not None
+        view = self._services.engine.view
+        return Job(looked, self._deadline, put, work=lambda seen: view(seen.read), frames=looked.read.item.frames_FHWC)
 
     async def look(self, gone: Gone) -> dict[str, Any]:
         """The lanes as an object ``pave.inspection``.

@@ -41,6 +41,8 @@ class Limits:
     """Largest n."""
     waiting: int = 64
     """Answers that may be under way or waiting; further requests get 429."""
+    waiting_megabytes: int = 4096
+    """Frames of all answers that wait together; further requests get 429."""
     batch: int = 8
     """Most answers that are generated together."""
     wait_milliseconds: int = 15

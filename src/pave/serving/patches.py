@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.patching import detach_patch, load_patch, patch_names, read_record, resolve_patch
-from pave.serving.errors import ApiError
+from pave.serving.errors import ApiError, bad_request
 from pave.side_channels import encoder_source
 
 _DIGITS = 12
@@ -126,7 +126,7 @@ class Catalog:
         """Patches by name, or id, as they are now; they stay what they are until the block ends.
 
         Raises:
-            ApiError: 404, if there is none of a name.
+            ApiError: 404, if there is none of a name; 400, if one patch is named twice, by its name and by its id.
         """
         with self._lock:
             by_id = {patch.id: patch for patch in self._named.values()}
@@ -134,6 +134,8 @@ class Catalog:
             patches = [patch for patch in found if patch is not None]
             if len(patches) < len(names):
                 raise self._unknown(names[found.index(None)])
+            if len({patch.id for patch in patches}) < len(patches):
+                raise bad_request("patches: one patch is listed by its name and by its id; list it once", "patches")
             for patch in patches:
                 self._users[patch.id] = self._users.get(patch.id, 0) + 1
         try:
@@ -167,11 +169,8 @@ class Catalog:
             self._change(lambda name=name: detach_patch(self._model, name))  # type: ignore[misc]
 
     def _change(self, change: Callable[[], Any]) -> None:
-        def alone() -> None:
-            with self._model_lock.alone():
-                change()
-
-        self._between(alone)
+        with self._model_lock.alone():  # first: while requests are read, batches go on
+            self._between(change)
 
     def _unknown(self, name: str) -> ApiError:
         known = ", ".join([self.base, *self._named])

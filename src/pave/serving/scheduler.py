@@ -50,6 +50,8 @@ class Job:
     """Called there with pieces of the text as they come."""
     work: Callable[[Any], Any] | None = None
     """What is done with ``read`` instead of answering it; it shares no batch."""
+    frames: Any = None
+    """That it holds while it waits: an array, or None."""
     key: Hashable = None
     arrived: float = field(default_factory=time.monotonic)
     told: int = 0
@@ -109,14 +111,18 @@ class Scheduler:
         return self._draining
 
     @contextlib.contextmanager
-    def place(self, count: int = 1) -> Iterator[None]:
+    def place(self, count: int = 1, *, admitted: bool = False) -> Iterator[None]:
         """Hold places for answers while the block runs.
+
+        Args:
+            count: of places.
+            admitted: the request has a place already and needs more; it is answered also when the server is about to end.
 
         Raises:
             ApiError: 429 if there are not as many, 503 if the server is about to end.
         """
         with self._changed:
-            if self._draining:
+            if self._draining and not admitted:
                 raise ApiError(
                     503,
                     "the server is about to end; ask again when it is back",
@@ -124,11 +130,8 @@ class Scheduler:
                     headers={"Retry-After": "5"},
                 )
             if self._places + count > self._limits.waiting:
-                raise ApiError(
-                    429,
-                    f"{self._places} answers are under way or waiting, and at most {self._limits.waiting} may; try again later",
-                    code="queue_full",
-                    headers={"Retry-After": str(self._retry_after())},
+                raise self._full(
+                    f"{self._places} answers are under way or waiting, and at most {self._limits.waiting} may; try again later"
                 )
             self._places += count
         try:
@@ -139,9 +142,16 @@ class Scheduler:
                 self._changed.notify_all()
 
     def submit(self, job: Job) -> None:
-        """Queue a job, for which a place is held."""
+        """Queue a job, for which a place is held.
+
+        Raises:
+            ApiError: 429, if others wait and their frames with its own take more memory than all may.
+        """
         job.key = self._engine.key(job.read) if job.work is None else job
         with self._changed:
+            held = {id(one.frames): one.frames.nbytes for one in (*self._queue, job) if one.frames is not None}
+            if self._queue and sum(held.values()) > self._limits.waiting_megabytes * 2**20:
+                raise self._full(f"the frames of waiting answers take {self._limits.waiting_megabytes} MiB; try again later")
             self._queue.append(job)
             self._changed.notify_all()
 
@@ -176,6 +186,9 @@ class Scheduler:
             self._draining = self._closed = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _full(self, message: str) -> ApiError:
+        return ApiError(429, message, code="queue_full", headers={"Retry-After": str(self._retry_after())})
 
     def _retry_after(self) -> int:
         batches = self._places / self._limits.batch

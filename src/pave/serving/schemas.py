@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pave.serving.errors import ApiError, bad_request
 from pave.utils.json_files import parse_json
+
+_MOST_VALUES = 8192
+"""Entries of all lists and objects of a body: pydantic makes an error of each that is wrong."""
+_LONGEST_NAME = 80
+"""Of a patch or a channel; the id of a patch is its name with 13 characters behind it."""
+_MOST_MARKS = 2**16
+"""Commas and brackets of a body, those in texts included: more cannot be meant, and each could be an object."""
 
 
 class Strict(BaseModel):
@@ -103,20 +110,36 @@ class Frames(Strict):
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
+_NULLABLE = ("temperature", "top_p", "top_k", "n", "stream", "side_channels")
+"""Keys with a default that is not null."""
 SideFiles = dict[str, FileUrl | dict[str, FileUrl | None] | None]
 
 
 def side_files(where: str, given: SideFiles) -> Iterator[tuple[str, str | None, str, FileUrl | None]]:
-    """Of files of side channels: how errors name each, the patch (None where it is not named), the channel and the file."""
+    """Of files of side channels: how errors name each, the patch (None where it is not named), the channel and the file.
+
+    Raises:
+        ApiError: 400, if a key cannot be the name of a patch or a channel.
+    """
     for name, value in given.items():
+        _check_name(name, where)
         if isinstance(value, dict):
             for channel, file in value.items():
+                _check_name(channel, where)
                 yield f"{where}.{name}.{channel}", name, channel, file
         else:
             yield f"{where}.{name}", None, name, value
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name.isidentifier() or len(name) > _LONGEST_NAME:
+        raise bad_request(
+            f"{where}: {name[:60]!r} can be no name of a patch or channel; such names are letters, digits and underscores",
+            where,
+        )
 
 
 class Change(Strict):
@@ -163,6 +186,14 @@ class ChatRequest(Strict):
     user: str | None = Field(None, max_length=200)
     """Taken and neither used nor written down."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, content: Any) -> Any:
+        """OpenAI's API takes null for what is not said."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if value is not None or key not in _NULLABLE}
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts of ``stop``."""
@@ -190,21 +221,45 @@ def read_body(kind: type[Strict], body: bytes) -> Any:
     Raises:
         ApiError: 400, naming the first key that is wrong; what stands there is not repeated.
     """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MOST_MARKS:
+        raise bad_request(f"the body holds more than {_MOST_MARKS} commas and brackets")
     try:
         content = parse_json(body)
     except ValueError as error:
         raise bad_request(f"the body is {error}", code="invalid_json") from None
+    _check_values(content)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise _refusal(content, error) from None
 
 
+def _check_values(content: Any) -> None:
+    """Refuse more values than a request can mean, and texts that are no Unicode, before anything is made of them."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (list, dict)):
+            count += len(value)
+            if count > _MOST_VALUES:
+                raise bad_request(f"the body holds more than {_MOST_VALUES} values")
+            waiting.extend(value)
+            if isinstance(value, dict):
+                waiting.extend(value.values())
+        elif isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise bad_request(
+                    "the body is not JSON of Unicode: a text holds half of a surrogate pair", code="invalid_json"
+                ) from None
+
+
 def _refusal(content: Any, error: ValidationError) -> ApiError:
     """About the first thing that is wrong."""
     first = max(error.errors(include_input=False, include_url=False), key=lambda found: len(found["loc"]))
     path, key = _place(content, first["loc"])
-    where = ".".join(path).replace(".[", "[") or "the body"
+    where = ".".join(step[:60] for step in path).replace(".[", "[") or "the body"
     if first["type"] == "extra_forbidden":
         return bad_request(
             f"{where}: unknown key {key[:60]!r}; it would have no effect here, so leave it out", where, "unknown_key"
@@ -225,6 +280,4 @@ def _place(content: Any, location: tuple[int | str, ...]) -> tuple[list[str], st
             path.append(step)
             content = content[step]
     last = str(location[-1]) if location else ""
-    if path and path[-1] == last:
-        return path, last
     return path, last

@@ -17,6 +17,7 @@ import uvicorn
 
 from pave.data.media import MediaChildren
 from pave.inference.engine import Engine
+from pave.inference.request import Request
 from pave.serving.app import make_app
 from pave.serving.auth import Keys
 from pave.serving.chat import Services
@@ -112,6 +113,7 @@ def make_services(
     try:
         for name, folder in (patches or {}).items():
             catalog.load(name, folder)
+        services.base_frames = engine.reader.frames_of(Request(None, "?", patches=None))
     except BaseException:
         services.close()
         raise
@@ -181,9 +183,9 @@ def make_server(services: Services, access: Access, *, host: str = "127.0.0.1") 
 def serve(
     services: Services,
     access: Access,
+    listening: socket.socket,
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Answer requests until SIGTERM or Ctrl-C, then what was admitted, then return.
@@ -191,17 +193,16 @@ def serve(
     Args:
         services: closed at the end.
         access: keys, the administrator's token and names.
-        host: address to bind to.
-        port: likewise; 0 takes a free one. The log says which.
+        listening: what ``bound`` gives. The log says its port.
+        host: what it is bound to.
         ready: told the server's address once it can be reached.
-
-    Raises:
-        ValueError: if the address cannot be had.
     """
-    with bound(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        models = [services.catalog.base, *(patch.name for patch in services.catalog.all())]
-        url = f"http://{shown}:{listening.getsockname()[1]}"
-        logger.info("listening", extra={"facts": {"url": url, "models": models}})
-        ready(url)
+    shown = f"[{host}]" if ":" in host else host
+    models = [services.catalog.base, *(patch.name for patch in services.catalog.all())]
+    url = f"http://{shown}:{listening.getsockname()[1]}"
+    logger.info("listening", extra={"facts": {"url": url, "models": models}})
+    ready(url)
+    try:
         make_server(services, access, host=host).run(sockets=[listening])
+    finally:
+        services.uploads.close()  # also where a second Ctrl-C ended it at once

@@ -42,7 +42,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "features": (".safetensors",),
 }
 """By the source of a side encoder, the files that clients may send; what the administrator put under an allowed root may be more."""
-_TEXT_MEGABYTES = 32
+_TEXT_MEGABYTES, _JSON_MEGABYTES = 32, 4
+"""Largest text file of a side channel, and largest of JSON, which takes many times as much memory when it is read."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Sources:
         if path.suffix == ".zip":
             path = self._unpacked(path, folder / f"{len(os.listdir(folder))}.files", param)
             trusted = False
+        self._check_size(path, kind, param)
         roots = self.roots if trusted else [path if path.is_dir() else path.parent]
         behind = [Path(named) for named in files_named(str(path))]
         for named in behind:
@@ -99,8 +101,6 @@ class Sources:
                     self._check_length(named, param)
         elif MEDIA in ENDINGS.get(kind, ()):
             self._check_length(path, param)
-        elif kind != "features" and path.is_file() and path.stat().st_size > _TEXT_MEGABYTES * 2**20:
-            raise bad_request(f"{param}: the file is larger than {_TEXT_MEGABYTES} MiB", param, "media_refused")
         return path
 
     def _decoded(self, url: str, folder: Path, param: str) -> Path:
@@ -139,6 +139,16 @@ class Sources:
         if not any(path.is_relative_to(root) for root in self.roots) or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise refused
         return path
+
+    @staticmethod
+    def _check_size(path: Path, kind: str, param: str) -> None:
+        """Of files that are read in this process, before one is."""
+        is_json = path.suffix.lower() == ".json"
+        if not path.is_file() or (not is_json and (kind == "features" or MEDIA in ENDINGS.get(kind, ()))):
+            return
+        most = _JSON_MEGABYTES if is_json else _TEXT_MEGABYTES
+        if path.stat().st_size > most * 2**20:
+            raise bad_request(f"{param}: the file is larger than {most} MiB", param, "media_refused")
 
     @staticmethod
     def _check_inside(path: Path, roots: Sequence[Path], param: str) -> None:
@@ -201,10 +211,3 @@ def _write_base64(data: str, path: Path, param: str) -> None:
 def _without_path(error: Exception, path: Path, param: str) -> str:
     """The sentence of an error, about what the client calls the file."""
     return str(error).replace(str(path), param)
-
-
-def hide_paths(message: str, names: dict[Path, str]) -> str:
-    """A sentence in which files of this disk are called what the client calls them."""
-    for path, name in sorted(names.items(), key=lambda item: -len(str(item[0]))):
-        message = message.replace(str(path), name)
-    return message

@@ -107,7 +107,7 @@ class SensorWindows:
         stride_seconds: distance of windows, at most their length; None puts them side by side.
         statistics: which of those above, in the order of the features.
         bands: edges in Hz of the bands, also of the frequencies that centroid and peak look at; None is an octave each from 0.25 to
-            32 Hz.
+            32 Hz, of which the lowest are always 0 in windows too short to tell them (from 0.25 to 0.5 Hz: up to 1 s).
         mean: per column, taken off its values first.
         scale: per column, its values are divided by it afterwards.
         offset_seconds: added to the times of the readings.
@@ -199,9 +199,15 @@ class SensorWindows:
                 )
             return None
         try:
-            return Spectrum(self._window, BANDS if bands is None else bands)
+            spectrum = Spectrum(self._window, BANDS if bands is None else bands)
         except ValueError as error:
             raise ValueError(f"sensor_windows: {error}") from None
+        if not len(spectrum.frequencies_F) and set(FREQUENCIES[1:]) & set(self._statistics):
+            raise ValueError(
+                f"sensor_windows: windows of {self._window:g} s tell no frequency below {spectrum.edges[-1]:g} Hz; use longer windows, give "
+                f"bands, or leave {', '.join(FREQUENCIES[1:])} out of statistics"
+            )
+        return spectrum
 
     def _per_column(self, name: str, values: Sequence[float] | None, default: float) -> NDArray[np.float64]:
         if values is None:

@@ -13,7 +13,9 @@ BANDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 FREQUENCIES = ("crossings", "centroid", "peak", "bands")
 """What is said of them, in this order; bands are several numbers."""
 _MOST_FREQUENCIES = 4096
-_CONSTANT = 1e-9
+_ROUNDING = 1e-9
+"""Relative, of frequencies that are as good as on an edge."""
+_CONSTANT = 64 * np.finfo(np.float64).eps
 """A deviation that small beside the values is rounding."""
 
 
@@ -31,6 +33,9 @@ class Spectrum:
     - **centroid**: ``sum(power log2 f) / sum(power)``, in octaves above 1 Hz: 0 is 1 Hz, 3 is 8 Hz, -1 half a Hz.
     - **peak**: log2 of the f with most power, likewise.
 
+    A band between two multiples has no frequency and would be 0 whatever happens. Edges of one's own are refused then; those of ``BANDS``
+    are kept, so that a column has as many numbers in windows of any length: the first band, from 0.25 to 0.5 Hz, is 0 in windows of 1 s.
+
     Fewer than four values, and values that do not change, have no frequencies: all numbers are 0.
 
     Args:
@@ -38,7 +43,7 @@ class Spectrum:
         edges: of the bands in Hz, ascending.
 
     Raises:
-        ValueError: if the edges do not ascend from above 0, or ask for more than 4,096 frequencies.
+        ValueError: if the edges do not ascend from above 0, ask for more than 4,096 frequencies, or hold none between two of them.
     """
 
     def __init__(self, window_seconds: float, edges: Sequence[float]) -> None:
@@ -55,9 +60,16 @@ class Spectrum:
                 f"bands up to {self.edges[-1]:g} Hz in windows of {window_seconds:g} s are more than {_MOST_FREQUENCIES:,} frequencies; use "
                 "shorter windows or lower bands"
             )
-        first, last = np.ceil(self.edges[0] / step - _CONSTANT), np.ceil(self.edges[-1] / step - _CONSTANT)
+        first, last = np.ceil(self.edges[0] / step - _ROUNDING), np.ceil(self.edges[-1] / step - _ROUNDING)
         self.frequencies_F: NDArray[np.float64] = np.arange(first, last, dtype=np.float64) * step
-        self.band_of_F = np.searchsorted(self.edges, self.frequencies_F * (1 + _CONSTANT), side="right") - 1
+        self.band_of_F = np.searchsorted(self.edges, self.frequencies_F * (1 + _ROUNDING), side="right") - 1
+        empty = sorted(set(range(len(self.edges) - 1)) - set(self.band_of_F.tolist()))
+        if empty and self.edges != BANDS:
+            low, high = self.edges[empty[0] : empty[0] + 2]
+            raise ValueError(
+                f"the band from {low:g} to {high:g} Hz holds none of the frequencies that windows of {window_seconds:g} s tell apart, the "
+                f"multiples of {step:g} Hz; use longer windows or wider bands"
+            )
 
     @property
     def widths(self) -> dict[str, int]:
@@ -74,7 +86,7 @@ class Spectrum:
         numbers = {name: [0.0] * width for name, width in self.widths.items()}
         numbers["crossings"] = [changes / float(times_n[-1] - times_n[0])]
         distance = float(np.median(np.diff(times_n)))
-        heard_F = self.frequencies_F <= 1 / (2 * distance) * (1 + _CONSTANT)
+        heard_F = self.frequencies_F <= 1 / (2 * distance) * (1 + _ROUNDING)
         if not heard_F.any():
             return numbers
         power_F = _power(times_n, values_n, self.frequencies_F[heard_F], distance)

@@ -37,7 +37,7 @@ def look_at_streams(
 
     Returns:
         What keeps the run from starting (a stream that cannot be read, a channel of which nothing can act), and notes, also of a channel
-        whose features hold the answers of no type of question (``pave.data.answer_probe``).
+        from whose features a probe surely reads the answers of no type of question (``pave.data.answer_probe``).
     """
     channels = {name: recipe.patch.side_channels[name] for name in encoders}
     data = PatchDataset((), recipe.data.frames, encoders, channels)
@@ -68,7 +68,7 @@ def look_at_streams(
 
 
 def _probe(data: PatchDataset, samples: Sequence[Sample]) -> list[str]:
-    """A sentence for each channel whose features hold no answer. Videos themselves are not decoded for it."""
+    """A sentence for each channel from whose features no answer is surely read. Videos themselves are not decoded for it."""
     read = [sample for sample in samples if all(map(os.path.exists, filter(None, sample.side_channels.values())))]
     named = [sample for sample in read if any(sample.side_channels.get(name) for name in data.encoders)]
     try:
@@ -77,15 +77,17 @@ def _probe(data: PatchDataset, samples: Sequence[Sample]) -> list[str]:
         return [f"the features were not probed: {error}"]
     said = []
     for name in data.encoders:
-        own = [score for score in scores if score.channel == name]
-        if own and all(score.near_chance for score in own):
+        own = [score for score in scores if score.channel == name and not score.several]
+        if own and all(score.near_chance or score.unsure for score in own):
             found = ", ".join(
-                f"{score.type or 'all questions'} {100 * score.accuracy:.0f} % (guessing {100 * score.chance:.0f} %)"
-                for score in own
+                f"{score.name} {100 * score.accuracy:.0f} % (guessing {100 * score.chance:.0f} %)" for score in own
             )
+            follows = "these features do not hold the answer, unless the question needs the picture too"
+            if any(score.unsure for score in own):
+                follows = "too few streams to tell whether these features hold the answer"
             said.append(
-                f"side channel {name!r}: a linear probe on {own[0].streams} streams reads no answer from its features: {found}; these "
-                "features do not hold the answer, unless the question needs the picture too (pave probe)"
+                f"side channel {name!r}: a linear probe on {max(score.streams for score in own)} streams reads no answer for sure from its "
+                f"features: {found}; {follows} (pave probe)"
             )
     return said
 

@@ -50,7 +50,7 @@ class Verdict:
     right: float
     """Share answered right, with their own channels."""
     kept: float
-    """Share answered as before although the channel was that of a clip with another answer."""
+    """Share answered right still, although the channel was that of another clip where the same question has another answer."""
     base: float
     """Share that the base answers right."""
     guessing: float
@@ -61,8 +61,8 @@ class Verdict:
         """For people."""
         name = f"{self.type!r} " if self.type else ""
         return (
-            f"{name}{self.word}: {100 * self.right:.0f} % of {self.questions} training questions right (guessing {100 * self.guessing:.0f} %), "
-            f"{100 * self.kept:.0f} % still with another clip's channel; {_WHAT_NOW[self.word]}"
+            f"{name}{self.word}: {100 * self.right:.0f} % of {self.questions} training questions right (guessing {100 * self.guessing:.0f} %, the base alone "
+            f"{100 * self.base:.0f} %), {100 * self.kept:.0f} % still with another clip's channel; {_WHAT_NOW[self.word]}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def verdicts_of(recipe: Recipe, model: Any, processor: Any, data: PatchDataset) 
 def judge_training(
     model: Any, collator: PatchCollator, data: PatchDataset, *, questions: int = 30, seed: int = 0
 ) -> list[Verdict]:
-    """Judge each type of question of the training samples that has a channel and at least two answers.
+    """Judge each type of question of the training samples that has a channel, and a text that is asked about two videos with two answers.
 
     Answers are compared token by token behind the right beginning, which is right exactly where greedy generation would be: a forward
     pass for each batch, no generation.
@@ -122,7 +122,8 @@ def judge_training(
 def _chosen(
     samples: Sequence[Sample], channels: Sequence[str], questions: int, seed: int
 ) -> dict[str, list[tuple[Sample, Sample]]]:
-    """By type, samples that have a channel, each with one of another answer, which lends it its channels."""
+    """By type, samples that have a channel, each with one of another video to which the same question has another answer: that one lends
+    it its channels. With another question, or with the channel of the same clip, a right answer would say nothing of the channel."""
     by_type: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         if any(sample.side_channels.get(name, "") is not None for name in channels):
@@ -130,17 +131,34 @@ def _chosen(
     rng = np.random.default_rng(seed)
     chosen: dict[str, list[tuple[Sample, Sample]]] = {}
     for kind, members in by_type.items():
-        picked = [members[i] for i in np.sort(rng.permutation(len(members))[:questions])]
-        order = [members[i] for i in rng.permutation(len(members))]
-        pairs = []
-        for place, sample in enumerate(picked):
-            turned = order[place % len(order) :] + order[: place % len(order)]
-            lender = next((other for other in turned if _answer(other) != _answer(sample)), None)
+        by_text: dict[str, list[Sample]] = defaultdict(list)
+        for i in rng.permutation(len(members)):
+            by_text[_question(members[i])].append(members[i])
+        told_apart = {
+            text for text, own in by_text.items() if min(len({s.video for s in own}), len(set(map(_answer, own)))) > 1
+        }
+        pairs: list[tuple[int, Sample]] = []
+        for i in rng.permutation(len(members)):
+            if len(pairs) == questions:
+                break
+            if _question(members[i]) not in told_apart:
+                continue
+            alike = by_text[_question(members[i])]
+            begin = len(pairs) % len(alike)
+            lender = next((other for other in alike[begin:] + alike[:begin] if _lends(other, members[i])), None)
             if lender is not None:
-                pairs.append((sample, lender))
+                pairs.append((int(i), lender))
         if pairs:
-            chosen[kind] = pairs
+            chosen[kind] = [(members[i], lender) for i, lender in sorted(pairs, key=lambda pair: pair[0])]
     return chosen
+
+
+def _lends(other: Sample, sample: Sample) -> bool:
+    return other.video != sample.video and _answer(other) != _answer(sample)
+
+
+def _question(sample: Sample) -> str:
+    return " ".join(sample.turns[-1][0].lower().split())
 
 
 def _answer(sample: Sample) -> str:

@@ -12,6 +12,8 @@ from pave.data.media.container import MediaError
 
 _ENDINGS = (".json", ".png", ".jpg", ".jpeg", ".npy", ".txt", ".csv", ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _PIECE = 2**20
+_MOST_PARTS, _LONGEST_NAME = 8, 255
+"""Of the name of a file: folders of a thousand levels could be made, but not removed."""
 
 
 def unpack(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, max_files: int, max_bytes: int) -> None:
@@ -45,7 +47,8 @@ def unpack(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, max_
     except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, MediaError):
             raise
-        raise MediaError(f"{name}: the archive is damaged ({' '.join(str(error).split())[:120]})") from error
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without a path of this disk
+        raise MediaError(f"{name}: the archive is damaged ({' '.join(said.split())[:120]})") from error
 
 
 def _place(name: str, member: zipfile.ZipInfo) -> PurePosixPath:
@@ -54,6 +57,10 @@ def _place(name: str, member: zipfile.ZipInfo) -> PurePosixPath:
     where = f"{name}: the archive's file {member.filename[:80]!r}"
     if inside.is_absolute() or ".." in inside.parts or "\\" in member.filename or ":" in member.filename:
         raise MediaError(f"{where} would lie outside of it")
+    if len(inside.parts) > _MOST_PARTS or len(member.filename) > _LONGEST_NAME:
+        raise MediaError(
+            f"{where} has more than {_MOST_PARTS - 1} folders above it, or a name of more than {_LONGEST_NAME} characters"
+        )
     if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
         raise MediaError(f"{where} is a link or a device")
     if member.flag_bits & 1:

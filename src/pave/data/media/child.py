@@ -19,6 +19,7 @@ import numpy as np
 from pave.data.media import container
 from pave.data.media.container import MediaError
 from pave.utils.children import Child
+from pave.utils.stops import current_stop
 
 _MOST_BYTES = 32 * 2**30
 """Of arrays that a child may announce where no limit of memory is given: the readers' own limits are lower."""
@@ -56,16 +57,25 @@ class MediaChildren:
     def call(self, function: str, path: str | os.PathLike[str], options: dict[str, Any], timeout: float) -> dict[str, Any]:
         """What ``run_in_child`` says."""
         name = os.fspath(path)
+        stop = current_stop()
+        if not stop.left:
+            raise MediaError(f"{name}: reading was given up", "media-timeout")
+        timeout = min(timeout, stop.left)
         child = self._free.get()
         try:
             child.start(None if self.limits is None else dataclasses.asdict(self.limits))
-            child.send({"function": function, "path": os.path.abspath(name), "options": options})
-            received = child.receive(timeout, self.limits.memory if self.limits else _MOST_BYTES)
+            with stop.cutting(child.kill):
+                child.send({"function": function, "path": os.path.abspath(name), "options": options})
+                received = child.receive(timeout, self.limits.memory if self.limits else _MOST_BYTES)
             if received is None:
                 status = child.end()
+                if not stop.left:
+                    raise MediaError(f"{name}: reading was given up", "media-timeout")
                 if child.late:
                     raise MediaError(f"{name}: reading took longer than the {timeout:g} s allowed", "media-timeout")
                 raise MediaError(f"{name}: the process that read it ended with status {status}", "media-crash")
+            if not stop.left:  # it may have been killed just behind its answer, and would be taken for one that runs
+                child.end()
             answer, body = received
             if "error" in answer:
                 if answer["code"] == "media-memory":  # what is left of it may be too much for the next file

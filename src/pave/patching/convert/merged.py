@@ -10,8 +10,10 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.attach import detach_patch
+from pave.patching.base_of import base_of_patch
 from pave.patching.checkpoint import read_files, resolve_patch, write_files
 from pave.patching.compress import check_out
 from pave.patching.convert.export import write_adapter
@@ -24,6 +26,8 @@ from pave.video_llms.loading import load_base
 
 MERGED_BASE, FUSION_PATCH, PEFT_ADAPTER = "base", "patch", "adapter"
 """Folders inside the one that is written."""
+_BASES_OWN = PatchConfig(side_channels={})
+"""The settings of a patch that are those of the base."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,20 @@ def export_merged(
     Args:
         patch: a folder or a hub id.
         out: where to; an older folder there is replaced whole.
-        base: that the patch was trained on; default the one that it names.
+        base: that the patch was trained on; default the one that it names, in its revision (``pave.patching.base_of.base_of_patch``).
         dtype: of the weights: "auto" as they are stored; or float32, bfloat16, float16.
         allow_base_mismatch: fold it into another base.
 
     Raises:
-        ValueError: if the patch has no LoRA, no base is named, it is another one or quantised, or ``out`` would replace one of them.
+        ValueError: if the patch has no LoRA, or no channel but a newline or vocabulary of its own, no base is named, it is another one or
+            quantised, or ``out`` would replace one of them.
     """
     source = resolve_patch(patch)
     record = _with_lora(source)
-    name = record.base.model_id if base is None else str(base)
-    if name is None:
-        raise ValueError(f"{patch} does not name its base; give it as well")
+    name, revision = base_of_patch(source, str(patch)) if base is None else (str(base), None)
     for taken in (source, *([Path(name)] if Path(name).is_dir() else [])):
         check_out(taken, out)
-    model, processor = load_base(name, dtype=dtype)
+    model, processor = load_base(name, revision=revision, dtype=dtype)
     if getattr(model, "is_quantized", False):
         raise ValueError(f"base {name!r} is quantised, and an update cannot be folded into its integers; give it in float")
     load_patch(model, source, name="folded", processor=processor, allow_base_mismatch=allow_base_mismatch)
@@ -95,7 +98,7 @@ def export_beside(patch: str | Path, out: str | Path) -> MergedExport:
         out: where to; an older folder there is replaced whole.
 
     Raises:
-        ValueError: if the patch has no LoRA, or ``out`` would replace it.
+        ValueError: if the patch has no LoRA, or no channel but a newline or vocabulary of its own, or ``out`` would replace it.
     """
     source = resolve_patch(patch)
     record = _with_lora(source)
@@ -113,6 +116,12 @@ def _with_lora(source: Path) -> PatchRecord:
     record = read_record(source)
     if record.patch.lora is None:
         raise ValueError(f"{source} has no LoRA, so there is nothing to merge; load it as it is")
+    lost = [name for name in ("newline", "vocabulary") if getattr(record.patch, name) != getattr(_BASES_OWN, name)]
+    if lost and not record.patch.side_channels:
+        raise ValueError(
+            f"{source} has no side channel, so no patch would remain to keep its {' and '.join(lost)}, which change what the base computes; "
+            "load it as it is"
+        )
     return record
 
 
