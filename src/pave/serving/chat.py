@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 15.0
 """After which a stream says that it is still there, for proxies that would close it."""
-_WITHOUT_FILES = {"messages": [], "side_channels": {}, "counterfactual": None}
+_WITHOUT_FILES: Mapping[str, Any] = {"messages": [], "side_channels": {}, "counterfactual": None}
 """Of a request that was read: what may have held whole files."""
 Gone = Callable[[], Awaitable[None]]
 """Returns when the client has closed the connection."""
