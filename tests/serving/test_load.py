@@ -289,6 +289,7 @@ def command(*options):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "pave.cli", "serve", "--port", "0", "--device", "cpu", *options],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
@@ -322,6 +323,7 @@ def test_ending_under_load_answers_what_was_admitted(patches, world, alone):
             ending = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
+            assert process.stdout.read() == f"Open {url} in a browser. Ctrl-C ends the server.\n"
             signalled.set()
             results = [result for one in asking for result in one.result()]
         reading.join()

@@ -60,7 +60,7 @@ class Lender:
 
     video: str | Path
     """The file."""
-    side_channels: Mapping[str, str | Path | None | Mapping[str, str | Path | None]] = field(default_factory=dict)
+    side_channels: Mapping[str, str | Path | Mapping[str, str | Path | None] | None] = field(default_factory=dict)
     """Files of its side channels, as a request names them."""
 
 
