@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo evidence test fast lint types contracts check bare docs package install dev clean help
+.PHONY: demo evidence test lint types contracts check bare package install dev clean help
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/ -/'
@@ -24,10 +24,6 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.core
 
-$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@ $(VENV)/.core
-
 demo: $(VENV)/.core  ## the whole story on real media: render, train, compare, report (about 6 minutes on 2 cores)
 	$(BIN)/pave demo $(DEMO)
 
@@ -36,9 +32,6 @@ evidence: $(VENV)/.dev  ## the page of evidence, made again into runs/evidence; 
 
 test: $(VENV)/.dev   ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
-
-fast: $(VENV)/.dev   ## the tests of daily work, about 3 minutes on 2 cores: without those in tests/slow.txt
-	$(BIN)/python -m pytest -n 2 --dist loadfile --fast $(ARGS)
 
 lint: $(VENV)/.dev   ## ruff
 	$(BIN)/ruff check .
@@ -54,9 +47,6 @@ bare: $(VENV)/.core  ## every module imports (in CI before any extra is installe
 	$(BIN)/python .ci/import_everything.py && $(BIN)/pave --version
 
 check: test lint types contracts  ## all of these
-
-docs: $(VENV)/.docs  ## the documentation site in build/site, every warning an error; SERVE=1 shows it while it is written
-	$(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict)
 
 package: $(VENV)/.dev  ## wheel and sdist in dist/, each tried in an empty environment
 	rm -rf dist

@@ -1,4 +1,4 @@
-"""What several patches on one base cost: a mixed batch against a batch of one patch, and memory. (``loading.py``: loading.)
+"""What several patches on one base cost: a mixed batch against a batch of one patch, memory, and loading a patch.
 
     python benchmarks/many_patches.py                              # LLaVA-OneVision 0.5B's language model, a few minutes on two cores
     python benchmarks/many_patches.py --layers 4 --frames 1        # a minute
@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from pave import PatchConfig, SideTokens, attach_patch
+from pave import PatchConfig, SideTokens, attach_patch, load_patch, save_patch, unload_patch
 from pave.patching import EncodedVideo, patch_parameters
+from pave.patching.checkpoint import read_files, read_record
 from pave.video_llms import VideoLayout
 from pave.video_llms.known import KNOWN_CONFIGS
 
@@ -99,6 +102,24 @@ def memory(model: Any) -> None:
     print(f" (base + patches: {(base + sum(own) + buffers) / 1e6:.1f} MB)")
 
 
+def loading(model: Any, rounds: int) -> None:
+    """A patch from a disk whose pages are in memory: all of it, and all but reading and checking the files."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = save_patch(model, Path(work) / "patch", name="a")
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        whole, reading = [], []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            load_patch(model, folder, name="loaded")
+            whole.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            read_files(folder, read_record(folder))
+            reading.append(time.perf_counter() - start)
+            unload_patch(model, "loaded")
+    total, files = statistics.median(whole[1:]), statistics.median(reading[1:])
+    print(f"loading a patch of {size / 1e6:.1f} MB: {1e3 * total:.0f} ms, of which reading {1e3 * files:.0f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
@@ -123,6 +144,7 @@ def main() -> None:
         medians = {name: statistics.median(pair[part] for pair in pairs) for name, pairs in seconds.items()}
         ratio = statistics.median(o[part] / f[part] for o, f in zip(seconds["one"], seconds["four"], strict=True))
         print(f"{what}: " + ", ".join(f"{name} {s:.3f} s" for name, s in medians.items()) + f"; four / one {ratio:.3f}")
+    loading(model, options.rounds)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ interrupted reproduction goes on where it stopped, and two sections that need th
 the runs it needs and writes its tables from their predictions alone, and its views from their weights.
 
 From the ground up: ``worlds`` (each channel's world: recipe, clips, questions), ``runs`` (a run as data), ``bases``
-(further bases, trained by ``small_bases``), ``features`` (what all runs read), ``execution`` (runs are made: trained
-or composed). ``scores`` compares answers, ``attention`` asks a trained patch where it looks, ``measurement`` has what
-a prompt costs; ``tables``, ``charts`` and ``attention_figure`` show it, ``figures`` writes files beside the page.
-``variants`` reads a reader's rows, ``plan`` says how large a reproduction is, ``sections`` put comparisons side by
-side in the order of ``contents``, ``reuse`` holds what is there against what would be made now, ``page`` writes the
-page.
+(further bases, trained by ``small_bases``), ``features`` (what all runs read), ``patch_sums`` (patches added up),
+``execution`` (runs are made). ``scores`` compares answers, ``attention`` asks a trained patch where it looks,
+``measurement`` has what a prompt costs; ``tables``, ``charts`` and ``attention_figure`` show it, ``figures`` writes
+files beside the page. ``variants`` reads a reader's rows, ``plan`` says how large a reproduction is, ``sections`` put
+comparisons side by side in the order of ``contents``, ``reuse`` holds what is there against what would be made now,
+``page`` writes the page.
 """

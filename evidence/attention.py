@@ -18,7 +18,7 @@ from pave.config import EncoderConfig
 from pave.data.items import PatchItem
 from pave.data.samples import Sample
 from pave.evaluation.examples import attention_maps
-from pave.inference import VideoQA
+from pave.evaluation.inference import VideoQA
 from pave.side_channels import SideFeatures
 from pave.side_channels.frames_pixels import VALUES_PER_CELL
 from pave.utils.files import atomic_write_json, read_json

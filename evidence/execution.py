@@ -12,11 +12,11 @@ from typing import Any
 
 from evidence.bases import folder_of
 from evidence.features import fill_store, store_of
+from evidence.patch_sums import add_patches
 from evidence.runs import AS_IT_IS, DTYPE, FRAMES, RESULT, SILENT_UNDER, TRAINED, Run, recipe_of
 from evidence.worlds import WORLDS
 from pave.data.samples import Sample, read_samples
 from pave.patching import patch_slot
-from pave.patching.compose import compose_patches, write_composed
 from pave.utils.files import atomic_write_json, read_json
 from pave.utils.processes import side_by_side
 
@@ -99,7 +99,7 @@ def _make_patch(run: Run, data: Path, root: Path) -> dict[str, Any]:
 
     folder = run.folder(root)
     if run.added:
-        write_composed(compose_patches([part.folder(root) / "patch" for part in run.added]), folder / "patch")
+        add_patches([part.folder(root) / "patch" for part in run.added], folder / "patch")
         return {"seconds": 0.0}
     curve: list[tuple[int, float]] = []
 
@@ -116,9 +116,9 @@ def _make_patch(run: Run, data: Path, root: Path) -> dict[str, Any]:
 
 def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) -> None:
     """Ask what has not been asked yet: as it is, and under each counterfactual."""
+    from pave.evaluation.counterfactuals import Counterfactual
+    from pave.evaluation.inference import VideoQA
     from pave.evaluation.runner import evaluate
-    from pave.inference import VideoQA
-    from pave.inference.counterfactuals import Counterfactual
 
     names = run.unasked(root)
     if not names:
@@ -126,6 +126,7 @@ def _ask(run: Run, patch: Path | None, samples: Sequence[Sample], root: Path) ->
     need_channel = {kind for world in run.world.split("+") for kind in WORLDS[world].own}
     qa = VideoQA.from_pretrained(folder_of(run.base, root), patch, device="cpu", dtype=DTYPE, sampling=FRAMES)
     qa.use_store(store_of(root), samples, vision="exact")
+    qa.keep_videos()
     if patch is not None:
         change_settings(patch_slot(qa.model), run.asked_with)
     for name in names:

@@ -53,7 +53,7 @@ class Run:
     """Settings that change nothing in training here, and are set when the questions are asked: ``empty_frames`` of
     the fusion, and ``missing_channel`` of the patch, where every sample has its channel."""
     added: tuple[Run, ...] = ()
-    """Runs whose patches are added up instead of training one (``pave.patching.compose``); they are made first."""
+    """Runs whose patches are added up instead of training one (``evidence.patch_sums``); they are made first."""
     base: str = PLAYGROUND
     """The playground's own, or a name under ``evidence.bases``."""
     asked: int = 0

@@ -11,8 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pave import VideoQA
-from pave.inference import DEFAULT
+from pave.evaluation.inference import VideoQA
 from pave.patching import read_record
 from pave.playground import base_path
 from pave.playground.clips import clip_name, render_clips, write_samples
@@ -52,8 +51,8 @@ def main(folder: Path) -> None:
     # 4. Use it, as it is in memory. From disk: VideoQA.from_pretrained(base_path(), result.patch).
     qa = VideoQA(result.model, result.processor, sampling=recipe.data.frames)
     video = folder / clip_name("train", 0)
-    for name, patches in (("base", None), ("patch", DEFAULT)):
-        answer = qa.ask(video, "what sound is heard ?", patches=patches, max_new_tokens=4)
+    for name, patch in (("base", False), ("patch", True)):
+        answer = qa.ask(video, "what sound is heard ?", patch=patch, max_new_tokens=4)
         print(f"{name}: {answer.text!r}")
 
 

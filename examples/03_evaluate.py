@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pave import VideoQA
 from pave.data.media import FrameSampling
 from pave.data.samples import read_samples
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.result import EvalResult, compare_results, rescore
 from pave.evaluation.runner import evaluate
 from pave.playground import base_path

@@ -10,8 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pave import VideoQA
-from pave.inference import DEFAULT
+from pave.evaluation.inference import VideoQA
 from pave.playground import base_path
 from pave.playground.clips import render_clip
 from pave.playground.world import draw_scene
@@ -34,7 +33,7 @@ def main(folder: Path, video: str | None, patch: str | None) -> None:
     for question in QUESTIONS:
         print(question)
         for name in ("base", "patch")[: 1 if patch is None else 2]:
-            answer = qa.ask(video, question, patches=DEFAULT if name == "patch" else None, max_new_tokens=4)
+            answer = qa.ask(video, question, patch=name == "patch", max_new_tokens=4)
             heard = "".join(f"; {channel}: {side}" for channel, side in answer.side_channels.items())
             print(f"  {name}: {answer.text:<16} ({len(answer.frame_times)} frames{heard}; {answer.seconds:.2f} s)")
     if patch is None:

@@ -17,7 +17,7 @@ from pave.data.collator import PatchCollator
 from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
-from pave.inference.generation import generate_texts
+from pave.evaluation.generation import generate_texts
 from pave.playground import base_path
 from pave.playground.clips import clip_name, render_clips
 from pave.side_channels import build_encoder

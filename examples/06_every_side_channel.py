@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pave import EncoderConfig, PatchConfig, SideChannelConfig, VideoQA, attach_patch
+from pave import EncoderConfig, PatchConfig, SideChannelConfig, attach_patch
 from pave.data.sources import read_source
+from pave.evaluation.inference import VideoQA
 from pave.playground import base_path
 from pave.playground.clips import render_clip
 from pave.playground.further import render_further

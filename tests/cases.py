@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pave import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, SideTokens, attach_patch, lay_out_prompt
+from pave import FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, SideTokens, attach_patch
 from pave.patching import patch_parameter_groups, patch_parameters
 from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
 
@@ -99,11 +99,6 @@ def shake_parameters(parameters: list[torch.nn.Parameter], seed: int = 7, scale:
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-
-
-def laid_out(model: Any, batch: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """All arguments of a call, the prompt with room for what the model's patch adds to it."""
-    return lay_out_prompt({**batch, **more}, model.config, model.patch_config)
 
 
 def patched(case: Case, config: PatchConfig | None = None, trained: bool = True) -> tuple[Any, Any]:

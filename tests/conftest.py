@@ -14,32 +14,13 @@ import torch
 torch.set_num_threads(1)
 
 
-SLOW = Path(__file__).with_name("slow.txt")
-"""The tests that ``--fast`` leaves out, a function a line; ``--write-slow`` makes it anew."""
-SLOW_SECONDS = 0.75
-"""Of a function, with all its parameters and what was set up for it, on one thread of an idle machine."""
-
-
 def pytest_addoption(parser):
     parser.addoption("--write-families", metavar="FILE", help="write which checks each family of base models passed, as JSON")
-    parser.addoption("--fast", action="store_true", help=f"leave out the tests in tests/{SLOW.name}, for daily work")
-    parser.addoption(
-        "--write-slow", action="store_true", help=f"write tests/{SLOW.name} from what this run, of every test, took"
-    )
 
 
 def pytest_configure(config):
     if config.getoption("--write-families"):
         config.pluginmanager.register(FamilyRecord(Path(config.getoption("--write-families"))))
-    if config.getoption("--write-slow") and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(SlowRecord())
-
-
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--fast"):
-        slow = set(SLOW.read_text(encoding="utf-8").split())
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid.split("[")[0] in slow])
-        items[:] = [item for item in items if item.nodeid.split("[")[0] not in slow]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,18 +63,3 @@ class FamilyRecord:
             return
         record = {"transformers": transformers.__version__, "families": self.families}
         self.path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-class SlowRecord:
-    """Adds up what every test function took."""
-
-    def __init__(self):
-        self.seconds = {}
-
-    def pytest_runtest_logreport(self, report):
-        name = report.nodeid.split("[")[0]
-        self.seconds[name] = self.seconds.get(name, 0.0) + report.duration
-
-    def pytest_sessionfinish(self):
-        slow = sorted(name for name, seconds in self.seconds.items() if seconds > SLOW_SECONDS)
-        SLOW.write_text("".join(f"{name}\n" for name in slow), encoding="utf-8")

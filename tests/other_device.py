@@ -55,15 +55,10 @@ class OtherDevice(TorchFunctionMode):
             _refuse_mixture(name, tensors)
         out_far = wanted[0].type == DEVICE.type if wanted else far
         args, kwargs = tree_map(to_cpu, (args, kwargs))
-        args, kwargs = tree_map(_to_real, (args, kwargs))
+        args, kwargs = tree_map(lambda x: torch.device("cpu") if isinstance(x, torch.device) else x, (args, kwargs))
         with torch._C.DisableTorchFunction():
             out = function(*args, **kwargs)
         return tree_map(lambda x: to_device(x) if out_far and type(x) is torch.Tensor else x, out)
-
-
-def _to_real(value: Any) -> Any:
-    """The CPU in place of ``DEVICE``; other devices, such as meta, stay."""
-    return torch.device("cpu") if isinstance(value, torch.device) and value.type == DEVICE.type else value
 
 
 def _refuse_mixture(name: str, tensors: list[torch.Tensor]) -> None:

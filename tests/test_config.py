@@ -114,13 +114,3 @@ def test_a_channel_may_not_be_called_like_a_part_of_a_module_or_a_mapping():
         with pytest.raises(ValueError, match=f"side channel '{name}': "):
             PatchConfig.from_dict({"side_channels": {name: {"width": 4}}})
     assert PatchConfig.compact(audio=4, depth=4, sound_2=4).side_channels.keys() == {"audio", "depth", "sound_2"}
-
-
-def test_the_compact_preset_has_what_won_and_the_paper_preset_what_was_published():
-    compact, paper = PatchConfig.compact(audio=64, depth=7), PatchConfig.paper(audio=1024, depth=7)
-    for name, standardized in (("audio", False), ("depth", True)):
-        fusion = compact.side_channels[name].fusion
-        assert (fusion.gate, fusion.empty_frames, fusion.standardize) == (True, "nearest_inside", standardized)
-        published = paper.side_channels[name].fusion
-        assert (published.gate, published.empty_frames, published.standardize) == (False, "skip", False)
-        assert (published.alignment, published.query_source) == ("index", "pre_projector")

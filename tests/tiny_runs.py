@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from cases import shake
 from pave import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig, attach_patch, save_patch
 from pave.data.media import write_video
-from pave.patching import sign_patch
 from tiny_models import SIDE, tiny_llava_onevision
 
 RATE = 16_000
@@ -46,14 +43,3 @@ def save_base_and_patch(folder: Path, provenance: dict[str, Any] | None = None) 
     attach_patch(model, hearing_config())
     save_patch(shake(model, scale=0.7), folder / "patch", processor=processor, provenance=provenance)
     return folder / "base", folder / "patch"
-
-
-def recorded_as(folder: Path, patch: Path, model_id: str | None, revision: str | None = None) -> Path:
-    """A copy of a patch whose record names its base otherwise."""
-    shutil.copytree(patch, folder)
-    path = folder / "patch_config.json"
-    record = json.loads(path.read_text())
-    record["base"] |= {"model_id": model_id, "revision": revision}
-    path.write_text(json.dumps(record))
-    sign_patch(folder)
-    return folder

@@ -19,7 +19,7 @@ CHANGES = {
     "gap=0.2": "a gap of 20 %, clear of the event",
 }
 """Streams with true times that no longer fit an even spread over the video."""
-_BY_TIME, _SKIP, _BY_INDEX = "by timestamps", "by timestamps, empty_frames: skip", "by index"
+_BY_TIME, _NEAREST, _BY_INDEX = "by timestamps", "by timestamps, empty_frames: nearest", "by index"
 _ALIGNED = {world: WORLDS[world].aligned or "" for world in ("audio", "sensor")}
 """By world, the question type that needs frame and channel at the same moment."""
 
@@ -29,7 +29,7 @@ def variants(world: str, plan: Plan) -> dict[str, list[Run]]:
     patch = WORLDS[world].patch
     compared = {
         _BY_TIME: (patch(), {}),
-        _SKIP: (patch(), {"empty_frames": "skip"}),
+        _NEAREST: (patch(), {"empty_frames": "nearest"}),
         _BY_INDEX: (patch(alignment="index"), {}),
         "none (every frame sees all)": (patch(neighbourhood_seconds=1000.0), {}),
     }
@@ -48,8 +48,8 @@ def _write(plan: Plan, root: Path) -> str:
         "Each patch is trained on streams as they are. Then the stream of every test clip is changed so that its steps "
         "keep their true times but no longer spread evenly over the video. Accuracy on the questions that need a frame "
         "and the channel at the same moment, in percent; below it the difference to the same patch on the stream as it "
-        "is. A gap leaves frames without a step in reach: with `empty_frames: nearest_inside`, as the recipes have it, "
-        "they get the nearest step; with `skip` they get no residual at all, which the patch has never met in training."
+        "is. A gap leaves frames without a step in reach: with `empty_frames: skip`, the default, they get no residual "
+        "at all, which the patch has never met in training; with `nearest` they get the nearest step."
     )
     rows: list[list[str]] = []
     charted: dict[str, list[Row]] = {}
@@ -82,13 +82,13 @@ def _in_short(plan: Plan, root: Path) -> list[str]:
     costs = []
     for change, words in CHANGES.items():
         cells = []
-        for variant in (_BY_TIME, _SKIP, _BY_INDEX):
+        for variant in (_BY_TIME, _NEAREST, _BY_INDEX):
             by = difference(runs[variant], runs[variant], root, (_ALIGNED["audio"],), (AS_IT_IS, change))[0]
             cells.append(linked(f"{100 * by:+.1f}", "time", _questions("audio"), variant))
         costs.append(f"\n  - {words}: {', '.join(cells)}")
     return [
         "What it costs that sound no longer spreads evenly over the video, in points against the stream as it is: "
-        f"aligned by timestamps, by timestamps with `empty_frames: skip`, and by index.{''.join(costs)}"
+        f"aligned by timestamps, by timestamps with `empty_frames: nearest`, and by index.{''.join(costs)}"
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pave.version import __version__
+__version__ = "0.1.0"
 
 _HOMES = {
     "FusionConfig": "pave.config",
@@ -17,10 +17,8 @@ _HOMES = {
     "SideChannelConfig": "pave.config",
     "EncoderConfig": "pave.config",
     "SideTokens": "pave.tokens",
-    "VideoQA": "pave.inference",
     "attach_patch": "pave.patching",
     "detach_patch": "pave.patching",
-    "lay_out_prompt": "pave.video_llms.prompt",
     "load_patch": "pave.patching",
     "save_patch": "pave.patching",
     "unload_patch": "pave.patching",
@@ -33,11 +31,9 @@ __all__ = [
     "PatchConfig",
     "SideChannelConfig",
     "SideTokens",
-    "VideoQA",
     "__version__",
     "attach_patch",
     "detach_patch",
-    "lay_out_prompt",
     "load_patch",
     "save_patch",
     "unload_patch",
@@ -45,10 +41,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pave.config import EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
-    from pave.inference import VideoQA
     from pave.patching import attach_patch, detach_patch, load_patch, save_patch, unload_patch
     from pave.tokens import SideTokens
-    from pave.video_llms.prompt import lay_out_prompt
 
 
 def __getattr__(name: str) -> Any:

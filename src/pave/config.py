@@ -188,10 +188,9 @@ class FusionConfig(Strict):
     """How many further frames either side a frame may look at: 0 = its own interval only."""
     neighbourhood_seconds: float = 0.0
     """Seconds added either side of a frame's interval (timestamps alignment only)."""
-    empty_frames: Literal["skip", "nearest", "nearest_inside", "interpolate"] = "skip"
+    empty_frames: Literal["skip", "nearest", "interpolate"] = "skip"
     """What a frame with no side step in reach gets under timestamps alignment: nothing (exactly no residual), the step nearest in
-    time (the earlier of two equally near), the nearest one only between the stream's first and last step (a gap is bridged, what lies
-    before and behind the stream gets nothing), or the stream linearly interpolated at the frame's time. Index alignment resamples a stream
+    time (the earlier of two equally near), or the stream linearly interpolated at the frame's time. Index alignment resamples a stream
     of fewer steps than frames, as the paper does."""
     query_source: Literal["post_projector", "pre_projector", "learnable"] = "post_projector"
     """Where queries come from: tokens as the language model sees them, vision features before the projector (the paper;
@@ -480,7 +479,7 @@ TAKEN_NAMES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig(Strict):
-    """Everything needed to rebuild a patch on its base. The default sizes are those of the compact preset: at most 20 MB at 7B."""
+    """Everything needed to rebuild a patch on its base. The default sizes are the compact preset: at most 20 MB at 7B."""
 
     side_channels: Annotated[dict[str, SideChannelConfig], NullIsEmpty()]
     """Channels by name. Residuals of several channels add; each has its own alignment, width and gate. May be empty for a
@@ -491,7 +490,7 @@ class PatchConfig(Strict):
     """What a video without any of its side channels gets: exactly the base model, or the base with LoRA (the authors' behaviour)."""
     newline: Literal["base", "grid"] = "base"
     """Where the base's newline embedding stands in a video: where the base puts it (LLaVA-OneVision: one behind the last frame), or
-    grid: behind every row of tokens of every frame (the authors' recipes). grid lengthens the prompt."""
+    grid: behind every row of tokens of every frame (the authors' recipes). grid lengthens the prompt, by the patched model itself."""
     vocabulary: int | None = None
     """Number of token ids that the language model chooses from; logits of ids from there on are -inf. The authors' code cuts
     the embeddings and the head to the tokenizer's length. null: every row of the head."""
@@ -528,27 +527,14 @@ class PatchConfig(Strict):
             )
 
     @property
-    def adds_prompt_tokens(self) -> bool:
-        """Whether the prompt holds more tokens than the base's, see ``pave.lay_out_prompt``."""
-        return self.newline == "grid" or any(channel.fusion.adds_llm_tokens for channel in self.side_channels.values())
-
-    @property
     def reads_pre_projector(self) -> bool:
         """Whether some channel makes its queries of what enters the base's projector."""
         return any(channel.fusion.query_source == "pre_projector" for channel in self.side_channels.values())
 
     @classmethod
     def compact(cls, **widths: int) -> PatchConfig:
-        """The default: fusion and LoRA together at most 20 MB at 7B. ``PatchConfig.compact(audio=128)``.
-
-        What each setting is worth is in docs/defaults.md: a gate, gaps bridged, and features standardised except those of sound, which
-        an encoder gives at about unit size.
-        """
-        channels = {}
-        for name, width in widths.items():
-            fusion = FusionConfig(gate=True, empty_frames="nearest_inside", standardize=name != "audio")
-            channels[name] = SideChannelConfig(kind=name, width=width, fusion=fusion)
-        return cls(side_channels=channels)
+        """The default: fusion and LoRA together at most 20 MB at 7B. ``PatchConfig.compact(audio=128)``."""
+        return cls(side_channels={name: SideChannelConfig(kind=name, width=width) for name, width in widths.items()})
 
     @classmethod
     def paper(cls, **widths: int) -> PatchConfig:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from pave.cli import main
 from pave.cli.compress import parse_ranks
 from pave.data.samples import Sample, write_samples
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.result import compare_results
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 from pave.patching import read_record
 from pave.patching.storage import tensor_bytes
 from tiny_runs import save_base_and_patch, write_clip

@@ -10,6 +10,7 @@ import yaml
 
 from pave import attach_patch, save_patch
 from pave.cli import main
+from pave.config import PatchConfig
 from pave.data.samples import Sample, write_samples
 from pave.video_llms.context import context_length, over_limit
 from tiny_models import tiny_llava_onevision
@@ -89,10 +90,12 @@ def test_the_tokens_that_a_patch_puts_in_count_too(world):
     batch = PatchCollator(processor, model.config, {})(PatchDataset(samples, FrameSampling(num_frames=4), {}, {}).read(samples))
     length = int(batch["attention_mask"].sum())
     model.config.text_config.max_position_embeddings = length
-    items = PatchDataset(samples, FrameSampling(num_frames=4), {}, {}).read(samples)
-    PatchCollator(processor, model.config, {})(items)
-    with pytest.raises(ValueError, match=rf"sample .*: the prompt has {length + 7} tokens, the base's context is {length}"):
-        PatchCollator(processor, model.config, {}, newline="grid")(items)
+    PatchCollator(processor, model.config, {})
+    attach_patch(model, PatchConfig(side_channels={}, newline="grid"))
+    with pytest.raises(
+        ValueError, match=rf"the prompt has {length + 7} tokens, the base's context is {length}, with the tokens that"
+    ):
+        model(**batch)
 
 
 def test_stretched_positions_are_the_context_of_a_base():

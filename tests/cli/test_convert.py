@@ -12,7 +12,7 @@ import torch
 from pave.cli import main
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
-from pave.inference import VideoQA
+from pave.evaluation.inference import VideoQA
 from tiny_runs import write_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "whole_model_A"
@@ -87,7 +87,7 @@ def test_questions_about_files_with_stored_features(base, patch, tmp_path):
         lambda _, __, kwargs: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     answers = qa.answer_samples(samples, max_new_tokens=4)
-    alone = qa.answer_samples(samples, patches=None, max_new_tokens=4)
+    alone = qa.answer_samples(samples, patch=False, max_new_tokens=4)
     handle.remove()
     assert [answer.side_channels["side"].steps for answer in answers] == [5, 6]
     prefills = [length for length in seen if length > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cases import CASES, laid_out, patched, side_tokens, small_config
+from cases import CASES, patched, side_tokens, small_config
 from other_device import OtherDevice, move, to_cpu, to_device
 from pave import SideTokens
 
@@ -43,11 +43,11 @@ def test_frame_times_and_side_channels_may_stay_on_the_cpu(name, config):
     valid[0] = False
     given = (None, {"audio": side}, {"audio": SideTokens(side.embeds_BKMC, valid, side.times_BK)})
     with torch.no_grad():
-        expected = [model(**laid_out(model, batch, side_channels=g, frame_times=times.numpy())).logits for g in given]
+        expected = [model(**batch, side_channels=g, frame_times=times.numpy()).logits for g in given]
     move(model)
     batch = {key: to_device(value) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     for channels, wanted in zip(given, expected, strict=True):
         for frame_times in (times.numpy(), times.tolist(), to_device(times)):
             with torch.no_grad(), OtherDevice():
-                got = model(**laid_out(model, batch, side_channels=channels, frame_times=frame_times)).logits
+                got = model(**batch, side_channels=channels, frame_times=frame_times).logits
             torch.testing.assert_close(to_cpu(got), wanted)

@@ -41,15 +41,6 @@ STEPS = torch.arange(16) / 2 + 0.25
         (STEPS + 6, {"neighbourhood_seconds": 2}, 0.5, "outside of what frames reach, -2 to 10 s"),
         (STEPS + 6, {"neighbourhood_frames": 3}, 0.25, "reach, 0 to 8 s"),
         (STEPS + 6, {"alignment": "index"}, 0.25, "reach, 0 to 8 s"),
-        (STEPS * 1000, {"empty_frames": "nearest"}, 0.0, "it looks like milliseconds read as seconds"),
-        (
-            STEPS * 1000 - 4000,
-            {"empty_frames": "nearest_inside"},
-            1 / 16,
-            "15 lie outside",
-        ),  # the one at 250 s, and none at -3750 s
-        (STEPS * 1000 - 4000, {"empty_frames": "skip"}, 0.0, "16 lie outside"),
-        (STEPS * 1000 - 4000, {"empty_frames": "nearest_inside", "alignment": "index"}, 0.0, "16 lie outside"),
         (STEPS + 6, {"kind": "concat", "neighbourhood_seconds": 2}, 0.25, "reach, 0 to 8 s"),
     ],
 )

@@ -10,9 +10,9 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models
 
-from pave.config import FusionConfig, SideChannelConfig
+from pave.config import SideChannelConfig
 from pave.data.collator import PatchCollator, video_metadata
-from pave.data.items import PatchItem, SampleError
+from pave.data.items import PatchItem
 from pave.data.prompts import Prompt, render_prompt
 from pave.data.published_labels import published_targets
 from tiny_models import SIDE, tiny_llava_onevision, tiny_qwen2_5_vl
@@ -344,52 +344,3 @@ def test_video_metadata_gives_true_times_and_rate():
     np.testing.assert_allclose(metadata.timestamps, [0.25, 0.75, 1.25, 1.75])
     assert metadata.sampled_fps == pytest.approx(2.0) and (metadata.height, metadata.width) == (4, 6)
     assert VideoMetadata(**video_metadata(np.array([0.0]), (4, 6))).sampled_fps == 1.0
-
-
-# --- tokens that the patch adds
-
-
-def video_tokens(family, batch):
-    return (batch["input_ids"] == family[0].config.video_token_id).sum(dim=1).tolist()
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_side_tokens_have_room_in_the_prompt_and_answers_stay_the_target(family, train):
-    channels = {"audio": SideChannelConfig(width=6, fusion=FusionConfig(kind="interleave"))}
-    side = features(5, 6, tokens=2)
-    side.features_KMC[1, 0, 0] = np.nan
-    items = [item("a", side={"audio": side}), item("bb", TWO_TURNS), item("ccc", side={"audio": features(3, 6, tokens=2)})]
-    settings = {"train": train, "broken_features": "missing"}
-    plain = collator(family, **settings)(items)
-    batch = collator(family, channels=channels, **settings)(items)
-    alone = collator(family, channels=channels, **settings)(items, acting=[True, True, False])
-    assert "added_tokens" not in plain
-    before = video_tokens(family, plain)
-    assert video_tokens(family, batch) == [before[0] + 8, before[1], before[2] + 6]
-    assert video_tokens(family, alone) == [before[0] + 8, before[1], before[2]]
-    assert (batch["added_tokens"] >= 0).sum(dim=1).tolist() == [8, 0, 6]
-    added = batch["attention_mask"].sum(dim=1) - plain["attention_mask"].sum(dim=1)
-    assert added.tolist() == [8, 0, 6]
-    longest = int(batch["attention_mask"].sum(dim=1).argmax())
-    edge = batch["attention_mask"][:, -1 if train else 0]
-    assert edge[longest] and int(edge.sum()) == 1  # padded on the side that the processor pads
-    if train:
-        for row in range(3):
-            assert learnt(family, batch, row) == learnt(family, plain, row)
-    if "position_ids" in plain:
-        last = [batch["position_ids"][:, row][:, batch["attention_mask"][row].bool()][:, -1] for row in range(3)]
-        was = [plain["position_ids"][:, row][:, plain["attention_mask"][row].bool()][:, -1] for row in range(3)]
-        assert all(torch.equal(now, then + more) for now, then, more in zip(last, was, (8, 0, 6), strict=True))
-
-
-def test_newlines_have_room_and_count_as_length():
-    family = tiny_llava_onevision()
-    items = [item("a"), item("bb", TWO_TURNS)]
-    plain = collator(family, channels={})(items)
-    batch = collator(family, channels={}, newline="grid")(items)
-    assert video_tokens(family, batch) == [n + 7 for n in video_tokens(family, plain)]
-    assert batch["added_tokens"].tolist() == [[2, 4, 6, 8, 10, 12, 14]] * 2
-    longest = int(plain["attention_mask"].sum(dim=1).max())
-    collator(family, channels={}, newline="grid", max_length=longest + 7)(items)
-    with pytest.raises(SampleError, match=f"sample 'bb': the prompt has {longest + 7} tokens, max_length is {longest + 6}"):
-        collator(family, channels={}, newline="grid", max_length=longest + 6)(items)

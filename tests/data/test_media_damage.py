@@ -2,7 +2,6 @@
 
 import http.server
 import struct
-import sys
 import threading
 from fractions import Fraction
 
@@ -12,6 +11,7 @@ import pytest
 
 from media_files import CONSTANT, HEIGHT, VARIABLE, WIDTH, bars, encode, indices, noise, write_sound
 from pave.data.media import FrameSampling, MediaError, VideoClip, probe, read_audio, read_frames, write_video
+from pave.data.media import child as child_module
 from pave.data.media import container as container_module
 from pave.data.media import frames as frames_module
 from pave.data.media import sound as sound_module
@@ -311,6 +311,6 @@ def test_a_child_process_reports_errors_and_is_ended_in_time(tmp_path, monkeypat
     assert str(here.value) == str(there.value)
     with pytest.raises(MediaError, match=r"a\.mp4: reading took longer than the 0\.01 s allowed"):
         probe(path, timeout=0.01)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(child_module.sys, "executable", "/bin/false")
     with pytest.raises(MediaError, match=r"a\.mp4: the process that read it ended with status 1"):
         read_frames(path, timeout=60)

@@ -9,9 +9,9 @@ from pave import attach_patch
 from pave.data.media import FrameSampling, read_frames
 from pave.data.samples import Sample
 from pave.evaluation.examples import attention_of, example_view
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.report import write_report
 from pave.evaluation.runner import evaluate
-from pave.inference import DEFAULT, VideoQA
 from tiny_models import tiny_qwen2_5_vl
 from tiny_runs import hearing_config, save_base_and_patch, write_clip
 
@@ -64,10 +64,7 @@ def test_an_example_holds_what_the_files_hold(world, tmp_path):
     sample = Sample(
         id="clip", video=str(video), question="what sound is heard?", answer="bell", type="sound", choices=("bell", "buzz")
     )
-    runs = {
-        name: evaluate(qa, [sample], patches=DEFAULT if name == "patch" else None, max_new_tokens=4, progress=False)
-        for name in ("base", "patch")
-    }
+    runs = {name: evaluate(qa, [sample], patch=name == "patch", max_new_tokens=4, progress=False) for name in ("base", "patch")}
     view = example_view(qa, sample, {name: run.predictions[0] for name, run in runs.items()})
     clip = read_frames(video, FrameSampling(num_frames=4))
     assert [f.time for f in view.frames] == list(clip.times_F)

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from pave.data.samples import Sample
+from pave.evaluation.counterfactuals import STANDARD, Counterfactual
 from pave.evaluation.exposure import check_changes, compare_changes, evaluate_changes, file_of, headline, read_changes
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import PredictionFile, as_prediction
 from pave.evaluation.result import rescore, score_predictions
 from pave.evaluation.runner import evaluate
 from pave.evaluation.shards import merge_shards, take_shard
-from pave.inference import VideoQA
-from pave.inference.counterfactuals import STANDARD, Counterfactual
 from tiny_runs import save_base_and_patch, write_clip
 
 SAMPLES = [Sample(id=f"s{n}", video=f"v{n}.mp4", question="what?", answer="bell", type="ab"[n % 2]) for n in range(12)]
@@ -97,7 +97,7 @@ def test_parts_borrow_from_all_samples_and_together_are_the_files_of_one_process
     qa, _, samples = world
     evaluate(qa, samples, predictions=tmp_path / "one" / "predictions.jsonl", **OPTIONS)
     whole = evaluate_changes(qa, samples, CHANGES, folder=tmp_path / "one", **OPTIONS)
-    assert list(whole) == ["swapped", "audio:shifted=0.5"]
+    assert list(whole) == ["swapped", "audio:shifted=0.5"] and qa.counterfactual is None
     for number in (2, 1):
         shard, part = take_shard(samples, number, 2)
         evaluate(qa, part, predictions=tmp_path / "two" / shard.file_name, shard=shard, **OPTIONS)

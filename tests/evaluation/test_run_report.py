@@ -13,13 +13,13 @@ from pave.data.media import FrameSampling
 from pave.data.samples import Sample, write_samples
 from pave.evaluation.benchmarks import BENCHMARKS
 from pave.evaluation.benchmarks.published import published_numbers, published_rows
+from pave.evaluation.counterfactuals import STANDARD, Counterfactual
 from pave.evaluation.exposure import file_of
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import PredictionFile, as_prediction
 from pave.evaluation.result import compare_results, rescore
 from pave.evaluation.run_report import differing, read_runs, write_run_report
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
-from pave.inference.counterfactuals import STANDARD, Counterfactual
 from tiny_runs import save_base_and_patch, write_clip
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://evil/x.png onerror=alert(2)> {{ 7*7 }} " + "x" * 5000

@@ -10,12 +10,12 @@ import pytest
 from pave.data.media import FrameSampling
 from pave.data.samples import Message, Sample
 from pave.evaluation.costs import costs_in, read_cost
+from pave.evaluation.counterfactuals import Counterfactual
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, read_predictions
 from pave.evaluation.result import rescore
 from pave.evaluation.runner import evaluate, model_facts, patch_hash, plan_batches
 from pave.evaluation.shards import take_shard
-from pave.inference import VideoQA
-from pave.inference.counterfactuals import Counterfactual
 from pave.patching import attach_patch, patch_parameters
 from tiny_models import tiny_llava_onevision
 from tiny_runs import hearing_config, save_base_and_patch, write_clip
@@ -109,9 +109,9 @@ def test_failures_are_listed_count_as_wrong_and_are_tried_again(world, tmp_path)
 def test_the_patch_can_be_left_out(world):
     _, qa, samples = world
     patched = evaluate(qa, samples, max_new_tokens=4, progress=False)
-    base = evaluate(qa, samples, patches=None, max_new_tokens=4, progress=False)
+    base = evaluate(qa, samples, patch=False, max_new_tokens=4, progress=False)
     assert [p.prediction for p in base.predictions] == [
-        qa.ask(s.video, s.question, patches=None, max_new_tokens=4).text for s in samples
+        qa.ask(s.video, s.question, patch=False, max_new_tokens=4).text for s in samples
     ]
     assert [p.prediction for p in base.predictions] != [p.prediction for p in patched.predictions]
 
@@ -124,12 +124,12 @@ def test_a_file_of_another_run_is_not_gone_on_with(world, tmp_path, monkeypatch)
     for options, field in (
         ({"max_new_tokens": 5, "settings": {"patch": "a"}}, "max_new_tokens"),
         ({"max_new_tokens": 4, "settings": {"patch": "b"}}, "patch"),
-        ({"max_new_tokens": 4, "settings": {"patch": "a"}, "patches": None}, "patch_weights"),
+        ({"max_new_tokens": 4, "settings": {"patch": "a"}, "patch": False}, "patch_weights"),
     ):
         with pytest.raises(ValueError, match=f"another run: {field} was"):
             evaluate(qa, samples[:2], predictions=path, progress=False, **options)
     with monkeypatch.context() as patched:
-        patched.setattr(qa, "encoder_names", lambda patches: {"audio": "trained further"})
+        patched.setitem(qa.__dict__, "encoder_names", {"audio": "trained further"})
         with pytest.raises(ValueError, match="another run: encoders was"):
             evaluate(qa, samples[:2], predictions=path, max_new_tokens=4, settings={"patch": "a"}, progress=False)
     changed = replace(samples[0], answer="other")
@@ -248,10 +248,11 @@ def test_a_borrowed_stream_of_another_content_or_lender_is_asked_about_again(wor
     shutil.copy(folder / "2.mp4", tmp_path / "1.mp4")
     assert run() == ["0", "1"]  # one is about it, the other hears it
     further = replace(samples[9], id="2")
-    before, after = (Counterfactual("swapped").partners(asked) for asked in (some, [*some, further]))
+    before = {s.id: qa._partners[s.id].id for s in some}
     again = run([further])
-    others = [name for name, lender in before.items() if after[name].id != lender.id]
+    others = [name for name, lender in before.items() if qa._partners[name].id != lender]
     assert again == [*others, "2"] and others
+    qa.use_counterfactual(None)
 
 
 def test_what_cannot_be_scored_is_refused_before_any_work(world, tmp_path):
@@ -281,27 +282,27 @@ def test_facts_tell_models_apart(world, tmp_path):
     _, qa, _ = world
     facts = model_facts(qa)
     assert json.loads(json.dumps(facts)) == facts and facts["frames"]["num_frames"] == 4
-    assert model_facts(qa, patches=None)["patch_weights"] is None
-    before = patch_hash(qa.model, qa.patches_of())
+    assert model_facts(qa, patch=False)["patch_weights"] is None
+    before = patch_hash(qa.model)
     parameter = next(p for n, p in qa.model.named_parameters() if "lora_B" in n)
     value = parameter.data.view(-1)[0].item()
     parameter.data.view(-1)[0] += 1e-3
-    assert patch_hash(qa.model, qa.patches_of()) != before
+    assert patch_hash(qa.model) != before
     parameter.data.view(-1)[0] = value
-    assert patch_hash(qa.model, qa.patches_of()) == before
+    assert patch_hash(qa.model) == before
     qa.model.patch_strength = 0.5
-    assert patch_hash(qa.model, qa.patches_of()) != before
+    assert patch_hash(qa.model) != before
     qa.model.patch_strength = 1.0
     assert facts["dtype"] == "float32"
     assert facts["encoders"].keys() == {"audio"} and len(facts["encoders"]["audio"]) == 20
-    assert "encoders" not in model_facts(qa, patches=None) and "vision" not in facts
+    assert "encoders" not in model_facts(qa, patch=False) and "vision" not in facts
 
 
 def test_a_patch_of_another_config_with_the_same_tensors_is_another_patch():
     hashes = []
     for missing in ("base", "lora_only"):
         model, _ = tiny_llava_onevision()
-        hashes.append(patch_hash(attach_patch(model, hearing_config(missing_channel=missing)), {"default": (1.0, 1.0)}))
+        hashes.append(patch_hash(attach_patch(model, hearing_config(missing_channel=missing))))
     assert hashes[0] != hashes[1]
 
 
@@ -322,7 +323,7 @@ def test_what_answering_took_lies_beside_the_predictions(world, tmp_path):
     assert costs_in(tmp_path, "p.jsonl") == second
     for number in (1, 2):
         shard, part = take_shard(samples[:2], number, 2)
-        evaluate(qa, part, predictions=tmp_path / "s" / shard.part_of("p.jsonl"), patches=None, shard=shard, **options)
+        evaluate(qa, part, predictions=tmp_path / "s" / shard.part_of("p.jsonl"), patch=False, shard=shard, **options)
     both = costs_in(tmp_path / "s", "p.jsonl")
     assert (both.samples, both.patch_parameters, both.base_parameters) == (2, 0, first.base_parameters)
     assert costs_in(tmp_path, "other.jsonl") is None

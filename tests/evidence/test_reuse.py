@@ -17,7 +17,7 @@ from evidence.runs import AS_IT_IS, RESULT, TRAINED, Run, recipe_of
 from evidence.worlds import WORLDS, check_world, write_world
 from evidence_files import leave
 from pave.demo.plan import video_only_patch
-from pave.inference import VideoQA
+from pave.evaluation.inference import VideoQA
 from pave.training import checkpoints
 from pave.training.resuming import RECIPE_FILE
 

@@ -19,11 +19,10 @@ from figure_checks import unreadable
 from pave.config import EncoderConfig
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample
-from pave.evaluation.examples import attention_maps
+from pave.evaluation.examples import _watched, attention_maps
+from pave.evaluation.generation import generate_ids
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
-from pave.inference import VideoQA
-from pave.inference.attention import watched
-from pave.inference.generation import generate_ids
 from pave.patching import patch_slot
 from pave.side_channels import SideFeatures, build_encoder
 from pave.side_channels.frames import Frames
@@ -71,9 +70,9 @@ def check_by_hand(qa, item, channel):
     from pave.data.collator import PatchCollator
 
     batch = PatchCollator(qa.processor, qa.model.config, qa.channels, train=False)([item])
-    with watched(patch_slot(qa.model).fusions) as calls:
+    with _watched(patch_slot(qa.model).fusions) as calls:
         generate_ids(qa.model, batch, max_new_tokens=1)
-    fusion, video, side = calls[channel].module, calls[channel].video, calls[channel].side
+    fusion, (video, side, *_) = calls[channel]
     times_F, times_K = torch.as_tensor(item.times_F), item.side[channel].times_K
     middles = (times_F[1:] + times_F[:-1]) / 2
     own = torch.searchsorted(middles, times_K, right=True)[None] == torch.arange(len(times_F))[:, None]

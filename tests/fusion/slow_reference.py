@@ -76,8 +76,7 @@ def reads_by_time(
         first, final = order[max(0, places[0] - n)], order[min(len(order) - 1, places[-1] + n)]
         below, above = interval(frame_times, first)[0] - seconds, interval(frame_times, final)[1] + seconds
         reads = [{k: 1.0} for k in steps if below <= side_times[k] < above]
-        inside = bool(steps) and side_times[steps[0]] <= here <= side_times[steps[-1]]
-        if not reads and steps and (empty_frames == "nearest" or (empty_frames == "nearest_inside" and inside)):
+        if not reads and steps and empty_frames == "nearest":
             reads = [{min(steps, key=lambda k: (abs(side_times[k] - here), side_times[k])): 1.0}]
         if not reads and steps and empty_frames == "interpolate":
             before = [k for k in steps if side_times[k] < here]

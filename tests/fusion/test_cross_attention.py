@@ -406,7 +406,7 @@ def test_deepcopy_and_state_dict_round_trip():
 
 
 @pytest.mark.parametrize("alignment", ["timestamps", "index"])
-@pytest.mark.parametrize("empty_frames", ["skip", "nearest", "nearest_inside", "interpolate"])
+@pytest.mark.parametrize("empty_frames", ["skip", "nearest", "interpolate"])
 @pytest.mark.parametrize("rope", [False, True])
 def test_a_ragged_batch_has_the_results_and_gradients_of_its_videos(alignment, empty_frames, rope):
     """Padding, and the other videos of a batch, change neither what a video gets nor what it teaches."""

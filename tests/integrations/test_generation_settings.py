@@ -12,18 +12,31 @@ from pave.integrations.generation_settings import read_settings
         ({"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}, {"max_new_tokens": 16, "num_beams": 1}),
         ({"temperature": 0.7, "do_sample": False}, {"max_new_tokens": 64, "num_beams": 1}),
         ({"temperature": 0, "do_sample": True}, {"max_new_tokens": 64, "num_beams": 1}),
-        ({"temperature": 0.2}, {"max_new_tokens": 64, "num_beams": 1, "temperature": 0.2}),
+        ({"temperature": 0.2}, {"max_new_tokens": 64, "num_beams": 1, "do_sample": True, "temperature": 0.2}),
         (
-            {"do_sample": True, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2},
-            {"max_new_tokens": 64, "num_beams": 1, "temperature": 1.0, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2},
+            {"do_sample": True, "top_p": 0.9, "top_k": 5, "num_beams": 2, "repetition_penalty": 1.2},
+            {"max_new_tokens": 64, "num_beams": 2, "do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2},
         ),
-        ({"do_sample": True, "temperature": 1, "top_p": 0}, {"max_new_tokens": 64, "num_beams": 1, "temperature": 1.0}),
-        ({"num_beams": 2, "until": ["B", ""]}, {"max_new_tokens": 64, "num_beams": 2, "stop": ("B",)}),
+        ({"do_sample": True, "temperature": 1, "top_p": 0}, {"max_new_tokens": 64, "num_beams": 1, "do_sample": True, "temperature": 1.0}),
         ({"image_aspect_ratio": "pad", "max_new_tokens": None, "until": None}, {"max_new_tokens": 64, "num_beams": 1}),
     ],
 )  # fmt: skip
 def test_what_generate_gets(given, expected):
     assert read_settings(given, "t").to_generate() == expected
+
+
+@pytest.mark.parametrize(
+    "until, text, cut",
+    [
+        (["\n\n", "B"], "A and B or C", "A and"),
+        ("C", "A and B or C", "A and B or"),
+        (["C", "and"], "A and B or C", "A"),
+        (["", "x"], "A and B", "A and B"),
+        ([], "A", "A"),
+    ],
+)
+def test_an_answer_ends_before_the_first_stop(until, text, cut):
+    assert read_settings({"until": until}, "t").cut(text) == cut
 
 
 @pytest.mark.parametrize(

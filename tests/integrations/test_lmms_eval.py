@@ -19,7 +19,7 @@ from pave import attach_patch, save_patch
 from pave.cli import main
 from pave.data.collator import PatchCollator
 from pave.data.samples import Sample, read_samples, write_samples
-from pave.inference import VideoQA
+from pave.evaluation.inference import VideoQA
 from pave.integrations import lmms_eval_manifest
 from pave.integrations.lmms_eval import PaveForLmmsEval
 from pave.playground import base_path

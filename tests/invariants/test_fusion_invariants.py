@@ -17,7 +17,6 @@ OPTIONS = {
         "rope": True,
     },
     "timestamps, nearest": {"alignment": "timestamps", "empty_frames": "nearest"},
-    "timestamps, nearest inside": {"alignment": "timestamps", "empty_frames": "nearest_inside"},
     "timestamps, interpolate, rope": {"alignment": "timestamps", "empty_frames": "interpolate", "rope": True},
     "index": {"alignment": "index"},
     "index, wide, rope, shared": {

@@ -10,6 +10,7 @@ import torch
 from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig, SideTokens, attach_patch, detach_patch
 from pave.patching import patch_parameters
+from pave.patching.slot import rows_of_videos
 
 NAN = float("nan")
 
@@ -19,6 +20,16 @@ def model_and_batch():
     case = CASES["llava_onevision"]
     model, processor = patched(case)
     return model, case.batch(processor), processor
+
+
+def test_videos_are_counted_into_rows():
+    ids = torch.tensor([[7, 7, 7, 1], [1, 2, 3, 4], [7, 7, 1, 7]])
+    assert rows_of_videos(ids == 7, [3, 2, 1]) == [0, 2, 2]
+    assert rows_of_videos(ids == 7, [1, 2, 3]) == [0, 0, 2]
+    with pytest.raises(ValueError, match="6 video placeholders .*make 5 tokens"):
+        rows_of_videos(ids == 7, [3, 2])
+    with pytest.raises(ValueError, match="row 0 has room for 3"):
+        rows_of_videos(ids == 7, [4, 2])
 
 
 def test_side_channels_without_a_video_raise(model_and_batch):

@@ -451,7 +451,7 @@ def test_the_example_on_the_card_runs_as_it_is_printed(tmp_path, monkeypatch):
     model, processor = load_base("playground")
     config = PatchConfig.compact(audio=64)
     text = (save_patch(attach_patch(model, config), tmp_path / "patch", processor=processor) / "README.md").read_text()
-    assert "A patch for `pave:playground`, the small Video LLM inside pave (llava_onevision)" in text
+    assert "A patch for `playground`, the small Video LLM inside pave (llava_onevision)" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path / "patch")
     names = {}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from cases import CASES, patched, side_tokens, small_config
 from pave import LoraSettings, PatchConfig, load_patch, save_patch
 from pave.config import LORA_LINEARS
-from pave.patching import adapter_files, load_tensors, lora, patch_slot, read_record
+from pave.patching import load_tensors, lora, patch_slot, read_record
 from pave.patching.compress import compress_patch, reduced_ranks, with_ranks, write_compressed
 from pave.patching.convert import export_patch
 from pave.patching.cost import patch_cost
@@ -56,7 +56,7 @@ def updates(folder):
     tensors = load_file(folder / "lora" / "adapter_model.safetensors")
     out = {}
     for key in [k for k in tensors if k.endswith("lora_A.weight")]:
-        module = adapter_files.module_of(key)
+        module = lora.module_of(key)
         up = tensors[key.replace("lora_A", "lora_B")].double()
         out[module] = settings.scale_of(module.rsplit(".", 1)[-1]) * up @ tensors[key].double()
     return out

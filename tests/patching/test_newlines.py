@@ -9,11 +9,10 @@ import pickle
 import pytest
 import torch
 
-from cases import CASES, laid_out, patched, side_tokens, small_config
+from cases import CASES, patched, side_tokens, small_config
 from pave import PatchConfig, attach_patch, detach_patch, load_patch, save_patch
-from pave.inference.generation import generate_ids
+from pave.evaluation.generation import generate_ids
 from pave.training.loss import answer_loss
-from pave.video_llms.prompt import plain_prompt
 
 CASE = CASES["llava_onevision"]
 
@@ -24,14 +23,14 @@ def grid_config(**changes) -> PatchConfig:
 
 def seen_by_the_llm(model, batch, **more):
     """What reaches the language model at prefill, and the output."""
-    batch, seen = laid_out(model, batch, **more), {}
+    seen = {}
     handle = model.model.language_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.update(kwargs) if kwargs["inputs_embeds"].shape[1] > 1 else None, with_kwargs=True
     )
     with torch.no_grad():
-        output = model(**batch)
+        output = model(**batch, **more)
     handle.remove()
-    return seen["inputs_embeds"], seen["attention_mask"].bool(), output
+    return seen["inputs_embeds"], seen["attention_mask"], seen["position_ids"], output
 
 
 def gridded(model, ids, embeds, mask):
@@ -50,21 +49,21 @@ def gridded(model, ids, embeds, mask):
 
 @pytest.mark.parametrize("with_side", [True, False])
 def test_every_row_ends_in_the_bases_newline(with_side):
-    """Residuals are added before the newlines stand there."""
+    """Residuals are added before the newlines stand there; the prompt's own length and positions come back."""
     model, processor = patched(CASE, grid_config())
     reference, _ = patched(CASE, small_config(missing_channel="lora_only"))
     batch = CASE.batch(processor, ("what sound?", "which object was moving when?"))
     more = {"side_channels": {"audio": side_tokens()}} if with_side else {}
-    embeds, mask, output = seen_by_the_llm(model, batch, **more)
-    plain, _, plain_output = seen_by_the_llm(reference, batch, **more)
-    assert output.logits.shape[:2] == embeds.shape[:2]
+    embeds, mask, positions, output = seen_by_the_llm(model, batch, **more)
+    plain, _, _, plain_output = seen_by_the_llm(reference, batch, **more)
+    assert output.logits.shape == plain_output.logits.shape
     for row in range(2):
         kept = batch["attention_mask"][row].bool()
         expected = gridded(model, batch["input_ids"][row], plain[row], kept)
         assert len(expected) == int(kept.sum()) + 4 * 2 - 1
-        assert torch.equal(embeds[row][mask[row]], expected)
-        assert mask[row, -len(expected) :].all()  # padded on the left, as it was
-    assert not torch.allclose(output.logits[:, -1], plain_output.logits[:, -1], atol=1e-3)
+        assert torch.equal(embeds[row][mask[row].bool()], expected)
+        assert torch.equal(positions[row][mask[row].bool()], torch.arange(len(expected)))
+    assert not torch.allclose(output.logits, plain_output.logits, atol=1e-3)
 
 
 def test_disabled_and_detached_it_is_the_base():
@@ -74,7 +73,7 @@ def test_disabled_and_detached_it_is_the_base():
     with torch.no_grad():
         base = model(**batch).logits
         attach_patch(model, grid_config())
-        assert not torch.allclose(model(**laid_out(model, batch)).logits[:, -1], base[:, -1], atol=1e-3)
+        assert not torch.allclose(model(**batch).logits, base, atol=1e-3)
         with model.patch_disabled():
             assert torch.equal(model(**batch, frame_times=times, side_channels={"audio": side_tokens()}).logits, base)
         assert torch.equal(detach_patch(model)(**batch).logits, base)
@@ -93,10 +92,9 @@ def test_generation_equals_the_gridded_prompt_fed_to_the_language_model(beams):
     model, processor = patched(CASE, grid_config())
     batch = CASE.batch(processor)
     side = side_tokens()
-    given = laid_out(model, batch, side_channels={"audio": side})
-    got = generate_ids(model, given, max_new_tokens=6, num_beams=beams, eos_token_id=None)
+    got = generate_ids(model, {**batch, "side_channels": {"audio": side}}, max_new_tokens=6, num_beams=beams, eos_token_id=None)
     assert got.shape == (2, 6)
-    embeds, mask, _ = seen_by_the_llm(model, batch, side_channels={"audio": side})
+    embeds, mask, _, _ = seen_by_the_llm(model, batch, side_channels={"audio": side})
     with torch.no_grad():
         wanted = model.generate(
             inputs_embeds=embeds, attention_mask=mask, max_new_tokens=6, num_beams=beams, do_sample=False, eos_token_id=None
@@ -109,8 +107,7 @@ def test_loss_on_answers_only_is_the_models_own_loss():
     batch = CASE.batch(processor, ("what sound?", "which object was moving when?"))
     labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
     labels[:, :-6] = -100
-    inputs = laid_out(model, batch, labels=labels, side_channels={"audio": side_tokens()})
-    assert torch.equal(inputs["labels"][inputs["labels"] != -100], labels[labels != -100])
+    inputs = {**batch, "labels": labels, "side_channels": {"audio": side_tokens()}}
     loss, output = answer_loss(model, model.lm_head, inputs)
     assert output.logits.ndim == 2
     torch.testing.assert_close(loss, model(**inputs).loss)
@@ -119,9 +116,7 @@ def test_loss_on_answers_only_is_the_models_own_loss():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, b: m(**b), r"'default' adds 14 tokens to the prompt, which has room for 0 .*by pave\.lay_out_prompt\("),
-        (lambda m, b: laid_out(m, {**b, "input_ids": None}), "pass input_ids, not inputs_embeds"),
-        (lambda m, b: laid_out(m, {**b, "pixel_values_videos": None}), "the batch lacks pixel_values_videos"),
+        (lambda m, b: m(**{**b, "input_ids": None}, inputs_embeds=torch.zeros(2, 3, 32)), "pass input_ids, not inputs_embeds"),
         (
             lambda m, b: m(input_ids=b["input_ids"], mm_encoder_outputs={"video": object()}),
             "pass pixel_values_videos, not mm_encoder_outputs",
@@ -140,9 +135,7 @@ def test_an_inner_call_gets_the_longer_prompt():
     batch = CASE.batch(processor)
     times = batch.pop("frame_times")
     embeds, *_ = seen_by_the_llm(model, batch)
-    given = laid_out(model, batch)
-    added = given.pop("added_tokens")
-    with torch.no_grad(), model.patch_call(given, frame_times=times, added_tokens=added) as inputs:
+    with torch.no_grad(), model.patch_call(batch, frame_times=times) as inputs:
         assert model.model(**inputs).last_hidden_state.shape == embeds.shape
         assert inputs["input_ids"].shape[1] == embeds.shape[1] > batch["input_ids"].shape[1]
 
@@ -168,7 +161,7 @@ def test_vocabulary_is_a_softmax_over_fewer_ids():
     """Loss and logits are those of a head that was really cut; the weights stay whole."""
     model, processor = patched(CASE, grid_config(vocabulary=300))
     whole, _ = patched(CASE, grid_config())
-    batch = laid_out(model, CASE.batch(processor), side_channels={"audio": side_tokens()})
+    batch = {**CASE.batch(processor), "side_channels": {"audio": side_tokens()}}
     labels = torch.where(batch["input_ids"] < 300, batch["input_ids"], -100)
     labels[:, :-6] = -100
     assert int((labels != -100).sum()) > 6
@@ -187,18 +180,16 @@ def test_vocabulary_is_a_softmax_over_fewer_ids():
     for got, want in zip(gradient, wanted, strict=True):
         torch.testing.assert_close(got, want)
     with torch.no_grad(), model.patch_disabled():
-        assert bool(torch.isfinite(model(**plain_prompt(batch, model.config)).logits).all())
+        assert bool(torch.isfinite(model(**batch).logits).all())
     with torch.no_grad():
-        plain = {key: value for key, value in CASE.batch(processor).items() if key != "frame_times"}
+        plain = {key: value for key, value in batch.items() if key not in ("side_channels", "frame_times")}
         assert bool(torch.isfinite(detach_patch(model)(**plain).logits).all())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_lay_out_and_choose_alike(copied):
     model, processor = patched(CASE, grid_config(vocabulary=300))
-    plain = CASE.batch(processor)
-    batch = laid_out(model, plain, side_channels={"audio": side_tokens()})
-    del plain["frame_times"]
+    batch = {**CASE.batch(processor), "side_channels": {"audio": side_tokens()}}
     twin = copied(model)
     with torch.no_grad():
         wanted = model(**batch).logits
@@ -206,13 +197,14 @@ def test_copies_lay_out_and_choose_alike(copied):
         detach_patch(model)
         assert torch.equal(twin(**batch).logits, wanted)
         detach_patch(twin)
+        plain = {key: value for key, value in batch.items() if key not in ("side_channels", "frame_times")}
         assert torch.equal(twin(**plain).logits, model(**plain).logits)
         assert bool(torch.isfinite(twin(**plain).logits).all())
 
 
 def test_save_and_load_keep_both_settings(tmp_path):
     model, processor = patched(CASE, grid_config(vocabulary=300))
-    batch = laid_out(model, CASE.batch(processor), side_channels={"audio": side_tokens()})
+    batch = {**CASE.batch(processor), "side_channels": {"audio": side_tokens()}}
     save_patch(model, tmp_path / "patch")
     again, _ = CASE.build()
     load_patch(again, tmp_path / "patch")

@@ -172,13 +172,13 @@ def test_sizes_at_7b_by_hand():
     assert sharded.memory.base_weights == 8_029_890_080 // 2
 
 
-def test_channels_that_lengthen_the_prompt_are_counted_as_tokens_without_logits():
+def test_channels_that_lengthen_the_prompt_are_counted_as_tokens_with_logits():
     channel = replace(PATCH.side_channels["audio"], fusion=FusionConfig(kind="concat", width=WIDTH, embed_width=WIDTH))
     config = tiny_llava_onevision()[0].config
     shape = StepShape(num_frames=4, text_tokens=10, side_steps={"audio": 5}, side_tokens_per_step={"audio": 2})
     cost = training_cost(config, replace(PATCH, side_channels={"audio": channel}), shape)
     assert (cost.tokens.video, cost.tokens.extra, cost.tokens.total) == (17, 10, 37)
-    assert cost.memory.logits == shape.batch_size * shape.answer_tokens * config.get_text_config().vocab_size * 14
+    assert cost.memory.logits == 37 * config.get_text_config().vocab_size * 14
 
 
 def test_a_base_that_is_not_counted_is_refused():

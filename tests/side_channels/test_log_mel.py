@@ -7,7 +7,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from pave.side_channels import AudioClip
 from pave.side_channels import log_mel as log_mel_module
-from pave.side_channels.log_mel import LogMelEncoder, LogMelStream, mel_filters
+from pave.side_channels.log_mel import LogMelEncoder, mel_filters
 
 RATE = 16000
 
@@ -89,33 +89,3 @@ def test_a_step_hears_only_its_own_neighbourhood():
     features = LogMelEncoder().encode(AudioClip(sound, RATE)).features_KMC[:, 0]
     assert (features > -3).any(dim=1).tolist() == [False] * 3 + [True] * 2 + [False] * 3
     torch.testing.assert_close(features[3], features[4], rtol=0, atol=0.05)
-
-
-@pytest.mark.parametrize("seconds", [0.05, 0.3, 3.13, 70.0])
-@pytest.mark.parametrize(
-    "settings", [{}, {"window_seconds": 1.0, "step_seconds": 0.2}, {"parts_per_step": 5, "n_mels": 20, "sample_rate": 8000}]
-)
-def test_a_stream_gives_the_steps_of_the_whole_clip_bit_for_bit(settings, seconds):
-    encoder = LogMelEncoder(**settings)
-    generator = np.random.default_rng(0)
-    sound = (generator.normal(size=int(seconds * encoder.sample_rate)) * 0.1).astype(np.float32)
-    whole = encoder.encode(AudioClip(sound, encoder.sample_rate, start_time=1.7))
-    for longest in (300, 9000, 200_000):
-        stream, found, heard = LogMelStream(encoder, start_time=1.7), [], 0
-        while heard < len(sound):
-            count = int(generator.integers(0, longest))
-            steps = stream.push(sound[heard : heard + count])
-            heard = min(heard + count, len(sound))
-            if steps is not None:
-                found.append(steps)
-            ready = sum(len(steps) for steps in found)
-            assert heard < (ready + 1) * encoder.step + encoder.margin  # none is held back
-            assert len(stream._samples) <= encoder.step * 2 + encoder.margin * 3
-        found += [steps for steps in [stream.end()] if steps is not None]
-        assert torch.equal(torch.cat([steps.features_KMC for steps in found]), whole.features_KMC)
-        assert torch.equal(torch.cat([steps.times_K for steps in found]), whole.times_K)
-        assert stream.end() is None
-        with pytest.raises(ValueError, match="it has ended"):
-            stream.push(sound)
-    with pytest.raises(ValueError, match=r"finite vector of mono sound, got shape \(4, 2\)"):
-        LogMelStream(encoder).push(np.zeros((4, 2)))

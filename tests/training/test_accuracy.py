@@ -8,9 +8,9 @@ import logging
 import pytest
 
 from pave.data.samples import read_samples
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.judging import GeneratedAnswers
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 from pave.training import read_recipe, run_recipe
 from tiny_trainers import base
 from tiny_training import assert_same, make_world, plan

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pave.data.samples import read_samples
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 from pave.training import acting_report
 from pave.training.dry_run import dry_run
 from pave.training.run import run_recipe

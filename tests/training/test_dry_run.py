@@ -231,8 +231,7 @@ def test_questions_that_share_videos_are_counted_as_the_run_groups_them(started,
     rows = []
     in_rows = pave.data.collator.in_rows
     monkeypatch.setattr(pave.data.collator, "in_rows", lambda *args: rows.append(in_rows(*args)) or rows[-1])
-    unasked = [*changes, "evaluation.verdict_questions=0"]  # which would make batches of its own
-    run_recipe(read_recipe("my/recipe.yaml", unasked), folder="my", progress=False)
+    run_recipe(read_recipe("my/recipe.yaml", changes), folder="my", progress=False)
     shared = found["shape"]["shared"]
     assert len(rows) == 8 and shared["mean_rows"] == pytest.approx(sum(map(len, rows)) / 8)
     assert shared["rows"] == max(map(len, rows)) < 4 and shared["longest"] == 2

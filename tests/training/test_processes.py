@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pave.data.samples import read_samples
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.judging import GeneratedAnswers
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 from pave.patching import load_patch, read_record
 from pave.training import last_checkpoint, run_recipe
 from tiny_trainers import Items, base, build, shared_videos, two_tasks, weights

@@ -9,9 +9,9 @@ from typing import Any
 
 import typer
 
+from pave import __version__
 from pave.cli import (
     ask,
-    compose,
     compress,
     data,
     demo,
@@ -23,18 +23,14 @@ from pave.cli import (
     import_base,
     init,
     new_channel,
-    probe,
     report,
     score,
-    selfcheck,
-    serve,
     show,
     sign,
     train,
 )
 from pave.cli import eval as evaluate
 from pave.cli.shared import DEBUG_VARIABLE, Verb, debug_mode, guarded, message_level
-from pave.version import __version__
 
 app = typer.Typer(
     name="pave",
@@ -56,12 +52,10 @@ app = typer.Typer(
 VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "demo": (demo.command, "The whole story on a miniature world, in about six minutes."),
     "ask": (ask.command, "Answer a question about a video, with a patch or without."),
-    "serve": (serve.command, "Answer requests over HTTP, as OpenAI's API does."),
     "init": (init.command, "Write a commented recipe and a sample file to start from."),
     "new-channel": (new_channel.command, "Write the skeleton of a side channel of your own, with its tests."),
     "data": (data.app, "Official files of a benchmark to samples (pave data convert)."),
     "doctor": (doctor.command, "Look for defects in samples and their files before training."),
-    "probe": (probe.command, "Whether a channel's features hold the answers, before training."),
     "extract": (extract.command, "Run the side encoders once over all samples and keep the features."),
     "train": (train.command, "Train a patch from a recipe."),
     "eval": (evaluate.command, "Score a file of samples."),
@@ -70,8 +64,6 @@ VERBS: dict[str, tuple[Callable[..., Any] | typer.Typer, str]] = {
     "show": (show.command, "What a patch is and what it costs, without loading weights."),
     "sign": (sign.command, "Bind the files of a patch together after they were changed on purpose."),
     "compress": (compress.command, "Make a trained patch smaller, and measure what that costs."),
-    "compose": (compose.command, "Add patches up, and measure what that loses and wins."),
-    "selfcheck": (selfcheck.command, "What this machine can do, and whether patches work on it."),
     "families": (families.command, "Which base models are supported, and what was verified on each."),
     "import": (import_.command, "Read a patch that the authors' code saved."),
     "import-base": (import_base.command, "Read a base in the layout that the authors' code uses."),

@@ -19,7 +19,6 @@ from pave.cli.shared import (
     MismatchOption,
     Result,
     check_choice,
-    check_model_options,
 )
 
 if TYPE_CHECKING:
@@ -67,15 +66,14 @@ def command(
     Cut the LoRA updates of a trained patch to their largest singular values, store the matrices of its fusion in 8 or 4 bits, and say
     how many bytes that saves and what it costs in accuracy. The smaller patch is used as any other. Without --out nothing is written.
     """
-    storage: Any = check_choice("--fusion", fusion, ("8bit", "4bit"))
-    if base is not None and samples is None:
-        raise ValueError("--base answers --samples; give samples as well, or leave it out: compressing needs no base")
-    check_model_options(base, patch, dtype)
-    ranks = None if lora_rank is None else parse_ranks(lora_rank)
-    expected = None if samples is None else _read_samples(samples, root)
     from pave.patching.checkpoint import resolve_patch
     from pave.patching.compress import check_out, compress_patch, write_compressed
 
+    storage: Any = check_choice("--fusion", fusion, ("8bit", "4bit"))
+    if base is not None and samples is None:
+        raise ValueError("--base answers --samples; give samples as well, or leave it out: compressing needs no base")
+    ranks = None if lora_rank is None else parse_ranks(lora_rank)
+    expected = None if samples is None else _read_samples(samples, root)
     source = resolve_patch(patch)
     if out is not None:
         check_out(source, out)
@@ -86,12 +84,7 @@ def command(
     texts, data = [_sizes_text(made)], {"patch": patch, "out": None if out is None else str(out), **_sizes_data(made)}
     measured = None
     if expected is not None:
-        from pave.patching.base_of import base_of_patch
-
         options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "seed": seed}
-        if base is None:  # found from where the patch lies, not from the temporary folder of the smaller one
-            found, revision = base_of_patch(source, patch)
-            base = found if revision is None else None
 
         def answer(folder: Path) -> EvalResult:
             return _evaluate(folder, expected, (base, device, dtype, allow_base_mismatch, encoders), options)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, Verb, check_there, guarded
+from pave.cli.shared import JsonOption, Result, Verb, guarded
 
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks.conversion import Conversion
-    from pave.evaluation.conversations import ConvertedConversations
 
 _SHOWN = 20
 
@@ -32,12 +31,10 @@ def _group() -> None:
     """Without a callback a group with one verb would be that verb."""
 
 
-@app.command("convert", cls=Verb, short_help="Official files of a benchmark, or conversations of other programs, to samples.")
+@app.command("convert", cls=Verb, short_help="Official files of a benchmark to samples.")
 @guarded
 def convert(
-    benchmark: str = typer.Argument(
-        ..., help="A benchmark (docs/benchmarks.md), or ms_swift, llama_factory, llava (docs/from_other_trainers.md)."
-    ),
+    benchmark: str = typer.Argument(..., help="Its name; docs/benchmarks.md lists them."),
     annotations: list[Path] = typer.Option(..., "--annotations", help="An official file or a folder of them; may be repeated."),
     media: Path = typer.Option(..., "--media", help="Folder with the videos; subfolders are searched."),
     out: Path = typer.Option(..., "--out", help="The .jsonl file of samples to write."),
@@ -51,40 +48,18 @@ def convert(
         "--drop-missing",
         help="Leave out samples without video (for training). Default: an evaluation counts them as wrong.",
     ),
-    skip_unfit: bool = typer.Option(
-        False,
-        "--skip-unfit",
-        help="Of conversations: leave out rows that a sample cannot hold, and list them. Default: an error.",
-    ),
-    audio_channel: str = typer.Option("audio", "--audio-channel", help="Of conversations: the side channel of a row's sound."),
     json_output: bool = JsonOption,
 ) -> Result:
     """\b
     pave data convert music_avqa --annotations avqa-test.json --media videos --out test.jsonl
-    pave data convert ms_swift --annotations train.jsonl --media . --out samples.jsonl
 
-    Write the samples of a benchmark, with the published prompts, or of conversations as ms-swift, LLaMA-Factory and LLaVA keep them.
-    What is not there is listed.
+    Write the samples of a benchmark, with the published prompts. What is not there is listed.
     """
-    if out.suffix != ".jsonl":
-        raise ValueError(f"--out: {out} must end in .jsonl")
-    from pave.evaluation.conversations import FORMATS, convert_conversations
-
-    if benchmark in FORMATS:
-        for option, value in (("--split", split), ("--files", files), ("--subset", subset)):
-            if value:
-                raise ValueError(f"{option} is for benchmarks; {benchmark} is a format of conversations, leave it out")
-        check_there("file of annotations", *annotations)
-        form = FORMATS[benchmark]
-        converted = convert_conversations(
-            form, annotations, media, out, channel=audio_channel, drop_missing=drop_missing, skip_unfit=skip_unfit
-        )
-        return Result(_conversations_text(converted), converted.to_dict())
-    if skip_unfit:
-        raise ValueError(f"--skip-unfit is for conversations ({', '.join(FORMATS)}), and {benchmark!r} is none of them")
     from pave.evaluation.benchmarks import get_benchmark
     from pave.evaluation.benchmarks.conversion import convert
 
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out: {out} must end in .jsonl")
     done = convert(
         get_benchmark(benchmark), annotations, media, out, split=split, files=files, subset=subset, drop_missing=drop_missing
     )
@@ -97,25 +72,6 @@ def convert(
     for sample, what in done.odd:
         print(f"odd: {sample}: {what}", file=sys.stderr)
     return Result(_text(done), done.to_dict())
-
-
-def _conversations_text(done: ConvertedConversations) -> str:
-    for row, why in done.unfit[:_SHOWN]:
-        print(f"left out: {row}: {why}", file=sys.stderr)
-    for sample, path in done.missing[:_SHOWN]:
-        print(f"not there, for {sample}: {path}", file=sys.stderr)
-    lines = [f"wrote {done.out}: {done.n_samples:,} samples about {done.n_videos:,} videos, of {done.n_rows:,} rows"]
-    if done.unfit:
-        lines.append(f"{len(done.unfit):,} rows left out, because a sample cannot hold them; --json lists all")
-    if done.missing:
-        lines.append(
-            f"{len(done.missing):,} files are not there" + ("; samples without video left out" if done.dropped else "")
-        )
-    if done.moved:
-        lines.append(
-            f"in {len(done.moved):,} samples a placeholder stood elsewhere; the video now stands before the first question"
-        )
-    return "\n".join(lines)
 
 
 def _text(done: Conversion) -> str:

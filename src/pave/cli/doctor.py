@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import FAILED, MOST_PROCESSES, EncodersOption, JsonOption, Result, check_model_options, check_there
+from pave.cli.shared import FAILED, MOST_PROCESSES, EncodersOption, JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.data.doctor import Cleaned, Report
@@ -58,11 +58,7 @@ def command(
     Read every file that samples name, with the readers of training, and list what is damaged, missing or suspicious: media, sound,
     side channels, texts, and what two files share. Nothing is changed. Exit codes: 0 clean, 1 defects, 2 wrong usage.
     """
-    check_there("file of samples", *(path for path in data if path.suffix not in (".yaml", ".yml")))
-    check_there("file", *(path for path in data if path.suffix in (".yaml", ".yml")))
-    check_model_options(base, patch, "auto")
-    from pave.cli.probe import probe_text
-    from pave.data.doctor import examine, probe_report, write_clean
+    from pave.data.doctor import examine, write_clean
 
     if fix is not None and fix.suffix != ".jsonl":
         raise ValueError(f"--fix: {fix} must end in .jsonl")
@@ -75,26 +71,23 @@ def command(
         plan.values["encoders"] = [*plan.values.get("encoders", []), *encoders]
     if fix is not None and os.path.realpath(fix) in {os.path.realpath(file) for file in plan.files}:
         raise ValueError(f"--fix: {fix} is one of the files that are examined, and they are not changed; choose another name")
-    setup = plan.setup(
-        required=tuple(require or ()),
-        quick=quick,
-        max_answer_tokens=max_answer_tokens,
-        max_offset=max_offset,
-        timeout=timeout,
-    )
     report = examine(
         plan.files,
-        setup,
+        plan.setup(
+            required=tuple(require or ()),
+            quick=quick,
+            max_answer_tokens=max_answer_tokens,
+            max_offset=max_offset,
+            timeout=timeout,
+        ),
         data_root=plan.root,
         workers=workers or min(8, os.cpu_count() or 1),
     )
     cleaned = None if fix is None else write_clean(report, fix, strict=strict)
     clean = report.is_clean(strict)
     fixed = None if cleaned is None else {**vars(cleaned), "samples": str(cleaned.samples), "left_out": str(cleaned.left_out)}
-    probes = probe_report(report, setup)
-    content = {"clean": clean, "strict": strict, **report.to_dict(), "probe": [p.to_dict() for p in probes], "fixed": fixed}
-    text = _text(report) + (f"\n\n{probe_text(probes)}" if probes else "")
-    return Result(text + _fixed(fix, cleaned), content, 0 if clean else FAILED)
+    content = {"clean": clean, "strict": strict, **report.to_dict(), "fixed": fixed}
+    return Result(_text(report) + _fixed(fix, cleaned), content, 0 if clean else FAILED)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def _plan(data: list[Path], patch: str | None, base: str | None, quick: bool, ro
         from pave.patching import read_record, resolve_patch
 
         record = read_record(resolve_patch(patch))
-        values |= {"channels": record.patch.to_dict()["side_channels"], "newline": record.patch.newline}
+        values["channels"] = record.patch.to_dict()["side_channels"]
         trained = (record.provenance or {}).get("recipe") or {}
         values |= {"frames": trained["data"]["frames"]} if "frames" in trained.get("data", {}) else {}
     return _Plan(data, root, values)
@@ -136,7 +129,6 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
     folder = path.parent
     values: dict[str, Any] = {
         "channels": recipe.patch.to_dict()["side_channels"],
-        "newline": recipe.patch.newline,
         "encoders": list(recipe.own_encoders(folder)),
         "frames": recipe.data.frames.to_dict(),
         "max_length": recipe.data.max_length,
@@ -155,10 +147,10 @@ def _of_recipe(path: Path, base: str | None, quick: bool) -> _Plan:
 
 def _base_here(recipe: Recipe, folder: Path) -> str | None:
     """The recipe's base, if nothing has to be downloaded for it."""
-    from pave.utils.embedded import is_playground
+    from pave.utils.embedded import PLAYGROUND
 
     here = folder / recipe.base.model
-    return str(here) if here.is_dir() else recipe.base.model if is_playground(recipe.base.model) else None
+    return str(here) if here.is_dir() else recipe.base.model if recipe.base.model == PLAYGROUND else None
 
 
 def _text(report: Report) -> str:

@@ -24,7 +24,7 @@ from pave.cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from pave.inference.counterfactuals import Counterfactual
+    from pave.evaluation.counterfactuals import Counterfactual
 
 SCORES = "scores.json"
 
@@ -116,7 +116,7 @@ def command(
         qa.use_store(store, everything if changes else expected, vision=storage)
     check_changes(qa, changes, everything)
     options: dict[str, Any] = {
-        "settings": {"base": qa.name, "patch": patch, **_verdict_of_training(patch)},
+        "settings": {"base": qa.name, "patch": patch},
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
@@ -142,17 +142,9 @@ def command(
     return Result(result_text(result) + ("" if exposure is None else f"\n\n{exposure_text(exposure)}"), data)
 
 
-def _verdict_of_training(patch: str | None) -> dict[str, str]:
-    """What the patch's training said of itself at its end, for the facts of a report; nothing where it said nothing."""
-    from pave.patching import read_record, resolve_patch
-
-    said = [] if patch is None else read_record(resolve_patch(patch)).verdicts
-    return {"verdict_of_training": "; ".join(said)} if said else {}
-
-
 def _changes(standard: bool, further: list[str]) -> list[Counterfactual]:
     """The counterfactuals that are asked for, each once."""
-    from pave.inference.counterfactuals import STANDARD, Counterfactual
+    from pave.evaluation.counterfactuals import STANDARD, Counterfactual
 
     parsed = [Counterfactual.parse(text) for text in [*(STANDARD if standard else ()), *further]]
     return list({str(change): change for change in parsed}.values())

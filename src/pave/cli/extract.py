@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,8 +18,6 @@ from pave.cli.shared import (
     JsonOption,
     PatchOption,
     Result,
-    check_model_options,
-    check_there,
     rank_of_process,
     storage_dtype,
 )
@@ -77,10 +75,6 @@ def command(
     are listed, and the exit code is 1. Under torchrun every rank takes its share: rank 0 prints what it made on standard output, the
     others on standard error.
     """
-    recipes = [source for source in sources if source.suffix in (".yaml", ".yml")]
-    check_there("file", *recipes)
-    check_there("file of samples", *(source for source in sources if source not in recipes))
-    check_model_options(base, patch, dtype)
     from pave.cli.models import hide_loading_bars
     from pave.data.store import FeatureStore, Plan, collect, extract, plan_features
 
@@ -88,11 +82,11 @@ def command(
         raise ValueError("--dry-run goes with --gc")
     hide_loading_bars()
     storage, own = storage_dtype(vision), own or []
-    if (base is not None or frames is not None) and recipes:
+    if (base is not None or frames is not None) and any(source.suffix in (".yaml", ".yml") for source in sources):
         raise ValueError("--base and --frames are for .jsonl files with --vision; a recipe names its own base and frames")
     jobs = [
         _recipe_job(source, store, storage, own)
-        if source in recipes
+        if source.suffix in (".yaml", ".yml")
         else _samples_job(source, store, patch, root, base, frames, dtype, storage, own)
         for source in sources
     ]
@@ -128,7 +122,6 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, 
     """What a recipe reads from its store."""
     from pave.data.store import VISION
     from pave.side_channels import build_encoder
-    from pave.training.beside import all_channels
     from pave.training.recipe import read_recipe
     from pave.training.run import base_of, base_vision
     from pave.training.tasks import read_task
@@ -137,13 +130,13 @@ def _recipe_job(source: Path, store: Path | None, storage: StorageDtype | None, 
     data, folder = recipe.data, source.parent
     if store is None and data.store is None:
         raise ValueError(f"{source}: the recipe has no data.store; set it, or give --store")
-    channels = all_channels(recipe, folder)
+    channels = list(recipe.patch.side_channels)
     files = [
         (name, file, task) for name, task in data.all_tasks().items() for file in (task.train, task.eval) if file is not None
     ]
     samples = [sample for name, file, task in files for sample in read_task(name, file, task, folder, channels)]
     own = [*recipe.own_encoders(folder), *own]
-    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder, own) for name, c in channels.items()}
+    encoders: dict[str, Encoder] = {name: build_encoder(c.encoder, own) for name, c in recipe.patch.side_channels.items()}
     if storage is not None or data.vision == "store":
         encoders[VISION] = base_vision(recipe, base_of(recipe, folder), storage)
     if not encoders:
@@ -167,9 +160,8 @@ def _samples_job(
     from pave.data.samples import read_samples
     from pave.data.store import VISION
     from pave.data.vision import BaseVision
-    from pave.inference import default_sampling, trained_sampling
+    from pave.evaluation.inference import default_sampling, trained_sampling
     from pave.patching import read_record, resolve_patch
-    from pave.patching.base_of import base_of_patch
     from pave.side_channels import build_encoder
     from pave.utils.embedded import PLAYGROUND
     from pave.video_llms.loading import load_processor
@@ -178,21 +170,17 @@ def _samples_job(
         raise ValueError(
             f"{source}: a file of samples needs --patch, whose encoders are run, and --store; or --vision and --store"
         )
-    folder = None if patch is None else resolve_patch(patch)
-    record = None if folder is None else read_record(folder)
+    record = None if patch is None else read_record(resolve_patch(patch))
     channels = {} if record is None else record.patch.side_channels
     encoders: dict[str, Encoder] = {name: build_encoder(channel.encoder, own) for name, channel in channels.items()}
     if storage is not None:
-        where, revision = (PLAYGROUND, None) if base is None else (base, None)
-        if base is None and folder is not None:
-            where, revision = base_of_patch(folder, patch)
+        where = PLAYGROUND if base is None else base
         sampling = FrameSampling(num_frames=frames) if frames else None
         if sampling is None and record is not None:
             sampling = trained_sampling(record.provenance)
-        sampling = sampling or default_sampling(load_processor(where, revision=revision)[1])
+        sampling = sampling or default_sampling(load_processor(where)[1])
         features = record is not None and record.patch.reads_pre_projector
-        options: dict[str, Any] = {"dtype": dtype, "storage": storage, "pre_projector": features}
-        encoders[VISION] = BaseVision(where, sampling, revision=revision, **options)
+        encoders[VISION] = BaseVision(where, sampling, dtype=dtype, storage=storage, pre_projector=features)
     if not encoders:
         raise ValueError(f"{source}: there is no side channel and no --vision, so there is nothing to extract")
     return read_samples(source, data_root=root), encoders, store

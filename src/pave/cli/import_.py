@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, check_there
+from pave.cli.shared import JsonOption, Result
 
 NEWLINES = ("grid", "base")
 
@@ -42,8 +42,6 @@ def command(
     """
     if newline not in (None, *NEWLINES):
         raise ValueError(f"--newline must be {' or '.join(NEWLINES)}, got {newline!r}")
-    check_there("folder", folder)
-    check_there("file", arguments)
     from pave.patching.convert import import_patch
     from pave.utils.json_files import read_json_object
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, check_there
+from pave.cli.shared import JsonOption, Result
 
 
 def command(
@@ -29,7 +29,6 @@ def command(
     Rewrite a base in the layout of lmms-lab, which the authors' code uses, as a folder that transformers loads. Weights keep their
     values and type; config, tokenizer and processor are written beside them.
     """
-    check_there("folder", folder)
     from pave.patching.convert import convert_base
 
     given = {"num_attention_heads": vision_heads, "image_size": image_size}

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pave.data.media import FrameSampling
-    from pave.inference import VideoQA
-    from pave.inference.loading import PatchPaths
+    from pave.evaluation.inference import VideoQA
 
 logger = logging.getLogger(__name__)
 
@@ -26,31 +25,32 @@ def hide_loading_bars() -> None:
 
 def load(
     base: str | None,
-    patch: PatchPaths,
+    patch: str | None,
     device: str,
     dtype: str,
     sampling: FrameSampling | None,
     allow_base_mismatch: bool,
     encoders: Sequence[str] | None = None,
 ) -> VideoQA:
-    """Base and patches, ready to answer. Without a base, that of the patch, and without either the one inside the package; a message says
-    so."""
-    from pave.inference import VideoQA
+    """Base and patch, ready to answer. Without a base, the one inside the package, and a message that says so."""
+    from pave.evaluation.inference import VideoQA
     from pave.utils.embedded import PLAYGROUND
     from pave.utils.threads import settle_threads
 
     hide_loading_bars()
+    base = PLAYGROUND if base is None else base
+    if base == PLAYGROUND:
+        logger.info("using the small base inside pave, which knows the demo's miniature world only")
     qa = VideoQA.from_pretrained(
-        PLAYGROUND if base is None and not patch else base,
+        base,
         patch,
         device=device,
         dtype=dtype,
         sampling=sampling,
         allow_base_mismatch=allow_base_mismatch,
+        name=base,
         encoders=encoders or (),
     )
-    if qa.name == PLAYGROUND:
-        logger.info("using the small base inside pave, which knows the demo's miniature world only")
     if qa.model.device.type == "cpu":
         settle_threads(qa.model.num_parameters())
     return qa

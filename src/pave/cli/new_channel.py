@@ -34,20 +34,15 @@ def command(
     from pave.utils.files import atomic_write_text
 
     words = {"CLASS": "".join(part.capitalize() for part in name.split("_")) + "Encoder", "CHANNEL": name}
-    words["FUSION"] = _FUSION
     for path, template in ((module, _MODULE), (test, _TEST)):
         atomic_write_text(path, re.sub("|".join(words), lambda match: words[match[0]], template))
-    encoder = f"{{name: '{name}:{words['CLASS']}'}}"
-    channel = f"      {name}: {{kind: {name}, width: 2, encoder: {encoder}, fusion: {_FUSION}}}"
+    channel = f"      {name}: {{kind: {name}, width: 2, encoder: {{name: '{name}:{words['CLASS']}'}}}}"
     text = (
         f"wrote {module} and {test}\nnext: run the tests there (python -m pytest test_{name}.py), then name the channel and the file in a recipe,\n"
         f'  encoders: [{module}]\n  patch:\n    side_channels:\n{channel}\nand in each sample its file: "side_channels": {{"{name}": "log.csv"}}'
     )
     return Result(text, {"files": [str(module), str(test)], "encoder": f"{name}:{words['CLASS']}"})
 
-
-_FUSION = "{gate: true, empty_frames: nearest_inside, standardize: true}"
-"""What docs/defaults.md recommends for features that are no normalised network's outputs."""
 
 _MODULE = '''\
 """The side channel CHANNEL: what lies in its files, and what the model is told of it.
@@ -57,13 +52,9 @@ In a recipe, which names this file besides, as no code is imported otherwise:
     encoders: [CHANNEL.py]      # relative to the recipe
     patch:
       side_channels:
-        CHANNEL:
-          kind: CHANNEL
-          width: 2
-          encoder: {name: "CHANNEL:CLASS", settings: {step_seconds: 0.5}}
-          fusion: FUSION
+        CHANNEL: {kind: CHANNEL, width: 2, encoder: {name: "CHANNEL:CLASS", settings: {step_seconds: 0.5}}}
 
-Whether its features hold the answers: pave probe recipe.yaml, before training. With a finished patch: pave ask ... --encoders CHANNEL.py
+With a finished patch: pave ask ... --encoders CHANNEL.py
 
 In a sample: "side_channels": {"CHANNEL": "log.csv"}
 """

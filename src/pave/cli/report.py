@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pave.cli.shared import (
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    EncodersOption,
-    JsonOption,
-    MismatchOption,
-    Result,
-    check_model_options,
-    check_there,
-)
+from pave.cli.shared import BaseOption, DeviceOption, DtypeOption, EncodersOption, JsonOption, MismatchOption, Result
 
 if TYPE_CHECKING:
+    from pave.evaluation.inference import VideoQA
     from pave.evaluation.run_report import ReportRun
-    from pave.inference import VideoQA
 
 
 def command(
@@ -57,14 +47,11 @@ def command(
     paired comparisons, counterfactuals, samples on which the first run and the last differ, failures and cost. No model is
     loaded, unless --patch asks to see where the patch looks.
     """
-    if base is not None and patch is None:
-        raise ValueError("--base: the model is loaded to see where a patch looks; name the patch with --patch")
-    folders = [Path(run) if Path(run).is_dir() else Path(run.partition("=")[2] or run) for run in runs]
-    check_there("folder; a run is a folder that pave eval --out wrote", *folders)
-    check_model_options(base, patch, dtype)
     from pave.data.samples import read_samples
     from pave.evaluation.run_report import read_runs, unchecked_runs, write_run_report
 
+    if base is not None and patch is None:
+        raise ValueError("--base: the model is loaded to see where a patch looks; name the patch with --patch")
     read = read_runs(runs, samples=samples, data_root=root, seed=seed)
     given = None if samples is None else read_samples(samples, data_root=root)
     qa = None if patch is None else _load(read[-1], base, patch, device, dtype, allow_base_mismatch, encoders)

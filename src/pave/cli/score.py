@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, check_there
+from pave.cli.shared import JsonOption, Result
 
 if TYPE_CHECKING:
     from pave.evaluation.benchmarks import Protocol
@@ -38,19 +38,17 @@ def command(
     Score answers again, by the rules of their benchmark or by the default ones, with 95 % intervals clustered by video. With a
     second file, compare the two runs sample by sample.
     """
-    protocols = _protocols(protocol)
-    if other is not None and submission is not None:
-        raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
-    check_there("file", predictions, other)
-    check_there("file of samples", samples)
     from pave.cli.tables import comparison_text, exposure_text, print_failures, result_text
     from pave.evaluation.exposure import read_changes
     from pave.evaluation.metrics.captions import check_meteor
     from pave.evaluation.result import compare_results, rescore
     from pave.evaluation.shards import merge_shards
 
+    protocols = _protocols(protocol)
     if meteor:
         check_meteor()
+    if other is not None and submission is not None:
+        raise ValueError("--submission: it is written from one file of predictions; leave the second one out")
     files = [predictions] if other is None else [predictions, other]
     results = [
         rescore(

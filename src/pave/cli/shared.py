@@ -9,16 +9,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 import typer.core
 
 from pave.utils.console import setup_logging
-from pave.utils.embedded import embedded_path
 from pave.utils.files import DiskError
 from pave.utils.optional import MissingExtraError
 
@@ -38,10 +36,7 @@ JsonOption = typer.Option(
     False, "--json", help="Print one JSON object on standard output and nothing else there; under torchrun, that of rank 0."
 )
 BaseOption = typer.Option(
-    None,
-    "--base",
-    help="The frozen Video LLM: a folder or a hub id. Default: the one that the patch was trained on; without a patch playground, the small "
-    "one inside pave.",
+    None, "--base", help="The frozen Video LLM: a folder or a hub id. Default: playground, the small one inside pave."
 )
 PatchOption = typer.Option(None, "--patch", help="A patch: a folder or a hub id.")
 DeviceOption = typer.Option("auto", "--device", help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -117,7 +112,7 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def check_model_options(base: str | None, patch: str | Mapping[str, str] | None, dtype: str) -> None:
+def check_model_options(base: str | None, patch: str | None, dtype: str) -> None:
     """Refuse, before torch is loaded, which takes seconds, what neither is a folder nor can be an id on the hub, and unknown dtypes.
 
     Raises:
@@ -125,28 +120,12 @@ def check_model_options(base: str | None, patch: str | Mapping[str, str] | None,
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    patches = patch.values() if isinstance(patch, Mapping) else (patch,)
     for name, complaint in (
         (base, "base {!r} is no folder with a model"),
-        *((one, "no patch at {!r}: there is no such folder") for one in patches),
+        (patch, "no patch at {!r}: there is no such folder"),
     ):
-        if name is not None and not os.path.isdir(embedded_path(name)) and not _HUB_ID.fullmatch(name):
+        if name is not None and not os.path.isdir(name) and not _HUB_ID.fullmatch(name):
             raise ValueError(f"{complaint.format(name)}, and it is no id of a repository on the hub either")
-
-
-def check_there(kind: str, *paths: Path | None) -> None:
-    """Refuse, before torch is loaded, files and folders that are not there.
-
-    Args:
-        kind: what they should be: "file of samples".
-        paths: None stands for an option that was not given.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    for path in paths:
-        if path is not None and not path.exists():
-            raise ValueError(f"{path}: there is no such {kind}")
 
 
 class JobFailed(Exception):

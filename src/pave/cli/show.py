@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, check_choice, check_model_options
+from pave.cli.shared import JsonOption, Result, check_choice
 
 if TYPE_CHECKING:
     from pave.config import LoraSettings, PatchConfig
@@ -50,7 +50,6 @@ def command(
     given = [name for name, value in (("PATCH", patch), ("--config", config), ("--preset", preset)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both say which patch to show; give only one")
-    check_model_options(None, patch, "auto")
     from pave.patching.cost import patch_cost
     from pave.utils.embedded import model_path
     from pave.video_llms.known import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from pave.cli.shared import JsonOption, Result, check_there
+from pave.cli.shared import JsonOption, Result
 
 
 def command(
@@ -20,7 +20,6 @@ def command(
     not those that it was written with is refused wherever it is loaded. Sign only what you know the origin of: the hashes tell damage and
     mixtures, not who made a patch.
     """
-    check_there("folder", patch)
     from pave.patching import sign_patch
 
     record = sign_patch(patch)

@@ -102,7 +102,6 @@ def command(
         "eval_loss": result.eval_loss,
         **({"eval_losses": result.eval_losses} if result.eval_losses else {}),
         **({} if result.eval_accuracy is None else {"eval_accuracy": result.eval_accuracy}),
-        **({"verdicts": [verdict.to_dict() for verdict in result.verdicts]} if result.verdicts else {}),
         "seconds": round(result.seconds, 1),
     }
     losses = "nothing was left to train" if result.train_loss is None else f"mean loss {result.train_loss:.4g}"
@@ -114,8 +113,7 @@ def command(
         losses += f", {result.eval_accuracy:.1%} of held-out answers right"
     if timers is not None and timers.taken:
         data["profile"] = timers.report()
-    lines = [f"{result.steps} steps in {result.seconds:.0f} s, {losses}", f"patch saved to {result.patch}"]
-    return Result("\n".join([*lines, *(verdict.sentence for verdict in result.verdicts)]), data)
+    return Result(f"{result.steps} steps in {result.seconds:.0f} s, {losses}\npatch saved to {result.patch}", data)
 
 
 def _check_files_of_samples(values: Mapping[str, Any], folder: Path) -> None:

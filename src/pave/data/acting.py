@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pave.config import FusionConfig, SideChannelConfig
 from pave.data.media import FrameSampling
-from pave.fusion.temporal_alignment import align, frame_intervals
+from pave.fusion.temporal_alignment import frame_intervals
 from pave.side_channels.base import SideFeatures
 
 LEAST_ACTING = 0.5
@@ -54,8 +54,7 @@ def how_much_acts(
 ) -> Acting:
     """The share of a stream's steps that are finite and valid, and lie where a frame can reach them.
 
-    With alignment by time a frame reaches its interval and its neighbourhood and, unless ``empty_frames`` is skip, in a gap of the stream
-    the nearest step. With the others, which look at the order of the steps
+    With alignment by time a frame reaches its interval and its neighbourhood. With the others, which look at the order of the steps
     only, a step counts where it lies within the video. A step of which a part is valid (an encoder's ``usable``) counts by that part.
     Steps within a video of which only a window is sampled are left out on purpose, and do not count.
 
@@ -71,7 +70,7 @@ def how_much_acts(
         return Acting(0, 0.0, ("there is not a single step",))
     times_K = features.times_K.double().cpu()
     lower, upper = _reach(times_F, fusion)
-    inside_K = (times_K >= lower) & (times_K < upper) | _bridging(times_K, times_F, fusion)
+    inside_K = (times_K >= lower) & (times_K < upper)
     finite_K = torch.isfinite(features.features_KMC).flatten(1).all(dim=1).cpu()
     usable_K = _usable(encoder, features)
     counted_K = torch.ones_like(inside_K)
@@ -100,20 +99,6 @@ def _reach(times_F: NDArray[np.float64], fusion: FusionConfig) -> tuple[float, f
     seconds = fusion.neighbourhood_seconds if by_time else 0.0
     lower_BT, upper_BT = frame_intervals(torch.ones_like(times_BT, dtype=torch.bool), times_BT, neighbourhood_seconds=seconds)
     return float(lower_BT.min()), float(upper_BT.max())
-
-
-def _bridging(times_K: Tensor, times_F: NDArray[np.float64], fusion: FusionConfig) -> Tensor:
-    """Which steps a frame in a gap of the stream reads. Beyond the ends of a stream ``nearest`` and ``interpolate`` hold its first and last
-    step, however far; that is no sign that its times are right, so it does not count."""
-    read_K = torch.zeros(len(times_K), dtype=torch.bool)
-    if fusion.alignment != "timestamps" or fusion.adds_llm_tokens or fusion.empty_frames == "skip":
-        return read_K
-    times_BT = torch.as_tensor(np.asarray(times_F, dtype=np.float64))[None]
-    every_BT, every_BK = torch.ones_like(times_BT, dtype=torch.bool), torch.ones(1, len(times_K), dtype=torch.bool)
-    windows = align(every_BT, times_BT, every_BK, times_K[None], empty_frames="nearest_inside")
-    for start, length in zip(windows.start_BT[0].tolist(), windows.length_BT[0].tolist(), strict=True):
-        read_K[windows.order_BK[0, start : start + length]] = True
-    return read_K
 
 
 def _usable(encoder: Any, features: SideFeatures) -> Tensor:
@@ -159,9 +144,9 @@ class ActingWatch:
         found = how_much_acts(features, times_F, self._channels[name].fusion, self._encoders.get(name), self._sampling)
         self.seen[name][sample_id] = found
 
-    def add(self, sample_id: str, name: str, found: Acting) -> None:
-        """Take in what somebody else has seen of a channel of a sample."""
-        self.seen.setdefault(name, {}).setdefault(sample_id, found)
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.seen = {name: {} for name in self._channels}
 
     def sentences(self, where: str = "samples") -> dict[str, str]:
         """By channel, for each of which too little can act in some samples: a sentence with the worst of them."""

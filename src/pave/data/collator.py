@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,6 @@ from pave.tokens import SideTokens
 from pave.utils.errors import CodedError
 from pave.video_llms import get_interface
 from pave.video_llms.context import over_limit
-from pave.video_llms.prompt import lay_out
 
 
 class PatchCollator:
@@ -37,8 +36,6 @@ class PatchCollator:
     ``vision_features``  in place of pixels, where the items hold stored vision features: ``EncodedVideo``
     ``frame_times``      (videos, frames) NumPy float64, seconds of every sampled frame on the video's clock, NaN behind the last
     ``position_ids``     only for bases that need explicit ones (Qwen2-VL, Qwen2.5-VL and ERNIE 4.5 VL)
-    ``added_tokens``     only where the patch adds tokens to the prompt (``newline: grid``, ``concat``, ``interleave``): where they go,
-                         see ``pave.lay_out_prompt``. The prompt, its mask, labels and positions have room for them
     ``labels``           ``train`` only: (rows, tokens), the token where an answer or its end-of-turn token stands, -100
                          everywhere else (prompt, placeholders, padding, text between turns); more of them with
                          ``published_labels``
@@ -54,8 +51,7 @@ class PatchCollator:
         processor: the base's processor; it is handed decoded frames, so it never opens a file itself.
         base_config: the base's ``config``.
         channels: the patch's side channels by name; their width is checked.
-        newline: the patch's.
-        max_length: most tokens in a row (text, video tokens and what the patch adds); longer rows are an error, and so are rows longer than the
+        max_length: most tokens in a row (text and video tokens together); longer rows are an error, and so are rows longer than the
             base's context, whatever this says. None: only that.
         train: True makes labels and pads on the right. False ends every conversation with the generation prompt in place of
             its last answer and pads on the left.
@@ -66,7 +62,6 @@ class PatchCollator:
             only where ``train``. None: a row each.
         published_labels: learn what the authors' code learns: beside the answers, all of the assistant's turns, and in the others every
             ``<|im_start|>``, ``<|im_end|>`` and newline. Not with ``share_videos``, whose questions share what stands before the video.
-        adding: the channels whose tokens may go into the prompt; None: all that can.
 
     Raises:
         SampleError: from a call, naming the sample: if a text holds a special token of the tokenizer, a row is too long,
@@ -80,14 +75,12 @@ class PatchCollator:
         base_config: Any,
         channels: Mapping[str, SideChannelConfig],
         *,
-        newline: Literal["base", "grid"] = "base",
         max_length: int | None = None,
         train: bool = True,
         with_ids: bool = False,
         broken_features: Literal["stop", "missing"] | None = None,
         share_videos: int | None = None,
         published_labels: bool = False,
-        adding: Collection[str] | None = None,
     ) -> None:
         if published_labels and share_videos is not None:
             raise ValueError(
@@ -100,8 +93,6 @@ class PatchCollator:
         self.processor = processor
         self.base_config = base_config
         self.channels = dict(channels)
-        self._adding = {name: channel for name, channel in channels.items() if adding is None or name in adding}
-        self.newline = newline
         self.max_length = max_length
         self.train = train
         self.with_ids = with_ids
@@ -114,45 +105,18 @@ class PatchCollator:
         special = sorted({processor.tokenizer.convert_ids_to_tokens(i) for i in self._special_ids})
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def __call__(self, items: Sequence[PatchItem], acting: Sequence[bool] | None = None) -> dict[str, Any]:
-        """The batch.
-
-        Args:
-            items: of it.
-            acting: on which of them the patch acts, None for all; the prompts of the others get none of its tokens.
-        """
+    def __call__(self, items: Sequence[PatchItem]) -> dict[str, Any]:
         rows = in_rows(items, self.share_videos or 1)
-        batch = self._batch([row[0] for row in rows], acting)
+        batch = self._batch([row[0] for row in rows])
         if len(rows) < len(items):
             batch = self._shared(batch, rows)
         if self.with_ids:
             batch["sample_ids"] = [item.id for row in rows for item in row]
         return batch
 
-    def texts(self, conversations: Sequence[tuple[str, Sequence[tuple[str, str | None]]]]) -> dict[str, Any]:
-        """A batch of conversations about no video, for ``model.generate``.
-
-        Args:
-            conversations: the name of each, for errors, and its (question, answer) pairs.
-
-        Raises:
-            SampleError: as a call does, if a prompt is too long, or if the base's processor takes no text alone.
-        """
-        names = [name for name, _ in conversations]
-        text = [self.prompt(name, turns, video=False).text for name, turns in conversations]
-        try:
-            batch = dict(self.processor(text=text, padding=True, padding_side="left", return_tensors="pt"))
-        except (ValueError, TypeError) as error:
-            raise SampleError(f"samples {names}: the base's processor takes no question without a video: {error}") from error
-        for name, length in zip(names, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
-            over = over_limit(length, self.base_config, self.max_length)
-            if over is not None:
-                raise SampleError(f"sample {name!r}: {over}; nothing is truncated, so shorten the question", "prompt-long")
-        return batch
-
-    def _batch(self, items: Sequence[PatchItem], acting: Sequence[bool] | None) -> dict[str, Any]:
+    def _batch(self, items: Sequence[PatchItem]) -> dict[str, Any]:
         """One row per item."""
-        prompts = [self.prompt(item.id, item.turns) for item in items]
+        prompts = [self._prompt(item) for item in items]
         batch = self._processed(items, prompts)
         if self.train:
             batch["labels"] = self._labels(items, prompts, batch)
@@ -166,11 +130,6 @@ class PatchCollator:
         positions = self._interface.position_ids(self.base_config, batch)
         if positions is not None:
             batch["position_ids"] = positions
-        if self.share_videos is None:  # else the model refuses a patch that adds tokens
-            side: Literal["left", "right"] = "right" if self.train else "left"
-            batch = lay_out(batch, self.base_config, self._adding, self.newline, rows=acting, padding_side=side)
-        for item, length in zip(items, batch["attention_mask"].sum(dim=1).tolist(), strict=True):
-            self._check_length(item, length)
         return batch
 
     def _shared(self, batch: Mapping[str, Any], rows: Sequence[Sequence[PatchItem]]) -> dict[str, Any]:
@@ -180,14 +139,14 @@ class PatchCollator:
         for row, (first, *others) in enumerate(rows):
             ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
             end = int(self._interface.is_video_token(self.base_config, ids[None])[0].nonzero().max()) + 1
-            text = self.processor.tokenizer(self.prompt(first.id, first.turns).text)["input_ids"]
+            text = self.processor.tokenizer(self._prompt(first).text)["input_ids"]
             ends.append(end)
             further.append([self._branch(item, text, ids.tolist(), end) for item in others])
         positions = self._interface.positions_of_rows(self.base_config, batch)
         return share_rows(batch, ends, further, positions, self.processor.tokenizer.pad_token_id)
 
     def _branch(self, item: PatchItem, first_text: list[int], first_row: list[int], end: int) -> Branch:
-        prompt = self.prompt(item.id, item.turns)
+        prompt = self._prompt(item)
         try:
             ids = behind_video(self.processor.tokenizer(prompt.text)["input_ids"], first_text, first_row, end)
             targets = {place - end for place in self._targets(prompt, first_row[:end] + ids)}
@@ -196,32 +155,22 @@ class PatchCollator:
         self._check_length(item, end + len(ids))
         return Branch(ids, [token if place in targets else IGNORE for place, token in enumerate(ids)])
 
-    def prompt(self, name: str, given: Sequence[tuple[str, str | None]], *, video: bool = True) -> Prompt:
-        """The text of a conversation as the base's chat template writes it.
-
-        Args:
-            name: of the sample, for errors.
-            given: (question, answer) pairs.
-            video: whether it is about one.
-
-        Raises:
-            SampleError: if a text holds a special token of the tokenizer, or the template cannot write the conversation.
-        """
-        for text in (text for turn in given for text in turn if text):
+    def _prompt(self, item: PatchItem) -> Prompt:
+        for text in (text for turn in item.turns for text in turn if text):
             found = self._special.search(text)
             if found:
                 raise SampleError(
-                    f"sample {name!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
+                    f"sample {item.id!r}: the text {text[:80]!r} holds {found.group()!r}, a special token of the base; "
                     "remove it from the question or answer",
                     "text-special",
                 )
-        turns: list[tuple[str, str | None]] = list(given)
+        turns: list[tuple[str, str | None]] = list(item.turns)
         if not self.train and turns:
             turns[-1] = (turns[-1][0], None)
         try:
-            return render_prompt(self.processor, turns, video=video)
+            return render_prompt(self.processor, turns)
         except ValueError as error:
-            raise SampleError(f"sample {name!r}: {error}") from None
+            raise SampleError(f"sample {item.id!r}: {error}") from None
 
     def _processed(self, items: Sequence[PatchItem], prompts: Sequence[Prompt]) -> dict[str, Any]:
         stored = [item.vision for item in items if item.vision is not None]
@@ -247,7 +196,11 @@ class PatchCollator:
                     "them; use a batch size of 1 or sample as many frames as every video has"
                 ) from error
             raise SampleError(f"samples {list(counts)}: the base's processor refused them: {error}") from error
-        return features_for_pixels(dict(batch), stored) if stored else dict(batch)
+        data = features_for_pixels(dict(batch), stored) if stored else dict(batch)
+        lengths = data["attention_mask"].sum(dim=1).tolist()
+        for item, length in zip(items, lengths, strict=True):
+            self._check_length(item, length)
+        return data
 
     def _check_length(self, item: PatchItem, length: int) -> None:
         over = over_limit(length, self.base_config, self.max_length)

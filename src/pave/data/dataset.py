@@ -120,7 +120,6 @@ class PatchDataset(Dataset[PatchItem]):
                 )
         self.samples = list(samples)
         self.frame_sampling = frame_sampling
-        self.channels = dict(channels)
         self.encoders = {name: encoders[name] for name in channels}
         self.stored = stored
         self.vision = vision
@@ -259,7 +258,8 @@ class PatchDataset(Dataset[PatchItem]):
             if not report.full:
                 report.full = True
                 logger.warning(
-                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (a recipe's cache_gigabytes)",
+                    "the cache is full with %d videos in %.2f GB; the others are decoded each time (a recipe's cache_gigabytes, or "
+                    "gigabytes of keep_videos)",
                     report.items,
                     report.num_bytes / 2**30,
                 )

@@ -19,7 +19,7 @@ class Prompt:
     """The same for the whole turn: the header before the answer, and all that the template writes behind it."""
 
 
-def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]], *, video: bool = True) -> Prompt:
+def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]]) -> Prompt:
     """Write a conversation about one video with the chat template of ``processor``.
 
     An answer always follows the template's own generation prompt, so that a model is trained on exactly the text that it later
@@ -31,7 +31,6 @@ def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]], *, vi
         processor: a processor with a chat template.
         turns: (question, answer) pairs, the video before the first question. The last answer may be None: the text then
             ends with the generation prompt. White space around an answer is removed.
-        video: False leaves it out: a conversation about text alone.
 
     Raises:
         ValueError: if there is no turn, an answer is empty or missing before the last turn, or the template rewrites
@@ -46,7 +45,7 @@ def render_prompt(processor: Any, turns: Sequence[tuple[str, str | None]], *, vi
     for number, (question, answer) in enumerate(turns):
         history = _render(processor, messages) if messages else ""
         content: list[dict[str, str]] = [{"type": "text", "text": question}]
-        messages.append({"role": "user", "content": [{"type": "video"}, *content] if video and not number else content})
+        messages.append({"role": "user", "content": content if number else [{"type": "video"}, *content]})
         prompt = _render(processor, messages, add_generation_prompt=True)
         text += _after(history, prompt, "the turns before a question")
         if answer is None:

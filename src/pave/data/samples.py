@@ -82,15 +82,15 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_text("id", self.id, one_line=True)
-        check_path("video", self.video)
+        _check_text("id", self.id, one_line=True)
+        _check_path("video", self.video)
         self._set("messages", _as_messages(self.messages))
         self._set("choices", _as_texts("choices", self.choices))
         self._set("answers", _as_texts("answers", self.answers))
         self._check_conversation()
         self._check_choices()
         if self.type:
-            check_text("type", self.type, one_line=True)
+            _check_text("type", self.type, one_line=True)
         elif self.type != "":
             _wrong("type", self.type, "text")
         _check_object("side_channels", self.side_channels)
@@ -98,7 +98,7 @@ class Sample:
             if not name.isidentifier():
                 raise ValueError(f"field 'side_channels': {name!r} is no name of a channel (letters, digits and underscores)")
             if path is not None:
-                check_path(f"side_channels.{name}", path)
+                _check_path(f"side_channels.{name}", path)
         _check_object("meta", self.meta)
 
     def _set(self, name: str, value: Any) -> None:
@@ -110,11 +110,11 @@ class Sample:
                 "a sample needs either 'question' or 'messages', " + ("not both" if self.messages else "and has none")
             )
         if self.question is not None:
-            check_text("question", self.question)
+            _check_text("question", self.question)
         if self.answer is not None:
             if self.messages:
                 raise ValueError("field 'answer': with 'messages' the answers are messages of the role 'assistant'")
-            check_text("answer", self.answer)
+            _check_text("answer", self.answer)
 
     def _check_choices(self) -> None:
         if not self.choices:
@@ -153,12 +153,6 @@ _FIELDS = [f.name for f in dataclasses.fields(Sample)]
 def question_with_choices(question: str, choices: Iterable[str]) -> str:
     """A question with its choices under it, a line each, behind the letters A, B, C, ..."""
     return "\n".join([question, *(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))])
-
-
-def video_origin(meta: Mapping[str, Any], video: str) -> str:
-    """What a sample's video is a part of, by its meta where it is one of a benchmark; else the video."""
-    source = meta.get("source") if "benchmark" in meta else None
-    return source if isinstance(source, str) and source else video
 
 
 def read_samples(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> list[Sample]:
@@ -314,12 +308,7 @@ def _wrong(name: str, value: Any, wanted: str) -> NoReturn:
     raise ValueError(f"field {name!r}: {wanted} is needed, got {_kind(value)} ({value!r:.60})")
 
 
-def check_text(name: str, value: Any, one_line: bool = False) -> None:
-    """Refuse what is no text, is empty or holds control characters.
-
-    Raises:
-        ValueError: naming the field.
-    """
+def _check_text(name: str, value: Any, one_line: bool = False) -> None:
     if not isinstance(value, str):
         _wrong(name, value, "text")
     if not value.strip():
@@ -329,13 +318,8 @@ def check_text(name: str, value: Any, one_line: bool = False) -> None:
         raise ValueError(f"field {name!r} holds the control character {found.group()!r} at position {found.start()}; remove it")
 
 
-def check_path(name: str, value: Any) -> None:
-    """Refuse what is no path of a file on this machine, addresses among it.
-
-    Raises:
-        ValueError: naming the field.
-    """
-    check_text(name, value, one_line=True)
+def _check_path(name: str, value: Any) -> None:
+    _check_text(name, value, one_line=True)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", value):
         raise ValueError(f"field {name!r}: {value!r:.80} is an address; download the file and name its path")
 
@@ -352,7 +336,7 @@ def _as_texts(name: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)):
         _wrong(name, values, "a list")
     for position, value in enumerate(values):
-        check_text(f"{name}[{position}]", value)
+        _check_text(f"{name}[{position}]", value)
     return tuple(values)
 
 
@@ -374,6 +358,6 @@ def _as_messages(values: Any) -> tuple[Message, ...]:
             raise ValueError(
                 f"field '{where}.role': {expected!r} is next (user and assistant take turns), got {value.role!r:.60}"
             )
-        check_text(f"{where}.content", value.content)
+        _check_text(f"{where}.content", value.content)
         messages.append(value)
     return tuple(messages)

@@ -29,13 +29,10 @@ from pave.data.written import number_of
 from pave.side_channels.geometry import check_pose, rescale_intrinsics
 from pave.side_channels.scene3d import PosedPicture
 from pave.utils.errors import CodedError
-from pave.utils.reading import read_bytes
 
 logger = logging.getLogger(__name__)
 
 _CAMERA = ("fx", "fy", "cx", "cy", "width", "height")
-_MOST_MATRIX_BYTES = 2**16
-"""Largest text file of a pose or of intrinsics: 16 numbers."""
 _SHAPE_TOLERANCE = 0.01
 """Most that the ratio of width to height may change where intrinsics are rescaled."""
 _CENTRE_TOLERANCE = 0.2
@@ -227,9 +224,11 @@ def _numbered(path: str, name: str, endings: tuple[str, ...]) -> dict[int, str]:
 
 
 def _numbers(path: str) -> NDArray[np.float64]:
-    content = read_bytes(path, _MOST_MATRIX_BYTES)
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: there is no such file")
     try:
-        rows = [[number_of(word) for word in line.split()] for line in content.decode("utf-8").splitlines() if line.strip()]
+        with open(path, encoding="utf-8") as file:
+            rows = [[number_of(word) for word in line.split()] for line in file if line.strip()]
         matrix = np.array(rows, dtype=np.float64)
     except (ValueError, TypeError):
         raise ValueError(f"{path}: rows of numbers are expected") from None

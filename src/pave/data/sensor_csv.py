@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,8 +57,7 @@ def read_csv(name: str, columns: Sequence[str], time_column: str, wanted: Callab
             header = [cell.strip() for cell in next(rows, [])]
             names = wanted(header, columns, time_column)
             if len(set(header)) < len(header):
-                twice = next(name for name, count in Counter(header).items() if count > 1)
-                raise ValueError(f"two columns have the name {twice!r:.60}")
+                raise ValueError(f"two columns have the name {next(n for n in header if header.count(n) > 1)!r}")
             cells = Cells("." if separator == "," else None)
             places = [(header.index(column), column) for column in names]
             numbers: list[list[float]] = [[] for _ in places]
@@ -83,24 +80,6 @@ def read_csv(name: str, columns: Sequence[str], time_column: str, wanted: Callab
     told = [*([] if separator == usual else [f"cells between {SEPARATORS[separator]}"]), *cells.told]
     found: dict[str, Column] = {column: np.array(values) for (_, column), values in zip(places, numbers, strict=True)}
     return Table(found, times=cells.kind, told=told)
-
-
-def numeric_columns(name: str, time_column: str) -> list[str]:
-    """The columns of a file in UTF-8 whose first readings are numbers or gaps, without the one of times."""
-    usual = "\t" if name.lower().endswith(".tsv") else ","
-    separator = max((usual, *SEPARATORS), key=lambda s: len(_header(name, s)))
-    with open(name, encoding="utf-8-sig", newline="") as file:
-        first = list(itertools.islice(csv.DictReader(file, delimiter=separator), 20))
-    names = [column for column in _header(name, separator) if column != time_column]
-    return [column for column in names if all(_is_number(str(row.get(column) or "")) for row in first)]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        Cells(None).number(cell, "", 0)
-    except ValueError:
-        return False
-    return True
 
 
 def _header(name: str, separator: str) -> list[str]:

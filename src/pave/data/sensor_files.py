@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import zipfile
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pave.data.descriptors import beside, number, read_descriptor
-from pave.data.sensor_csv import Column, Table, numeric_columns, read_csv, times_of_texts
+from pave.data.sensor_csv import Column, Table, read_csv, times_of_texts
 from pave.data.sensor_times import SensorClock
 from pave.data.written import WrittenTime, time_of
 from pave.side_channels.sensor import TIME_UNITS, SensorSeries
@@ -107,29 +106,6 @@ def read_sensor(
     except Exception as error:  # a damaged file makes these libraries raise almost anything
         reason = " ".join(str(error).split())[:150]
         raise ValueError(f"{name}: the file is damaged or of another kind than its ending says ({reason})") from error
-
-
-def columns_of(path: str | os.PathLike[str], time_column: str = "time") -> list[str]:
-    """The columns of numbers in a .csv or .tsv file, or in one that a ``SensorLink`` names, beside the times.
-
-    Raises:
-        ValueError: if the file is of another kind, cannot be read, or has no such column.
-    """
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise ValueError(f"{name}: there is no such file")
-    log = _read_link(name).file if name.lower().endswith(".json") else name
-    if os.path.splitext(log)[1].lower() not in (".csv", ".tsv"):
-        raise ValueError(
-            f"{log}: only of .csv and .tsv files the columns are found out; name them in settings.columns of a recipe"
-        )
-    try:
-        found = numeric_columns(log, time_column)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{log}: it cannot be read as a table ({' '.join(str(error).split())})") from None
-    if not found:
-        raise ValueError(f"{log}: it has no column of numbers beside {time_column!r}")
-    return found
 
 
 def _read_link(path: str) -> SensorLink:

@@ -144,10 +144,6 @@ def build(spec: EncoderConfig) -> Encoder:
     return BaseVision.from_spec(spec) if spec.name == BASE_VISION else build_encoder(spec, own_modules(spec))
 
 
-ProcessedVideo = tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], torch.dtype]]]
-"""What a video processor makes of a video: its outputs beside pixels, and shape and dtype of the pixels."""
-
-
 class VisionEncoder:
     """Runs the frozen vision tower of a loaded base, one video at a time: the features never depend on a batch.
 
@@ -181,7 +177,8 @@ class VisionEncoder:
         Raises:
             ValueError: if the base's processor refuses them.
         """
-        batch = self._processed(frames_FHWC, times_F)
+        batch = self._collate([PatchItem("the video", frames_FHWC, times_F, (("?", None),))])
+        del batch["side_channels"], batch["frame_times"]
         device = self._model.get_input_embeddings().weight.device
         moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         for key, value in moved.items():
@@ -196,22 +193,6 @@ class VisionEncoder:
             times_F=times_F,
             size=(frames_FHWC.shape[1], frames_FHWC.shape[2]),
         )
-
-    def describe(self, num_frames: int, size: tuple[int, int]) -> ProcessedVideo:
-        """What the base's video processor makes of any frames of a number and size: its shapes, without the tower.
-
-        Args:
-            num_frames: of the video.
-            size: height and width.
-        """
-        nothing = np.broadcast_to(np.uint8(0), (num_frames, *size, 3))
-        self._processed(nothing, np.arange(num_frames, dtype=np.float64))
-        return self._recorder.last()
-
-    def _processed(self, frames_FHWC: NDArray[np.uint8], times_F: NDArray[np.float64]) -> dict[str, Any]:
-        batch = self._collate([PatchItem("the video", frames_FHWC, times_F, (("?", None),))])
-        del batch["side_channels"], batch["frame_times"]
-        return batch
 
 
 class _Recorder:
@@ -231,7 +212,7 @@ class _Recorder:
         self._made = dict(made)
         return made
 
-    def last(self) -> ProcessedVideo:
+    def last(self) -> tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], torch.dtype]]]:
         outputs, pixels = {}, {}
         for key, value in self._made.items():
             if key == "video_metadata":  # made anew of the frames' times
@@ -279,7 +260,7 @@ class MemoryVision:
         elif self._max_bytes:
             logger.warning(
                 "the memory for vision features is full with %d videos in %.2f GB; the others go through the vision tower each time "
-                "(a recipe's cache_gigabytes)",
+                "(a recipe's cache_gigabytes, or gigabytes of keep_videos)",
                 len(self._kept),
                 self.num_bytes / 2**30,
             )

@@ -57,8 +57,8 @@ ENCODER = EncoderConfig(name="log_mel")
 
 
 def audio_patch() -> PatchConfig:
-    """Log-mel tokens, fused by true time, gated by the question so that silent questions stay as they were; gaps are bridged."""
-    fusion = FusionConfig(width=64, embed_width=64, num_heads=4, num_layers=2, gate=True, empty_frames="nearest_inside")
+    """Log-mel tokens, fused by true time, gated by the question so that silent questions stay as they were."""
+    fusion = FusionConfig(width=64, embed_width=64, num_heads=4, num_layers=2, gate=True)
     width = build_encoder(ENCODER).width
     return PatchConfig(
         side_channels={"audio": SideChannelConfig(kind="audio", width=width, encoder=ENCODER, fusion=fusion)}, lora=LORA

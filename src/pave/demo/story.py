@@ -15,15 +15,16 @@ from typing import Any
 import torch
 import transformers
 
+import pave
 from pave.data.samples import Sample, read_samples
 from pave.demo.plan import CHANCE, FULL, SHORT, SILENT, SOUND, Plan, audio_patch, recipe, video_only_patch
 from pave.demo.workers import Tell, run_side_by_side
 from pave.evaluation.examples import example_view
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import NamedComparison, write_report
 from pave.evaluation.result import EvalResult, compare_results, rescore
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 from pave.playground import base_path
 from pave.playground.clips import render_clips, write_samples
 from pave.training.run import run_recipe
@@ -31,7 +32,6 @@ from pave.training.trainer import PATCH_FOLDER
 from pave.utils.console import aligned, track
 from pave.utils.files import atomic_write_json
 from pave.utils.threads import settle_threads
-from pave.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
     data = folder / ("data-short" if short else "data")
     base_folder = str(base or base_path())
     logger.info("1/5 rendering %d clips with sound (H.264 + AAC)", plan.train_clips + plan.test_clips)
-    train, test = render_data(data, plan, seed)
+    train, test = _render(data, plan, seed)
     samples = list(read_samples(test))
     clock.lap("render")
 
@@ -109,7 +109,7 @@ def run_demo(out: Path, short: bool = False, seed: int = 0, base: Path | None = 
     predictions = {BASE: folder / "base.jsonl", VIDEO_ONLY: folder / "video-only.jsonl", PATCH: folder / "patch.jsonl"}
     for path in predictions.values():
         path.unlink(missing_ok=True)
-    answer_all(base_folder, None, test, predictions[BASE], seed)
+    _score(base_folder, None, test, predictions[BASE], seed)
     clock.lap("score base")
 
     logger.info("3/5 training side by side: %s and %s, %d steps each", VIDEO_ONLY, PATCH, plan.steps)
@@ -149,8 +149,7 @@ class _Clock:
         self.last = now
 
 
-def render_data(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
-    """Make the demo's clips and samples in a folder; the files of the samples to train on and to test on."""
+def _render(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
     for split, count in (("train", plan.train_clips), ("test", plan.test_clips)):
         rendering = render_clips(data, split, count, seed=seed)  # type: ignore[arg-type]
         for _ in track(rendering, f"Rendering {split} clips", total=count):
@@ -161,11 +160,10 @@ def render_data(data: Path, plan: Plan, seed: int) -> tuple[Path, Path]:
     return train, test
 
 
-def answer_all(base: str, patch: Path | None, test: Path, predictions: Path, seed: int, progress: bool = True) -> EvalResult:
-    """Ask the test questions as ``pave eval`` does, and write the answers to ``predictions``."""
+def _score(base: str, patch: Path | None, test: Path, predictions: Path, seed: int, progress: bool = True) -> None:
     qa = VideoQA.from_pretrained(base, patch, device="cpu", dtype="float32")
     settle_threads(qa.model.num_parameters())
-    return evaluate(
+    evaluate(
         qa,
         list(read_samples(test)),
         predictions=predictions,
@@ -183,7 +181,7 @@ def _train_and_score(*, made: Any, base: str, test: Path, predictions: Path, see
     transformers.utils.logging.disable_progress_bar()
     shutil.rmtree(made.output, ignore_errors=True)
     result = run_recipe(made, progress=False, callbacks=[_TellSteps(tell)])
-    answer_all(base, result.patch, test, predictions, seed, progress=False)
+    _score(base, result.patch, test, predictions, seed, progress=False)
 
 
 class _TellSteps(transformers.TrainerCallback):
@@ -219,7 +217,7 @@ def _choose(samples: Sequence[Sample], results: Mapping[str, EvalResult]) -> lis
 def _ask(qa: VideoQA, sample: Sample) -> dict[str, Any]:
     question, truth = sample.turns[-1]
     answers = {
-        BASE: qa.ask(sample.video, question, patches=None, max_new_tokens=_MAX_NEW_TOKENS).text,
+        BASE: qa.ask(sample.video, question, patch=False, max_new_tokens=_MAX_NEW_TOKENS).text,
         PATCH: qa.ask(sample.video, question, max_new_tokens=_MAX_NEW_TOKENS).text,
     }
     return {"video": str(sample.video), "question": question, "truth": truth, "answers": answers}
@@ -254,7 +252,7 @@ def _setup(plan: Plan, short: bool, seed: int) -> dict[str, Any]:
         "clips": f"{plan.train_clips} clips to train on, {plan.test_clips} others to test on",
         "steps": f"{plan.steps} steps of {plan.batch_size} samples each",
         "versions": {
-            "pave": __version__,
+            "pave": pave.__version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
@@ -292,7 +290,6 @@ def _summary(result: DemoResult) -> str:
         "",
         f"report: {result.report}",
         f"patch:  {result.patch}",
-        f"see it in a browser: pave serve --patch hearing={result.patch}   (extra serve), then drop {asked['video']}",
         f"{sum(result.seconds.values()):.0f} s in all",
     ]
     return "\n".join(lines)

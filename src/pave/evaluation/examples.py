@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pave.config import EncoderConfig, SideChannelConfig
 from pave.data.collator import PatchCollator
@@ -15,11 +18,11 @@ from pave.data.dataset import PatchDataset
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling, read_audio
 from pave.data.samples import Sample
+from pave.evaluation.generation import generate_ids
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction
 from pave.evaluation.report import AnswerView, ExampleView, FrameView, SideView, SoundView
-from pave.inference import VideoQA
-from pave.inference.attention import attention_weights, by_frame, mean_attention, watched
-from pave.inference.generation import generate_ids
+from pave.fusion import TemporalAlignedCrossAttention
 from pave.patching import is_patched, patch_slot
 from pave.side_channels import SideEncoder, build_encoder
 
@@ -149,15 +152,19 @@ def attention_of(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]
     of a step: a row sums to 1, or to 0 where the frame reads nothing. Where the base merges frames, merged frames share a
     row. Channels that are missing or not fused by cross-attention are left out.
     """
-    frames = len(item.times_F)
-    return {
-        name: by_frame(mean_attention(weight_LTNSKM[-1]), frames) for name, weight_LTNSKM in attention_maps(qa, item).items()
-    }
+    maps: dict[str, NDArray[np.float64]] = {}
+    for name, weight_LTNSKM in attention_maps(qa, item).items():
+        weight_TK = weight_LTNSKM[-1].sum(axis=-1).mean(axis=(1, 2))
+        frames = len(item.times_F)
+        maps[name] = weight_TK[np.arange(frames) * len(weight_TK) // frames]
+    return maps
 
 
 def attention_maps(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64]]:
-    """What every video token attends to in every layer, by channel: arrays (layers, T, N, S, K, M), see
-    ``pave.inference.attention.attention_weights``. Channels that are missing or not fused by cross-attention are left out.
+    """What every video token attends to in every layer, by channel: softmax(q k / sqrt(H)), arrays (layers, T, N, S, K, M).
+
+    T are the time steps of the base, in which it may have merged frames. The weights of a token on all side tokens sum to 1, or
+    to 0 where its frame reads nothing. Channels that are missing or not fused by cross-attention are left out.
 
     Raises:
         ValueError: if the model carries no patch.
@@ -165,12 +172,18 @@ def attention_maps(qa: VideoQA, item: PatchItem) -> dict[str, NDArray[np.float64
     model = qa.model
     if not is_patched(model):
         raise ValueError("attention_maps: the model carries no patch")
-    batch = PatchCollator(qa.processor, model.config, qa.channels, newline=qa.newline, train=False)([item])
-    with watched(dict(patch_slot(model).fusions.items())) as calls:
+    batch = PatchCollator(qa.processor, model.config, qa.channels, train=False)([item])
+    maps: dict[str, NDArray[np.float64]] = {}
+    with _watched(patch_slot(model).fusions) as calls:
         generate_ids(model, batch, max_new_tokens=1)
-    there = {name: features for name, features in item.side.items() if features is not None and name in calls}
-    maps = {name: attention_weights(calls[name], len(features)) for name, features in there.items()}
-    return {name: weights for name, weights in maps.items() if weights is not None}
+    for name, (fusion, arguments) in calls.items():
+        features = item.side.get(name)
+        if features is None:
+            continue
+        layers = [fusion.attention_map(*arguments[:2], layer=number) for number in range(len(fusion.layers))]
+        steps = int(arguments[0].valid_BT[0].sum())
+        maps[name] = torch.stack(layers)[:, 0, :steps, ..., : len(features), :].double().cpu().numpy()
+    return maps
 
 
 def _sound_file(encoders: Mapping[str, SideEncoder[Any]], sample: Sample) -> str | None:
@@ -179,3 +192,22 @@ def _sound_file(encoders: Mapping[str, SideEncoder[Any]], sample: Sample) -> str
         if encoder.source == "audio":
             return sample.side_channels.get(name, sample.video)
     return sample.video
+
+
+@contextlib.contextmanager
+def _watched(fusions: nn.ModuleDict) -> Iterator[dict[str, tuple[Any, Sequence[Any]]]]:
+    """Collect what every cross-attention module is called with."""
+    calls: dict[str, tuple[Any, Sequence[Any]]] = {}
+    handles = []
+    for name, fusion in fusions.items():
+        if isinstance(fusion, TemporalAlignedCrossAttention):
+
+            def keep(module: nn.Module, arguments: tuple[Any, ...], name: str = name) -> None:
+                calls[name] = (module, arguments)
+
+            handles.append(fusion.register_forward_pre_hook(keep))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -15,12 +15,12 @@ from typing import Any
 from pave.data.samples import Sample
 from pave.evaluation.benchmarks import PROTOCOLS, Protocol
 from pave.evaluation.benchmarks.scoring import Row, benchmark_of, compare_benchmark
+from pave.evaluation.counterfactuals import DEFAULTS, Counterfactual
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.metrics import Interval, PairedComparison
 from pave.evaluation.result import EvalResult, compare_pairs, paired_predictions, rescore
 from pave.evaluation.runner import evaluate
 from pave.evaluation.shards import PREDICTIONS, Shard, merge_shards, whole_names
-from pave.inference import VideoQA
-from pave.inference.counterfactuals import DEFAULTS, Counterfactual
 
 _PREFIX = "counterfactual-"
 
@@ -130,8 +130,8 @@ def check_changes(qa: VideoQA, changes: Sequence[Counterfactual], samples: Seque
         ValueError: if the model has no such channel, or the samples cannot lend each other streams.
     """
     for change in changes:
-        qa.check_counterfactual(change)
-        change.partners(samples)
+        qa.use_counterfactual(change, samples)
+    qa.use_counterfactual(None)
 
 
 def evaluate_changes(
@@ -165,6 +165,7 @@ def evaluate_changes(
         found[str(change)] = evaluate(
             qa, samples, counterfactual=change, lenders=lenders, predictions=path, shard=shard, **options
         )
+    qa.use_counterfactual(None)
     return found
 
 

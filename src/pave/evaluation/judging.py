@@ -7,10 +7,10 @@ from typing import Any
 
 from pave.data.dataset import PatchDataset
 from pave.data.samples import Sample
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import as_prediction
 from pave.evaluation.result import check_scorable, verdicts
 from pave.evaluation.runner import evaluate
-from pave.inference import VideoQA
 
 
 class GeneratedAnswers:

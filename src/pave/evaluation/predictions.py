@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import Strict, read_strict
-from pave.data.samples import Sample, video_origin
+from pave.data.samples import Sample
 from pave.evaluation.metrics import exact_match, parse_choice
 from pave.utils.files import atomic_write_text, naming_disk
 from pave.utils.json_files import parse_json
@@ -46,7 +46,7 @@ class Prediction(Strict):
     earlier: str = ""
     """Hash of the earlier turns alone, which are the same wherever the files lie; empty without any."""
     content: dict[str, str] = field(default_factory=dict)
-    """What was in the sample's files when it was asked about, by role (``pave.data.contents``); empty where that was not noted."""
+    """What was in the sample's files when it was asked about, by role (``pave.evaluation.contents``); empty where that was not noted."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The sample's meta where it is one of a benchmark, for the benchmark's scorers; else empty."""
     prediction: str | None = None
@@ -63,7 +63,7 @@ class Prediction(Strict):
     @property
     def cluster(self) -> str:
         """What dependent samples share: the video, or that which the clip was cut from (``source`` in ``meta``)."""
-        return video_origin(self.meta, self.video)
+        return source_of(self.meta, self.video)
 
     @property
     def correct(self) -> bool:
@@ -85,6 +85,12 @@ class Prediction(Strict):
             raise ValueError(f"its answers {list(self.references)!r} must be among its choices {list(self.choices)!r}")
         found = parse_choice(answer, self.choices)
         return found is not None and self.choices[found] in self.references
+
+
+def source_of(meta: Mapping[str, Any], video: str) -> str:
+    """What a sample's video is a part of, by its meta where it is one of a benchmark; else the video."""
+    source = meta.get("source") if "benchmark" in meta else None
+    return source if isinstance(source, str) and source else video
 
 
 def as_prediction(sample: Sample) -> Prediction:

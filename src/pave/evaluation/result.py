@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pave.data.contents import other_content
 from pave.data.samples import read_samples
 from pave.evaluation.benchmarks import PROTOCOLS, Benchmark, Protocol
 from pave.evaluation.benchmarks.scoring import BenchmarkResult, benchmark_of, score_benchmark
+from pave.evaluation.contents import other_content
 from pave.evaluation.metrics import PairedComparison, Score, compare_paired, score_samples
 from pave.evaluation.predictions import Prediction, read_all_predictions
 from pave.evaluation.report import RunTable

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import SideChannelConfig
-from pave.data.contents import SampleContents, other_content
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
 from pave.data.store.plan import identify
 from pave.evaluation.benchmarks import PROTOCOLS, get_benchmark
 from pave.evaluation.benchmarks.scoring import benchmark_of, compare_benchmark
+from pave.evaluation.contents import SampleContents, other_content
 from pave.evaluation.costs import RunCost, costs_in
 from pave.evaluation.examples import example_view, text_view, unpatched_view, without_weights
 from pave.evaluation.exposure import Exposure, read_changes
+from pave.evaluation.inference import VideoQA
 from pave.evaluation.predictions import Prediction, check_same_sample
 from pave.evaluation.report import ExampleView, NamedComparison, write_report
 from pave.evaluation.report_sections import costs_section, exposures_section, published_section, scorers_section
 from pave.evaluation.result import EvalResult, compare_results, paired_predictions, rescore, verdicts
 from pave.evaluation.runner import model_facts
 from pave.evaluation.shards import PREDICTIONS, merge_shards
-from pave.inference import VideoQA
 from pave.patching import read_record
 from pave.side_channels import build_encoder
 from pave.utils.content import ContentHashes

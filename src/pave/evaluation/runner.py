@@ -6,27 +6,25 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pave.data.acting import Acting, ActingWatch
-from pave.data.contents import other_content
 from pave.data.samples import Sample
+from pave.evaluation.contents import other_content
 from pave.evaluation.costs import forget_cost, record_cost
+from pave.evaluation.counterfactuals import Counterfactual
+from pave.evaluation.inference import Answer, VideoQA
 from pave.evaluation.predictions import Prediction, PredictionFile, as_prediction, check_same_sample
 from pave.evaluation.result import EvalResult, check_scorable, score_predictions
 from pave.evaluation.shards import Shard
-from pave.inference import DEFAULT, Answer, VideoQA
-from pave.inference.counterfactuals import Counterfactual
-from pave.inference.request import Default
-from pave.patching import fingerprint, patch_slot
+from pave.patching import fingerprint, is_patched, patch_name, patch_slot
 from pave.patching.lora import state_dict as lora_state_dict
-from pave.patching.rows import Selection
 from pave.utils.console import track
 from pave.utils.content import changed_file
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def evaluate(
     samples: Sequence[Sample],
     *,
     predictions: str | Path | None = None,
-    patches: Selection | Default = DEFAULT,
+    patch: bool = True,
     counterfactual: Counterfactual | None = None,
     lenders: Sequence[Sample] | None = None,
     batch_size: int = 8,
@@ -56,8 +54,8 @@ def evaluate(
         samples: all that are expected; each needs an answer to compare with. Samples of a benchmark are scored by its rules.
         predictions: file that answers are written to batch by batch; what that took is written beside it (``costs``). A run that finds its own unfinished file goes on with it,
             and tries samples again that failed.
-        patches: which patches act: a name, names with strengths, or None for the base; default, what the model says.
-        counterfactual: a change to the side streams first (``pave.inference.counterfactuals``).
+        patch: False scores the base alone.
+        counterfactual: a change to the side streams first (``pave.evaluation.counterfactuals``).
         lenders: samples whose streams such a change may borrow, ``samples`` among them; default ``samples``. Parts of an evaluation
             must all be given the samples of the whole.
         batch_size: samples answered at a time.
@@ -73,15 +71,12 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    partners: dict[str, Sample] = {}
-    if counterfactual is not None:
-        qa.check_counterfactual(counterfactual, patches=patches)
-        partners = counterfactual.partners(samples if lenders is None else lenders)
+    qa.use_counterfactual(counterfactual, samples if lenders is None else lenders)
     wanted = [as_prediction(sample) for sample in samples]
     check_scorable(wanted)
     file = None
     if predictions is not None:
-        facts = {**(settings or {}), **model_facts(qa, patches, counterfactual), "max_new_tokens": max_new_tokens}
+        facts = {**(settings or {}), **model_facts(qa, patch), "max_new_tokens": max_new_tokens}
         file = PredictionFile(predictions, facts, None if shard is None else shard.to_dict())
         foreign = sorted(set(file.done).difference(want.id for want in wanted))
         if foreign:
@@ -96,20 +91,16 @@ def evaluate(
         if not file.done:
             forget_cost(file.path)
     goes_on = bool(file and file.done)
-    contents = {sample.id: partial(qa.content_of, sample, partners.get(sample.id)) for sample in samples}
-    done = _still_right(file, contents) if file else {}
+    done = _still_right(qa, file, samples) if file else {}
     batches = [b for b in plan_batches(wanted, batch_size) if any(wanted[i].id not in done for i in b)]
-    watch = ActingWatch({}, {})
+    qa.acting_watch.clear()
     start = time.monotonic()
     label = f"Answering {len(samples)} samples" + ("" if counterfactual is None else f", {counterfactual}")
     for batch in track(batches, label, enabled=progress):
         some = [samples[i] for i in batch]
-        before = [contents[sample.id]() for sample in some]
-        options: dict[str, Any] = {"patches": patches, "counterfactual": counterfactual, "partners": partners}
-        answers = qa.answer_samples(some, max_new_tokens=max_new_tokens, **options)
-        after = [contents[sample.id]() for sample in some]
-        if counterfactual is None:  # which changes what is looked at
-            _note(watch, some, answers)
+        before = [qa.content_of(sample) for sample in some]
+        answers = qa.answer_samples(some, patch=patch, max_new_tokens=max_new_tokens)
+        after = [qa.content_of(sample) for sample in some]
         found = [
             answer if x == y else changed_file(s.video) for s, answer, x, y in zip(some, answers, before, after, strict=True)
         ]
@@ -120,33 +111,24 @@ def evaluate(
         done |= {p.id: p for p in fresh}
         if file:
             file.append(fresh)
-    for sentence in watch.sentences().values():
+    for sentence in qa.acting_watch.sentences().values():
         logger.warning("%s", sentence)
     if file and batches:
-        record_cost(file.path, qa.model, patches is not None, sum(map(len, batches)), time.monotonic() - start, goes_on)
+        record_cost(file.path, qa.model, patch, sum(map(len, batches)), time.monotonic() - start, goes_on)
     ordered = file.finish([want.id for want in wanted]) if file else [done[want.id] for want in wanted]
     return score_predictions(ordered, file.settings if file else dict(settings or {}), seed=seed)
 
 
-def _note(watch: ActingWatch, samples: Sequence[Sample], answers: Sequence[Answer | ValueError]) -> None:
-    """Let the watch see how much of each stream could act."""
-    for sample, answer in zip(samples, answers, strict=True):
-        if isinstance(answer, Answer):
-            for name, side in answer.side_channels.items():
-                if side.acting is not None:
-                    watch.add(sample.id, name, Acting(side.steps, side.acting, side.why))
-
-
-def _still_right(file: PredictionFile, contents: Mapping[str, Callable[[], dict[str, str]]]) -> dict[str, Prediction]:
+def _still_right(qa: VideoQA, file: PredictionFile, samples: Sequence[Sample]) -> dict[str, Prediction]:
     """The answers of a file that need not be asked again, by sample id: those to files that are the same still."""
     answered = {p.id: p for p in file.done.values() if p.prediction is not None}
     stale = {}
-    for name, content in contents.items():
-        if name in answered:
-            before = answered[name].content
-            role = other_content(before, content()) if before else "video"
+    for sample in samples:
+        if sample.id in answered:
+            before = answered[sample.id].content
+            role = other_content(before, qa.content_of(sample)) if before else "video"
             if role is not None:
-                stale[name] = role
+                stale[sample.id] = role
     if stale:
         first, role = next(iter(stale.items()))
         logger.warning(
@@ -175,47 +157,26 @@ def plan_batches(wanted: Sequence[Prediction], batch_size: int) -> list[list[int
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def model_facts(
-    qa: VideoQA, patches: Selection | Default = DEFAULT, counterfactual: Counterfactual | None = None
-) -> dict[str, Any]:
-    """What identifies the model and how it looks at videos, for the record.
-
-    Args:
-        qa: the model.
-        patches: those that act.
-        counterfactual: the change to side streams.
-    """
-    acting = qa.patches_of(patches)
-    encoders = qa.encoder_names(patches)
+def model_facts(qa: VideoQA, patch: bool = True) -> dict[str, Any]:
+    """What identifies the model and how it looks at videos, for the record."""
     return {
-        "frames": qa.frames_of(patches).to_dict(),
+        "frames": qa.sampling.to_dict(),
         "base_weights": fingerprint(qa.model).weights,
         "dtype": str(qa.model.dtype).removeprefix("torch."),
-        "patch_weights": patch_hash(qa.model, acting) if acting else None,
-        **({"encoders": encoders} if encoders else {}),
+        "patch_weights": patch_hash(qa.model) if patch and is_patched(qa.model) else None,
+        **({"encoders": qa.encoder_names} if patch and qa.channels else {}),
         **({"vision": qa.vision.storage} if qa.vision is not None and qa.vision.storage != "exact" else {}),
-        **({"counterfactual": f"{counterfactual}, seed {counterfactual.seed}"} if counterfactual is not None else {}),
+        **({"counterfactual": f"{qa.counterfactual}, seed {qa.counterfactual.seed}"} if patch and qa.counterfactual else {}),
     }
 
 
-def patch_hash(model: Any, acting: Mapping[str, tuple[float, float]]) -> str:
-    """A hash over patches: every tensor, config and strength.
-
-    Args:
-        model: that carries them.
-        acting: strengths of residual and LoRA by name.
-    """
-    hashes = [_hash_of_patch(model, name, strengths) for name, strengths in sorted(acting.items())]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
-
-
-def _hash_of_patch(model: Any, name: str, strengths: tuple[float, float]) -> str:
-    slot = patch_slot(model, name)
+def patch_hash(model: Any) -> str:
+    """A hash over the attached patch: every tensor, its config and its strength."""
+    slot = patch_slot(model)
     tensors = dict(slot.fusions.state_dict())
     if slot.config.lora is not None:
-        tensors |= lora_state_dict(model, name)
-    strength = model.patch_strength if strengths == (1.0, 1.0) else [model.patch_strength, *strengths]
-    digest = hashlib.sha256(json.dumps([slot.config.to_dict(), strength], sort_keys=True).encode())
+        tensors |= lora_state_dict(model, patch_name(model))
+    digest = hashlib.sha256(json.dumps([slot.config.to_dict(), model.patch_strength], sort_keys=True).encode())
     for key in sorted(tensors):
         digest.update(key.encode())
         digest.update(tensors[key].detach().float().cpu().contiguous().numpy().tobytes())

@@ -30,7 +30,6 @@ class ConcatFusion(TokenFusion):
         self.standardize = Standardize(side_width) if standardize else None
         self.side_width, self.llm_width = side_width, llm_width
         self.reads_frame_times = False
-        self.alignment: Alignment | None = None
         self.hidden = nn.Linear(side_width, width)
         self.activation = nn.GELU()
         self.output = nn.Linear(width, llm_width)
@@ -49,13 +48,20 @@ class ConcatFusion(TokenFusion):
         dtype = self.hidden.weight.dtype
         side = self._prepared(side, dtype)
         B, _, M, _ = side.embeds_BKMC.shape
-        order_BK, valid_BK, after_BK = step_places(side, frame_valid_BT, frame_times_BT, alignment=self.alignment)
+        order_BK = time_order(side.valid_BK, side.times_BK)
+        valid_BK = side.valid_BK.gather(1, order_BK)
         features_BKMC = side.embeds_BKMC[torch.arange(B, device=side.device)[:, None], order_BK]
         embeds_BKME = self.output(self.activation(self.hidden(features_BKMC)))
         embeds_BKME = torch.where(valid_BK[:, :, None, None], embeds_BKME, 0.0).to(dtype)
+        after_BK = self._after_frame(side, order_BK, frame_valid_BT, frame_times_BT)
+        after_BK = torch.where(valid_BK, after_BK, _last_frame(frame_valid_BT))
         return ExtraTokens(
             embeds_BKME.flatten(1, 2), valid_BK.repeat_interleave(M, dim=1), after_BK.repeat_interleave(M, dim=1)
         )
+
+    def _after_frame(self, side: SideTokens, order_BK: Tensor, frame_valid_BT: Tensor, frame_times_BT: Tensor | None) -> Tensor:
+        """The frame after which each step goes, steps in time order, (B, K)."""
+        return _last_frame(frame_valid_BT).expand_as(order_BK)
 
 
 class InterleaveFusion(ConcatFusion):
@@ -66,11 +72,8 @@ class InterleaveFusion(ConcatFusion):
     frame. Under index alignment a stream of K < T steps is not resampled; step k goes after frame ``k * T // K``.
 
     Args:
-        side_width: C, width of the side features.
-        llm_width: E, width of the language model.
-        width: inside the module.
+        side_width, llm_width, width, standardize: as for :class:`ConcatFusion`.
         alignment: "timestamps" or "index".
-        standardize: see :class:`pave.fusion.standardize.Standardize`.
     """
 
     def __init__(
@@ -86,36 +89,13 @@ class InterleaveFusion(ConcatFusion):
         self.alignment = alignment
         self.reads_frame_times = alignment == "timestamps"
 
-
-def step_places(
-    side: SideTokens, frame_valid_BT: Tensor, frame_times_BT: Tensor | None = None, *, alignment: Alignment | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the steps of a channel go among the frames, which no weight has a say in.
-
-    Args:
-        side: steps that are not finite are marked missing.
-        frame_valid_BT: the frames.
-        frame_times_BT: seconds, for alignment by time.
-        alignment: by which each step finds its frame; None puts all of them after the last one.
-
-    Returns:
-        Three of shape (B, K), in time order with missing steps last: the number of each step, whether it is there, and the index of
-        the frame after which it goes.
-
-    Raises:
-        ValueError: if steps are to be aligned by times that are not given, or do not increase.
-    """
-    order_BK = time_order(side.valid_BK, side.times_BK)
-    valid_BK = side.valid_BK.gather(1, order_BK)
-    after_BK = _last_frame(frame_valid_BT).expand_as(order_BK)
-    if alignment == "index":
-        after_BK = _owner_by_index(side, order_BK, frame_valid_BT)
-    elif alignment == "timestamps":
+    def _after_frame(self, side: SideTokens, order_BK: Tensor, frame_valid_BT: Tensor, frame_times_BT: Tensor | None) -> Tensor:
+        if self.alignment == "index":
+            return _owner_by_index(side, order_BK, frame_valid_BT)
         if frame_times_BT is None or side.times_BK is None:
             what = "video frame" if frame_times_BT is None else "side step"
             raise ValueError(f"interleave with alignment 'timestamps' needs the time of every {what}; use alignment 'index'")
-        after_BK = _owner_by_time(side.times_BK.gather(1, order_BK), frame_valid_BT, frame_times_BT.double())
-    return order_BK, valid_BK, torch.where(valid_BK, after_BK, _last_frame(frame_valid_BT))
+        return _owner_by_time(side.times_BK.gather(1, order_BK), frame_valid_BT, frame_times_BT.double())
 
 
 def _last_frame(frame_valid_BT: Tensor) -> Tensor:

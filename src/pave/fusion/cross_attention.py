@@ -37,12 +37,8 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         query_width: width of the query source; None for learnable queries.
         width: D.
         embed_width: width that side features are mapped to before keys and values.
-        num_layers: of the attention.
-        num_heads: of each layer; ``width`` is a multiple of it.
-        alignment: see :mod:`pave.fusion.temporal_alignment`, as for the next three.
-        neighbourhood_frames: further frames whose side steps a frame looks at.
-        neighbourhood_seconds: how far behind its interval a frame looks.
-        empty_frames: what a frame without a side step gets.
+        num_layers, num_heads: of the attention; ``width`` is a multiple of ``num_heads``.
+        alignment, neighbourhood_frames, neighbourhood_seconds, empty_frames: see :mod:`pave.fusion.temporal_alignment`.
         query_source: "post_projector" reads ``video.post_projector_BTSE``, "pre_projector" ``video.pre_projector_BTSC``,
             "learnable" a table of (num_frames, tokens_per_frame, width) parameters.
         share_key_value_projection: see :class:`CrossAttentionLayer`.
@@ -52,8 +48,7 @@ class TemporalAlignedCrossAttention(ResidualFusion):
         gate: see :class:`pave.fusion.gate.InstructionGate`.
         output_mlp: linear D to 2D, GELU, linear 2D to E; without it ``width`` equals ``llm_width``.
         output_norm: the final LayerNorm.
-        num_frames: T of the learnable query table.
-        tokens_per_frame: S of the learnable query table.
+        num_frames, tokens_per_frame: T and S of the learnable query table.
 
     Raises:
         ValueError: if options contradict each other.

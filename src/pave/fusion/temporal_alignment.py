@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 Alignment = Literal["timestamps", "index"]
-EmptyFrames = Literal["skip", "nearest", "nearest_inside", "interpolate"]
+EmptyFrames = Literal["skip", "nearest", "interpolate"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,9 @@ def align(
         neighbourhood_frames: n: a frame reads from the lower edge of the n-th frame before it to the upper edge of the
             n-th frame after it (index: the chunks of those frames). Frames of its own time are not counted, others one by one.
         neighbourhood_seconds: both edges move outwards by this much (timestamps only).
-        empty_frames: what a frame with no step in reach reads (timestamps only): nothing (skip); the nearest step; the nearest step if
-            the frame lies between the first and the last step of the stream or at one of them, else nothing (nearest_inside); or one
-            step interpolated linearly in time at the frame's time, between the step before and the step after it (outside the stream:
-            its first or last step). The nearest step is the earlier of two equally near ones; among steps of one time, which keep their order
+        empty_frames: what a frame with no step in reach reads (timestamps only): nothing; the nearest step; or one step interpolated
+            linearly in time at the frame's time, between the step before and the step after it (outside the stream: its first or
+            last step). The nearest step is the earlier of two equally near ones; among steps of one time, which keep their order
             in the stream, the step before a frame is the last and the step after it the first.
 
     Raises:
@@ -214,12 +213,9 @@ def align_by_timestamps(
         return Windows(order_BK, start_BT, length_BT)
 
     empty_BT = reads_BT & (length_BT == 0)
-    if empty_frames == "nearest_inside":
-        last_B1 = (side_valid_BK.sum(dim=1, keepdim=True) - 1).clamp(min=0)
-        empty_BT &= (frame_times_BT >= steps_BK[:, :1]) & (frame_times_BT <= steps_BK.gather(1, last_B1))
     left_BT, right_BT, weight_BT = _around(steps_BK, side_valid_BK, torch.where(frame_valid_BT, frame_times_BT.double(), 0.0))
     length_BT = torch.where(empty_BT, 1, length_BT)
-    if empty_frames != "interpolate":
+    if empty_frames == "nearest":
         nearest_BT = torch.where(weight_BT > 0.5, right_BT, left_BT)
         return Windows(order_BK, torch.where(empty_BT, nearest_BT, start_BT), length_BT)
     own_T = torch.arange(K, K + T, device=order_BK.device)

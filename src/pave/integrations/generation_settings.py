@@ -35,12 +35,17 @@ class Settings:
 
     def to_generate(self) -> dict[str, Any]:
         """Arguments of ``VideoQA.answer_samples``."""
-        found: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, **dict(self.sampling)}
-        if self.until:
-            found["stop"] = self.until
+        found: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        if self.sampling:
+            found |= {"do_sample": True, **dict(self.sampling)}
         if self.repetition_penalty is not None:
             found["repetition_penalty"] = self.repetition_penalty
         return found
+
+    def cut(self, text: str) -> str:
+        """``text`` up to the first stop, without white space around it."""
+        ends = [place for stop in self.until if (place := text.find(stop)) >= 0]
+        return text[: min(ends)].strip() if ends else text
 
 
 def read_settings(given: Mapping[str, Any], task: str) -> Settings:
@@ -69,10 +74,6 @@ def read_settings(given: Mapping[str, Any], task: str) -> Settings:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{task}: generation_kwargs, {name} must be at least 1, got {value}")
-    if sampling and counts.get("num_beams", 1) > 1:
-        raise ValueError(
-            f"{task}: generation_kwargs, num_beams above 1 searches and does not draw; leave do_sample and temperature out"
-        )
     until = given.get("until") or []
     stops = [until] if isinstance(until, str) else until
     if not isinstance(stops, (list, tuple)) or not all(isinstance(stop, str) for stop in stops):

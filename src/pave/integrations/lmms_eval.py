@@ -21,8 +21,8 @@ from pave.data.collator import PatchCollator
 from pave.data.items import PatchItem
 from pave.data.media import FrameSampling
 from pave.data.samples import Sample, read_samples
-from pave.inference import VideoQA
-from pave.inference.generation import model_inputs
+from pave.evaluation.generation import model_inputs
+from pave.evaluation.inference import VideoQA
 from pave.integrations.generation_settings import Settings, read_settings
 from pave.training.loss import IGNORE, answer_loss
 from pave.utils.console import track
@@ -38,7 +38,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
     """A base, with a patch or without, as lmms-eval asks it.
 
     Args:
-        base: folder or hub id; default the one that the patch was trained on, without a patch the small base inside the package.
+        base: folder or hub id; default the small base inside the package.
         patch: folder or hub id; default none.
         num_frames: frames to look at; default as the patch was trained, else what the base's processor says.
         side_channels: a .jsonl file of samples whose ``side_channels`` are used, found by ``key``, for channels that are not in the
@@ -62,7 +62,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
 
     def __init__(
         self,
-        base: str | None = None,
+        base: str = PLAYGROUND,
         patch: str | None = None,
         *,
         num_frames: int | None = None,
@@ -94,7 +94,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
         self.batch_size, self.on_error, self.key = int(batch_size), on_error, key
         self.side_channels = None if side_channels is None else _SideFiles(side_channels, key)
         self.qa = VideoQA.from_pretrained(
-            PLAYGROUND if base is None and patch is None else base,
+            base,
             patch,
             device=device,
             dtype=dtype,
@@ -102,6 +102,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             patch_revision=patch_revision,
             sampling=None if num_frames is None else FrameSampling(num_frames=num_frames),
             allow_base_mismatch=allow_base_mismatch,
+            name=base,
             encoders=() if encoders is None else encoders.split(";"),
         )
         self.device = self.qa.model.device
@@ -123,7 +124,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
             chosen = settings[batch[0]]
             answers = self.qa.answer_samples([samples[i] for i in batch], **chosen.to_generate())
             for i, answer in zip(batch, answers, strict=True):
-                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else answer.text
+                texts[i] = self._failed(answer) if isinstance(answer, ValueError) else chosen.cut(answer.text)
         return [texts[i] for i in range(len(samples))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
@@ -187,10 +188,7 @@ class PaveForLmmsEval(lmms):  # type: ignore[misc]
     @torch.inference_mode()
     def _losses(self, items: Sequence[PatchItem]) -> list[tuple[float, bool]]:
         model = self.qa.model
-        qa = self.qa
-        collate = PatchCollator(
-            qa.processor, model.config, qa.channels, newline=qa.newline, train=True, broken_features="missing"
-        )
+        collate = PatchCollator(self.qa.processor, model.config, self.qa.channels, train=True, broken_features="missing")
         batch = collate(items)
         inputs = {**model_inputs(model, batch), "labels": batch["labels"].to(model.device)}
         _, output = answer_loss(model, model.get_output_embeddings(), inputs)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pave.patching.attach import (
     attach_patch,
     detach_patch,
+    is_patched,
+    patch_name,
+    patch_names,
+    patch_parameter_groups,
+    patch_parameters,
+    patch_slot,
     unload_patch,
 )
 from pave.patching.checkpoint import (
+    load_patch,
     load_tensors,
     push_patch_to_hub,
     resolve_patch,
@@ -16,16 +23,6 @@ from pave.patching.checkpoint import (
 from pave.patching.continuing import check_continues, continue_patch, patch_digest
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.fuse import Fused, fuse
-from pave.patching.load import load_patch
-from pave.patching.lookup import (
-    freeze_patch,
-    is_patched,
-    patch_name,
-    patch_names,
-    patch_parameter_groups,
-    patch_parameters,
-    patch_slot,
-)
 from pave.patching.record import PatchRecord, read_record
 from pave.patching.rows import InSameRows, Plan, Use, lora_rows
 from pave.patching.signing import sign_patch
@@ -45,7 +42,6 @@ __all__ = [
     "detach_patch",
     "encode",
     "fingerprint",
-    "freeze_patch",
     "fuse",
     "is_patched",
     "load_patch",

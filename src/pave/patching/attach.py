@@ -14,7 +14,6 @@ wrappers, a wrapping module):
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import types
@@ -25,12 +24,9 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.call import calls_under_way, cut_vocabulary
-from pave.patching.lookup import is_patched, patch_name, patch_names
-from pave.patching.patched import patched_class
+from pave.patching.patched import PatchedVideoLLM, calls_under_way, cut_vocabulary, patched_class
 from pave.patching.rows import InSameRows
-from pave.patching.slot import SLOTS, PatchSlot, check_name
-from pave.patching.unwritten import Unwritten
+from pave.patching.slot import SLOTS, PatchSlot
 from pave.video_llms import VideoLLMInterface, get_interface
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -39,7 +35,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 # --- attach and detach ------------------------------------------------------------------------------------------------
 
 
-def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed: int | None = 0) -> _Model:
+def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed: int = 0) -> _Model:
     """Attach a fresh patch to a base model, in place. Until it is trained, the model computes exactly what it did.
 
     Afterwards only patches' parameters require gradients, and ``model(**batch, side_channels={"audio": SideTokens},
@@ -50,7 +46,7 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
         model: a Video LLM of transformers (a ``...ForConditionalGeneration``), with patches or without.
         config: what to attach. ``newline: grid`` needs a base with a newline embedding, ``vocabulary`` at most its head's rows.
         name: name of the patch, an identifier; it names the slot and the LoRA adapter.
-        seed: of the fresh weights; the global random state is left alone. None leaves them unwritten, for a caller who fills them.
+        seed: of the fresh weights; the global random state is left alone.
 
     Returns:
         The same object.
@@ -72,6 +68,8 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     base: Any = model
     interface = get_interface(base.config)
     _check_prompt_settings(base, config, interface)
+    if config.lora is not None:
+        lora.target_regex(model, config.lora)  # refuse before anything is touched
     try:
         _put_on(base, config, name, seed)
     except BaseException:  # out of memory, for instance
@@ -80,20 +78,19 @@ def attach_patch(model: _Model, config: PatchConfig, name: str = "default", seed
     return model
 
 
-def _put_on(base: Any, config: PatchConfig, name: str, seed: int | None) -> None:
+def _put_on(base: Any, config: PatchConfig, name: str, seed: int) -> None:
     """Everything that changes the model. What this does, all or part of it, ``_take_off`` undoes."""
-    trainable = [] if is_patched(base) else [path for path, p in base.named_parameters() if p.requires_grad]
+    trainable = [path for path, p in base.named_parameters() if p.requires_grad]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
-        with Unwritten() if seed is None else contextlib.nullcontext():
-            slot = build_slot(base.config, config)
+        torch.manual_seed(seed)
+        slot = build_slot(base.config, config)
         if config.lora is not None:
-            lora.inject(base, name, config.lora, fresh=seed is not None)
+            lora.inject(base, name, config.lora)
     if not is_patched(base):
         _swap_class(base, trainable)
-    device = base.get_input_embeddings().weight.device
-    if device.type != "meta":
-        slot = slot.to(device)
+    embeddings = base.get_input_embeddings().weight
+    if embeddings.device.type != "meta":
+        slot = slot.to(embeddings.device)
     getattr(base, SLOTS)[name] = slot.train(base.training)
     if config.vocabulary is not None and "pave_vocabulary_hook" not in base.__dict__:
         base.pave_vocabulary_hook = base.get_output_embeddings().register_forward_hook(cut_vocabulary)
@@ -232,6 +229,13 @@ def build_slot(base_config: Any, config: PatchConfig) -> PatchSlot:
     )
 
 
+def check_name(what: str, name: str) -> None:
+    """Refuse a name of a patch or a channel that no submodule can have."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
+        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
+
+
 def check_forward(model: Any) -> None:
     """Refuse a ``forward`` that something bound to the instance: it would go past the class that is swapped in or out.
 
@@ -254,3 +258,58 @@ def rebind_forward(model: Any) -> None:
         model._old_forward = types.MethodType(type(model).forward, model)
         hooked: Any = functools.update_wrapper(model.forward, model._old_forward)
         hooked.__signature__ = inspect.signature(model._old_forward)
+
+
+# --- what is attached -------------------------------------------------------------------------------------------------
+
+
+def is_patched(model: nn.Module) -> bool:
+    """True if a patch is attached to ``model`` itself."""
+    return isinstance(model, PatchedVideoLLM)
+
+
+def patch_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the attached patches, in the order in which they were attached."""
+    return model.patch_names if isinstance(model, PatchedVideoLLM) else ()
+
+
+def patch_name(model: nn.Module, name: str | None = None) -> str:
+    """The name of an attached patch.
+
+    Args:
+        model: a patched model.
+        name: the one that is meant; None where there is only one.
+
+    Raises:
+        ValueError: if there is none (of that name), or several and none is named.
+    """
+    names = patch_names(model)
+    if not names:
+        raise ValueError(f"this {type(model).__name__} carries no patch; call attach_patch or load_patch first")
+    if name is None and len(names) > 1:
+        raise ValueError(f"the model carries several patches ({', '.join(names)}); say by name which one is meant")
+    if name is not None and name not in names:
+        raise ValueError(f"the model carries no patch {name!r}; attached: {', '.join(names)}")
+    return names[0] if name is None else name
+
+
+def patch_slot(model: nn.Module, name: str | None = None) -> PatchSlot:
+    """The fusion modules of an attached patch, named where there are several."""
+    slot: PatchSlot = getattr(model, SLOTS)[patch_name(model, name)]
+    return slot
+
+
+def patch_parameter_groups(model: nn.Module, name: str | None = None) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of a patch by role: "fusion", "output_norm", "gate", "lora". Disjoint and complete."""
+    groups: dict[str, list[nn.Parameter]] = {"fusion": [], "output_norm": [], "gate": []}
+    fusion: Any
+    for fusion in patch_slot(model, name).fusions.values():
+        for role, parameters in fusion.parameter_groups().items():
+            groups[role] += parameters
+    groups["lora"] = lora.parameters(model, patch_name(model, name))
+    return groups
+
+
+def patch_parameters(model: nn.Module, name: str | None = None) -> list[nn.Parameter]:
+    """Every trainable parameter of a patch, named where there are several."""
+    return [p for group in patch_parameter_groups(model, name).values() for p in group]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from torch import Tensor
 
-from pave.config import PatchConfig
-from pave.patching.record import PatchRecord
 from pave.patching.storage import parameter_count, tensor_bytes
 from pave.side_channels.own import own_modules
-from pave.utils.embedded import is_playground
+from pave.utils.embedded import PLAYGROUND
 from pave.utils.optional import INSTALL
+
+if TYPE_CHECKING:
+    from pave.config import PatchConfig
+    from pave.patching.record import PatchRecord
 
 
 def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> str:
@@ -36,11 +38,9 @@ def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mappi
     provenance = [
         f"- {key}: {'; '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in record.provenance.items()
-        if not isinstance(value, dict) and key != "verdicts"
+        if not isinstance(value, dict)
     ]
-    provenance += _parent(record.provenance.get("parent")) + _composed(record.provenance.get("composed"))
-    provenance += _beside(record.provenance.get("beside"))
-    provenance += [f"- verdict: {sentence}" for sentence in record.verdicts]
+    provenance += _parent(record.provenance.get("parent"))
     return "\n".join(
         [
             "---",
@@ -123,33 +123,6 @@ def _parent(parent: Any) -> list[str]:
     return [f"- parent: went on from the patch {parent.get('patch')}{revision}, whose tensors are {parent.get('tensors')}"]
 
 
-def _composed(composed: Any) -> list[str]:
-    """In words: the patches that were added up, from what ``pave compose`` recorded."""
-    if not isinstance(composed, dict):
-        return []
-    parts = ", ".join(
-        f"{part['name']} (weight {part['weight']:g}, LoRA {part['lora_weight']:g})" for part in composed.get("parts", [])
-    )
-    how = (
-        "their LoRA updates summed" if composed.get("method") == "sum" else f"their LoRA updates merged by {composed['method']}"
-    )
-    cut = "" if composed.get("rank") is None else f" and cut to rank {composed['rank']}"
-    lost = f"; {100 * composed['lost']:.2g} % of the sum's squared norm is lost" if composed.get("lost") else ""
-    lines = [f"- composed of the patches {parts}, {how}{cut}{lost}"]
-    lines.append("- where a video has the channels of some of them only, the LoRA updates of all act")
-    measured = composed.get("measured")
-    return [*lines, *(f"- {sentence}" for sentence in measured["sentences"])] if isinstance(measured, dict) else lines
-
-
-def _beside(beside: Any) -> list[str]:
-    if not isinstance(beside, dict):
-        return []
-    return [
-        f"- trained beside the frozen patch {name}, {facts.get('patch')}: use it together with that one"
-        for name, facts in beside.items()
-    ]
-
-
 def _tasks(provenance: Mapping[str, Any]) -> list[str]:
     """A table of the tasks that the patch was trained on, where several were named."""
     data, losses = provenance.get("data"), provenance.get("eval_losses")
@@ -173,7 +146,7 @@ def _base_in_words(record: PatchRecord) -> str:
     name, kind = record.base.model_id, record.base.architecture.get("model_type")
     if name is None:
         return f"a Video LLM of type {kind} whose name was not recorded"
-    if is_playground(name):
+    if name == PLAYGROUND:
         return f"`{name}`, the small Video LLM inside pave ({kind})"
     if Path(name).is_absolute() or name.startswith("."):
         return f"`{Path(name).name}` ({kind}), which was the folder `{name}` on the computer that made the patch"

@@ -13,22 +13,24 @@ The hashes bind the files together: what was damaged, or belongs to another patc
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import pave
 from pave.config import PatchConfig
-from pave.patching import adapter_files, lora
+from pave.patching import lora
+from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch, patch_name, patch_slot
 from pave.patching.card import patch_card
-from pave.patching.fingerprint import BaseFingerprint, fingerprint
-from pave.patching.lookup import patch_name, patch_slot
+from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
 from pave.patching.record import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
@@ -41,9 +43,11 @@ from pave.patching.record import (
     write_record,
 )
 from pave.patching.storage import to_storage, unpack
-from pave.utils.embedded import embedded_path
 from pave.utils.files import atomic_folder
-from pave.version import __version__
+
+logger = logging.getLogger(__name__)
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 def save_patch(
@@ -81,7 +85,7 @@ def save_patch(
     slot = patch_slot(model, name)
     dtype = getattr(torch, storage_dtype or slot.config.storage_dtype)
     record = PatchRecord(
-        pave_version=__version__,
+        pave_version=pave.__version__,
         name=name,
         patch=slot.config,
         base=base or fingerprint(model, processor),
@@ -125,6 +129,59 @@ def write_files(
     return target
 
 
+def load_patch(
+    model: _Model,
+    patch: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    processor: Any = None,
+    allow_base_mismatch: bool = False,
+) -> _Model:
+    """Attach a saved patch to a base, in place. Several may be attached one after the other, under names of their own.
+
+    Args:
+        model: the base the patch was trained on.
+        patch: a local folder, or the id of a repository on the hub.
+        name: name of the patch on this model, which tells it from others there; default, the one it was saved under.
+        revision: of the hub repository.
+        processor: the base's processor, to check tokenizer and chat template too.
+        allow_base_mismatch: load on another base all the same; a warning says what is overridden. Sizes must still fit.
+
+    Returns:
+        The same model, patched.
+
+    Raises:
+        ValueError: if anything is missing, unexpected or of another shape, or the base is another one; the model is then as it was.
+    """
+    check_base(model)
+    folder = resolve_patch(patch, revision)
+    record = read_record(folder)
+    own = fingerprint(model, processor)
+    if not weights_compared(record.base, own):
+        logger.warning(
+            "%s: the base's weights could not be compared with those the patch was trained on (sharded, offloaded, or not recorded); "
+            "only the architecture was",
+            patch,
+        )
+    found = differences(record.base, own)
+    if found:
+        trained_on = record.base.model_id or record.base.architecture.get("model_type")
+        text = f"{patch}: the patch was trained on another base ({trained_on}); this one differs in: {'; '.join(found)}"
+        if not allow_base_mismatch:
+            raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
+        logger.warning("%s. Loading it all the same, as asked", text)
+    tensors = read_files(folder, record)
+    _check_sizes(model, folder, record.patch, tensors)
+    attach_patch(model, record.patch, name=name or record.name)
+    try:
+        copy_into(model, folder, tensors, name=name or record.name)
+    except BaseException:
+        detach_patch(model, name or record.name)
+        raise
+    return model
+
+
 def load_tensors(model: nn.Module, folder: str | Path, *, name: str | None = None) -> None:
     """Copy a saved patch's tensors into the attached patch of the same config, strictly.
 
@@ -166,10 +223,25 @@ def read_files(folder: Path, record: PatchRecord) -> PatchTensors:
     if patch.lora is None:
         return PatchTensors(fusion, None, stored)
     checked_bytes(folder, f"{LORA_FOLDER}/{ADAPTER_CONFIG}", record)
-    adapter_files.check_config(folder / LORA_FOLDER, patch.lora)
+    lora.check_config(folder / LORA_FOLDER, patch.lora)
     adapter = unpack(_read_file(folder, f"{LORA_FOLDER}/{LORA_FILE}", record), "plain", str(adapter_file))
-    adapter_files.check_ranks(adapter, patch.lora, str(adapter_file))
+    lora.check_ranks(adapter, patch.lora, str(adapter_file))
     return PatchTensors(fusion, adapter, stored)
+
+
+def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTensors) -> None:
+    """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
+    layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
+    if layers > len(tensors.fusion):
+        raise ValueError(
+            f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}"
+        )
+    try:
+        with torch.device("meta"):
+            own = build_slot(model.config, patch).fusions.state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None
+    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
 
 
 def copy_into(
@@ -184,12 +256,12 @@ def copy_into(
     if channels is not None:
         chosen = set(channels)
         own = {key: value for key, value in own.items() if key.split(".", 1)[0] in chosen}
-    adapter_files.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
+    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
     if tensors.adapter is not None:
         lora.load_state_dict(model, patch_name(model, name), tensors.adapter, str(folder / LORA_FOLDER / LORA_FILE))
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(adapter_files.like(value, tensors.fusion[key]))
+            value.copy_(lora.like(value, tensors.fusion[key]))
 
 
 def _read_file(folder: Path, name: str, record: PatchRecord) -> dict[str, Tensor]:
@@ -217,12 +289,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolve_patch(patch: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a patch: that inside the package for ``pave:audio``, else downloaded from the hub if ``patch`` is no folder.
+    """The local folder of a patch, downloaded from the hub if ``patch`` is no folder.
 
     Raises:
         ValueError: if there is no such folder and no such repository can be had.
     """
-    folder = Path(embedded_path(patch))
+    folder = Path(patch)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {patch} is a local folder")

@@ -13,20 +13,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+import pave
 from pave.config import LoraSettings
-from pave.patching import adapter_files
+from pave.patching import lora
 from pave.patching.checkpoint import PatchTensors, read_files, resolve_patch, write_files
 from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER, PatchRecord, read_record
 from pave.patching.storage import FusionStorage, pack, tensor_bytes, to_storage, unpack
 from pave.utils.json_files import read_json_object
-from pave.version import __version__
-
-_Factor = TypeVar("_Factor")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class CompressedPatch:
             for part, is_lora in (("fusion", False), ("lora", True))
         }
         return {
-            "pave_version": __version__,
+            "pave_version": pave.__version__,
             "lora_ranks": {kind: list(pair) for kind, pair in self.ranks.items()},
             "fusion_storage": self.record.fusion_storage,
             "bytes_before": sum(self.bytes_before.values()),
@@ -98,16 +96,14 @@ def compress_patch(
         wanted = _wanted_ranks(str(patch), settings, adapter, lora_rank, lora_energy)
         smaller = with_ranks(settings, wanted)
         ranks = {k: (settings.rank_of(k), rank) for k, rank in wanted.items() if rank < settings.rank_of(k)}
-        cut = cut_adapter(adapter, settings, smaller, dtype)
-        changed = update_changes(adapter, settings, cut, smaller)
-        errors |= {f"lora {layer}": change.relative for layer, change in changed.items()}
-        settings, adapter = smaller, cut
+        adapter = _cut_adapter(adapter, settings, smaller, dtype, errors)
+        settings = smaller
     before = {"fusion": tensor_bytes(tensors.stored_fusion), "lora": tensor_bytes(tensors.adapter or {})}
     after = {"fusion": tensor_bytes(stored), "lora": tensor_bytes(adapter or {})}
     made = dataclasses.replace(
         record,
         fusion_storage=storage,
-        pave_version=__version__,
+        pave_version=pave.__version__,
         patch=dataclasses.replace(record.patch, lora=settings),
     )
     return CompressedPatch(source, made, stored, adapter, before, after, ranks, errors)
@@ -132,7 +128,7 @@ def write_compressed(compressed: CompressedPatch, out: str | Path, *, measured: 
     def save_adapter_config(folder: Path) -> None:
         assert record.patch.lora is not None
         values = read_json_object(source / LORA_FOLDER / ADAPTER_CONFIG)
-        values |= adapter_files.adapter_settings(record.patch.lora)
+        values |= lora.adapter_settings(record.patch.lora)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
     return write_files(out, record, compressed.fusion, compressed.adapter, save_adapter_config)
@@ -241,9 +237,9 @@ def _wanted_ranks(
     if not 0 < energy <= 1:
         raise ValueError(f"{where}: energy is a share, above 0 and at most 1, got {energy}")
     squares = {kind: torch.zeros(settings.rank_of(kind), dtype=torch.float64) for kind in settings.targets}
-    for layer in updated_layers(adapter):
-        kind = layer.rsplit(".", 1)[-1]
-        found = torch.linalg.svdvals(_core(*factors(adapter, layer))[0]).square()
+    for module in _modules(adapter):
+        kind = module.rsplit(".", 1)[-1]
+        found = torch.linalg.svdvals(_core(*_factors(adapter, module))[0]).square()
         squares[kind][: len(found)] += found[: len(squares[kind])]
     return {kind: _enough(values, energy) for kind, values in squares.items()}
 
@@ -256,86 +252,49 @@ def _enough(squares: Tensor, energy: float) -> int:
     return min(int((kept < energy * kept[-1]).sum()) + 1, int((squares > 1e-12 * kept[-1]).sum()))
 
 
-def cut_adapter(
-    adapter: Mapping[str, Tensor], before: LoraSettings, after: LoraSettings, dtype: torch.dtype
+def _cut_adapter(
+    adapter: Mapping[str, Tensor], before: LoraSettings, after: LoraSettings, dtype: torch.dtype, errors: dict[str, float]
 ) -> dict[str, Tensor]:
-    """The best approximation of every update in the ranks of ``after``.
-
-    Args:
-        adapter: the factors, by PEFT's names on disk.
-        before: their settings.
-        after: what ``with_ranks`` makes of them.
-        dtype: that the new factors are stored in; factors whose rank stays are the very tensors.
-    """
     out = dict(adapter)
-    for layer in updated_layers(adapter):
-        kind = layer.rsplit(".", 1)[-1]
+    for module in _modules(adapter):
+        kind = module.rsplit(".", 1)[-1]
         rank = after.rank_of(kind)
         if rank == before.rank_of(kind):
             continue
-        down_cut, up_cut = _truncate(*factors(adapter, layer), rank)
+        down, up = _factors(adapter, module)
+        down_cut, up_cut = _truncate(down, up, rank)
         ratio = math.sqrt(before.scale_of(kind) / after.scale_of(kind))  # 1 but for rounding
-        out |= to_storage(factor_names(layer, down_cut * ratio, up_cut * ratio), dtype)
+        prefix = f"base_model.model.{module}"
+        out |= to_storage({f"{prefix}.lora_A.weight": down_cut * ratio, f"{prefix}.lora_B.weight": up_cut * ratio}, dtype)
+        stored_down, stored_up = _factors(out, module)
+        scaled_up, stored_up = before.scale_of(kind) * up, after.scale_of(kind) * stored_up
+        difference = _core(torch.cat([down, stored_down]), torch.cat([scaled_up, -stored_up], dim=1))[0]
+        errors[f"lora {module}"] = _relative(difference, _core(down, scaled_up)[0])
     return out
 
 
-@dataclass(frozen=True)
-class UpdateChange:
-    """How far the update of a layer is from what it was."""
-
-    norm: float
-    """Of the difference (Frobenius)."""
-    whole: float
-    """Norm of what it was."""
-
-    @property
-    def relative(self) -> float:
-        return self.norm / self.whole if self.whole else 0.0
-
-
-def update_changes(
-    adapter: Mapping[str, Tensor], settings: LoraSettings, other: Mapping[str, Tensor], other_settings: LoraSettings
-) -> dict[str, UpdateChange]:
-    """By layer whose factors in ``other`` are not the very tensors of ``adapter``, how far the two updates are apart."""
-    changes = {}
-    for layer in updated_layers(adapter):
-        if all(other[key] is adapter[key] for key in factor_names(layer, None, None)):
-            continue
-        kind = layer.rsplit(".", 1)[-1]
-        (down, up), (other_down, other_up) = factors(adapter, layer), factors(other, layer)
-        up, other_up = settings.scale_of(kind) * up, other_settings.scale_of(kind) * other_up
-        difference = _core(torch.cat([down, other_down]), torch.cat([up, -other_up], dim=1))[0]
-        changes[layer] = UpdateChange(float(difference.norm()), float(_core(down, up)[0].norm()))
-    return changes
-
-
-def updated_layers(adapter: Mapping[str, Tensor]) -> list[str]:
+def _modules(adapter: Mapping[str, Tensor]) -> list[str]:
     """The layers that the adapter updates; both factors of each must be there and fit.
 
     Raises:
         ValueError: naming the tensor that is missing or does not fit.
     """
-    layers = list(dict.fromkeys(adapter_files.module_of(key) for key in adapter))
-    for layer in layers:
-        parts = list(factor_names(layer, None, None))
+    modules = list(dict.fromkeys(lora.module_of(key) for key in adapter))
+    for module in modules:
+        parts = [f"base_model.model.{module}.lora_{part}.weight" for part in "AB"]
         for key in parts:
             if key not in adapter:
                 raise ValueError(f"the adapter is incomplete: {key} is missing")
         down, up = (adapter[key] for key in parts)
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             raise ValueError(f"the adapter is damaged: {parts[0]} and {parts[1]} do not fit each other")
-    return layers
+    return modules
 
 
-def factor_names(layer: str, down: _Factor, up: _Factor) -> dict[str, _Factor]:
-    """The two factors of a layer's update, A and B, under PEFT's names on disk."""
-    return {f"base_model.model.{layer}.lora_{part}.weight": factor for part, factor in (("A", down), ("B", up))}
-
-
-def factors(adapter: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
+def _factors(adapter: Mapping[str, Tensor], module: str) -> tuple[Tensor, Tensor]:
     """A (rank, inputs) and B (outputs, rank) of a layer, in float64."""
-    down, up = (adapter[key].double() for key in factor_names(layer, None, None))
-    return down, up
+    prefix = f"base_model.model.{module}"
+    return adapter[f"{prefix}.lora_A.weight"].double(), adapter[f"{prefix}.lora_B.weight"].double()
 
 
 def _core(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,6 @@ from pave.patching.slot import base_state_dict
 from pave.utils.embedded import model_name
 
 _ELEMENTS = 64
-"""Of every tensor, spread over it."""
 _SHOWN = 6
 """Most differences that a message names."""
 
@@ -128,14 +128,14 @@ def _sha(data: bytes) -> str:
 
 
 def _hash_weights(model: nn.Module) -> tuple[str | None, str | None]:
-    """Hashes over all tensors, and over those that quantisation leaves alone; None where one is not there to read."""
+    """Hashes over all tensors, and over those that quantisation leaves alone."""
     quantised = bool(getattr(model, "is_quantized", False))
     digests: list[str] = []
     plain: list[str] = []
-    for kind, samples in _samples(model, quantised):
+    for name, samples in _samples(model, quantised):
         digest = _sha(samples)
         digests.append(digest)
-        if kind != "matrix":
+        if name != "matrix":
             plain.append(digest)
     if not plain:
         return None, None
@@ -146,8 +146,8 @@ def _hash_buffers(model: nn.Module) -> str | None:
     """Of every element of every buffer that a checkpoint of the base holds; None if one is not there to read."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        for name, tensor in module._buffers.items():
-            if tensor is not None and name not in module._non_persistent_buffers_set:
+        for name, tensor in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
                 found[f"{path}.{name}" if path else name] = tensor
     digests = []
     for name, tensor in base_state_dict(found).items():
@@ -159,12 +159,11 @@ def _hash_buffers(model: nn.Module) -> str | None:
     return _sha("".join(sorted(digests)).encode())
 
 
-def _samples(model: nn.Module, quantised: bool) -> list[tuple[str, bytes]]:
+def _samples(model: nn.Module, quantised: bool) -> Iterator[tuple[str, bytes]]:
     """(kind, bytes) of every tensor of the base, in any order; nothing if one is not there to read."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     seen: set[int] = set()
-    chosen: dict[tuple[torch.device, torch.dtype], list[tuple[str, bytes, Tensor]]] = {}
-    places: dict[tuple[int, torch.device], Tensor] = {}
+    chosen: list[tuple[str, bytes, Tensor]] = []
     for name, tensor in base_state_dict(dict(model.named_parameters(remove_duplicate=False))).items():
         if id(tensor) in seen:  # tied
             continue
@@ -172,18 +171,18 @@ def _samples(model: nn.Module, quantised: bool) -> list[tuple[str, bytes]]:
         kind = "embedding" if id(tensor) in embeddings else "vector" if tensor.ndim < 2 else "matrix"
         if kind == "matrix" and (quantised or not tensor.is_floating_point()):
             continue
-        count, device = tensor.numel(), tensor.device
-        if device.type == "meta" or type(tensor.data).__name__ == "DTensor" or count == 0:
-            return []
-        if (count, device) not in places:
-            places[count, device] = torch.arange(_ELEMENTS, device=device) * (count - 1) // (_ELEMENTS - 1)
-        values = tensor.detach().reshape(-1)[places[count, device]]
-        chosen.setdefault((device, tensor.dtype), []).append((kind, _place(name, tensor), values))
-    out = []
-    for members in chosen.values():  # rounded and brought to the CPU together, since there are hundreds
-        rows = _rounded(torch.stack([values for _, _, values in members])).cpu().view(torch.int16).numpy()
-        out += [(kind, place + row.tobytes()) for (kind, place, _), row in zip(members, rows, strict=True)]
-    return out
+        if tensor.device.type == "meta" or type(tensor.data).__name__ == "DTensor" or tensor.numel() == 0:
+            return
+        chosen.append((kind, _place(name, tensor), _take(tensor)))
+    by_device: dict[torch.device, list[int]] = {}
+    for index, (_, _, values) in enumerate(chosen):
+        by_device.setdefault(values.device, []).append(index)
+    host: dict[int, Tensor] = {}
+    for indices in by_device.values():  # one transfer per device
+        joined = torch.cat([chosen[i][2] for i in indices]).cpu()
+        host.update(zip(indices, joined.split([len(chosen[i][2]) for i in indices]), strict=True))
+    for index, (kind, place, _) in enumerate(chosen):
+        yield kind, place + host[index].view(torch.int16).numpy().tobytes()
 
 
 def _place(name: str, tensor: Tensor) -> bytes:
@@ -191,7 +190,13 @@ def _place(name: str, tensor: Tensor) -> bytes:
     return json.dumps([[part for part in name.split(".") if part.isdigit()], list(tensor.shape)]).encode()
 
 
+def _take(tensor: Tensor) -> Tensor:
+    """Up to 64 elements spread over the tensor: rounded to bfloat16, then in float16, where what is too small for it is zero."""
+    flat = tensor.detach().reshape(-1)
+    index = torch.arange(_ELEMENTS, device=flat.device) * (flat.numel() - 1) // (_ELEMENTS - 1)
+    return _rounded(flat[index])
+
+
 def _rounded(values: Tensor) -> Tensor:
-    """To bfloat16, then to float16, where what is too small for it is zero."""
     rounded = values.to(torch.bfloat16).to(torch.float16)
     return torch.where(rounded.abs() < torch.finfo(torch.float16).smallest_normal, 0.0, rounded)

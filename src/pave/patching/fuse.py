@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pave.patching.added import check_prompt, insert, newline_tokens, side_tokens
+from pave.patching.lengthen import Lengthening, insert_tokens, plan_newlines, plan_side_tokens
 from pave.patching.rows import Plan
-from pave.patching.slot import PatchSlot, add_residual, batch_videos
+from pave.patching.slot import PatchSlot, add_residual, batch_videos, rows_of_videos
 from pave.tokens import QuestionTokens, SideTokens
 from pave.video_llms import VideoLayout, VideoLLMInterface, get_interface
 from pave.video_llms.encode import EncodedVideo
-from pave.video_llms.prompt import added_places, read_places, rows_of_videos, times_of_steps
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,8 @@ class Fused:
     """For ``mm_encoder_outputs``."""
     lora: dict[str, list[float]]
     """Weight of every patch's LoRA update, row by row."""
+    longer: Lengthening | None = None
+    """The longer prompt, where a patch adds tokens to it."""
     idle: list[nn.Parameter] = field(default_factory=list)
     """Of fusion modules that did not run and that no video token keeps in the graph."""
 
@@ -162,7 +163,6 @@ def fuse(
     frame_times: Tensor | None,
     plan: Plan,
     prompt: Mapping[str, Any],
-    added_tokens: Tensor | None = None,
 ) -> Fused:
     """Add strength times residual to the videos whose row uses a patch and that have its channel; all others stay bit for bit.
 
@@ -174,7 +174,6 @@ def fuse(
         frame_times: (videos, frames) seconds, NaN-padded.
         plan: which patches act on which row, how strongly.
         prompt: the call's other arguments.
-        added_tokens: where the prompt has room for tokens that a patch adds, see ``pave.lay_out_prompt``.
 
     Raises:
         ValueError: if videos, side tokens, times and placeholders do not agree in number.
@@ -182,14 +181,13 @@ def fuse(
     outputs = {key: copy.copy(output) for key, output in encoded.outputs.items()}
     if not encoded.has_videos:
         without = {name: _lora_weights(slot, plan.lora_strengths(name), set()) for name, slot in slots.items()}
-        check_prompt(None, [], read_places(added_tokens))
         return Fused(outputs, without, idle=_learning(p for slot in slots.values() for p in slot.parameters()))
-    call = _Call(model, encoded, prompt, plan, added_tokens)
-    times_BT = None if not sides or frame_times is None else times_of_steps(call.interface, call.layouts, frame_times)
+    call = _Call(model, encoded, prompt, plan)
+    times_BT = None if not sides or frame_times is None else call.step_times(frame_times)
     fused = list(call.videos)
     lora: dict[str, list[float]] = {}
     idle: list[nn.Parameter] = []
-    adding: list[str] = []
+    lengthening: list[str] = []
     for name, slot in slots.items():
         own = sides.get(name, {})
         present = call.present(own)
@@ -208,13 +206,15 @@ def fuse(
             for v, tokens in zip(chosen, added, strict=True):
                 fused[v] = tokens
         if _adds_tokens(slot, strengths, own if chosen else {}):
-            adding.append(name)
+            lengthening.append(name)
     if idle and torch.is_grad_enabled():
         fused[0] = fused[0] + zero_of(idle).to(fused[0])
-    fused = call.with_added(fused, adding, slots, sides, frame_times, times_BT)
+    longer = call.lengthen(lengthening, slots, sides, times_BT)
+    if longer is not None:
+        fused = insert_tokens(fused, longer)
     output = outputs[encoded.video_key]
     output.pooler_output = call.interface.join(fused, output.pooler_output)
-    return Fused(outputs, lora)
+    return Fused(outputs, lora, longer)
 
 
 def zero_of(idle: Sequence[nn.Parameter]) -> Tensor:
@@ -245,9 +245,7 @@ def _adds_tokens(slot: PatchSlot, strengths: Sequence[float], sides: Mapping[str
 class _Call:
     """The videos of one call and where they stand."""
 
-    def __init__(
-        self, model: Any, encoded: EncodedVideo, prompt: Mapping[str, Any], plan: Plan, added_tokens: Tensor | None
-    ) -> None:
+    def __init__(self, model: Any, encoded: EncodedVideo, prompt: Mapping[str, Any], plan: Plan) -> None:
         self.model = model
         self.interface: VideoLLMInterface = get_interface(model.config)
         self.encoded = encoded
@@ -255,9 +253,6 @@ class _Call:
         self.layouts: Sequence[VideoLayout] = encoded.layouts
         self.videos = self.interface.split(encoded.outputs[encoded.video_key].pooler_output, self.layouts)
         self.plan = plan
-        self.places = [[] for _ in self.videos] if added_tokens is None else read_places(added_tokens)
-        if len(self.places) != len(self.videos):
-            raise ValueError(f"added_tokens: {len(self.places)} videos, but the call has {len(self.videos)} videos")
         self.row_of = self._rows()
 
     def _rows(self) -> list[int]:
@@ -270,8 +265,7 @@ class _Call:
                 )
             return list(range(len(self.videos)))
         is_video_BL = self.interface.is_video_token(self.model.config, ids)
-        own = self.interface.tokens_in_prompt(self.layouts, self.prompt)
-        return rows_of_videos(is_video_BL, [count + len(row) for count, row in zip(own, self.places, strict=True)])
+        return rows_of_videos(is_video_BL, self.interface.tokens_in_prompt(self.layouts, self.prompt))
 
     def present(self, sides: Mapping[str, SideTokens]) -> list[bool]:
         present = present_videos(sides)
@@ -319,42 +313,41 @@ class _Call:
         index = torch.tensor(rows, device=ids.device)
         return QuestionTokens(embeds[index.to(embeds.device)].to(device), valid[index].to(device))
 
-    def with_added(
-        self,
-        videos: list[Tensor],
-        names: Sequence[str],
-        slots: Mapping[str, PatchSlot],
-        sides: Sides,
-        frame_times: Tensor | None,
-        times_BT: Tensor | None,
-    ) -> list[Tensor]:
-        """The videos with the tokens between theirs that a patch adds, for which the prompt must have room.
+    def step_times(self, frame_times: Tensor) -> Tensor:
+        """Seconds of every step of the model, (videos, T), 0 behind a video's last one."""
+        steps = [layout.steps for layout in self.layouts]
+        if frame_times.ndim != 2 or frame_times.shape[0] != len(steps):
+            raise ValueError(f"frame_times must have shape ({len(steps)} videos, frames), got {tuple(frame_times.shape)}")
+        times = self.interface.step_times(frame_times)
+        for row, (known, T) in enumerate(zip(torch.isfinite(times).tolist(), steps, strict=True)):
+            if sum(known) != T:
+                raise ValueError(
+                    f"frame_times: video {row} has times for {sum(known)} time steps of the model, but {T} steps were encoded "
+                    f"(the model merges {self.interface.frames_per_step} sampled frame(s) into a step)"
+                )
+            if not all(known[:T]):
+                raise ValueError(
+                    f"frame_times: video {row} has no time for step {known.index(False)}; only padding at the end is NaN"
+                )
+        return times[:, : max(steps)].nan_to_num()
 
-        Args:
-            videos: tokens of each.
-            names: of the patches that add some.
-            slots: the patches by name.
-            sides: see ``read_sides``.
-            frame_times: (videos, frames) seconds.
-            times_BT: of the model's steps.
-        """
+    def lengthen(
+        self, names: Sequence[str], slots: Mapping[str, PatchSlot], sides: Sides, times_BT: Tensor | None
+    ) -> Lengthening | None:
+        """The longer prompt of this call, where a patch hands further tokens to the language model."""
         if not names:
-            check_prompt(None, [[] for _ in videos], self.places)
-            return videos
+            return None
         if len(names) > 1:
-            raise ValueError(f"the patches {' and '.join(names)} both add tokens to the prompt, so they cannot act in one call")
-        name, slot, own = names[0], slots[names[0]], sides.get(names[0], {})
-        strengths = [self.plan.strengths(name)[row] for row in self.row_of]
+            raise ValueError(f"the patches {' and '.join(names)} both lengthen the prompt, so they cannot act in one call")
+        slot, strengths = slots[names[0]], [self.plan.strengths(names[0])[row] for row in self.row_of]
+        acting = [bool(strength) for strength in strengths]
+        if slot.config.newline == "grid":
+            return plan_newlines(self.model, self.interface, self.layouts, acting, self.prompt)
         between = [strength for strength in strengths if strength not in (0.0, 1.0)]
-        if between and slot.config.newline != "grid":
+        if between:
             raise ValueError(
-                f"channels of the patch {name!r} that add tokens to the prompt cannot act at strength {between[0]}: "
+                f"channels of the patch {names[0]!r} that lengthen the prompt cannot act at strength {between[0]}: "
                 "their tokens are there or not"
             )
-        acting = [bool(strength) for strength in strengths]
-        config = slot.config
-        wanted = added_places(config.side_channels, config.newline, self.interface, self.layouts, own, frame_times, acting)
-        check_prompt(name, wanted, self.places)
-        if config.newline == "grid":
-            return insert(videos, newline_tokens(self.model, self.interface, self.places), self.places)
-        return insert(videos, side_tokens(slot, own, self.layouts, times_BT, self.places), self.places)
+        own = sides[names[0]]
+        return plan_side_tokens(slot, own, self.model, self.interface, self.layouts, times_BT, acting, self.prompt)

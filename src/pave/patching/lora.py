@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,15 +25,11 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from pave.config import LoraSettings
-from pave.patching.adapter_files import adapter_settings, check_same_tensors, like
 from pave.patching.rows import current_rows
-from pave.patching.unwritten import Unwritten
+from pave.utils.json_files import read_json_object
 
 PREFIX = "pave_"
 """Of the names of patches' adapters. Without it ``get_peft_model`` would overwrite a patch called "default"."""
-
-_WRAPPED = "_checkpoint_wrapped_module."
-"""What torch's activation checkpointing puts into the names of the modules that it wraps."""
 
 
 def adapter_name(patch: str) -> str:
@@ -151,11 +148,11 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     """
     decoder = model.get_decoder()
     prefix = next(path for path, module in model.named_modules() if module is decoder)
-    found = _linears(decoder)
-    unknown = sorted(set(settings.targets) - set(found))
+    found = set(_linears(decoder))
+    unknown = sorted(set(settings.targets) - found)
     if unknown:
         raise ValueError(f"lora.targets: the language model has no linear layer named {unknown}; it has {sorted(found)}")
-    chosen: list[Any] = [linear for kind in settings.targets for _, linear in found[kind]]
+    chosen: list[Any] = [m for kind, layers in _linears(decoder).items() if kind in settings.targets for m in layers]
     offloaded = sum(hasattr(m, "_hf_hook") and next(m.parameters()).device.type == "meta" for m in chosen)
     if offloaded:
         raise ValueError(
@@ -171,67 +168,55 @@ def target_regex(model: Any, settings: LoraSettings) -> str:
     return re.escape(prefix) + r"\.(?:.*\.)?(" + "|".join(re.escape(t) for t in settings.targets) + ")"
 
 
-def _linears(decoder: nn.Module) -> dict[str, list[tuple[nn.Module, nn.Module]]]:
-    """The linear layers of the language model by kind, each behind the module that holds it; those inside a LoRA layer as the one that
-    they were."""
-    out: dict[str, list[tuple[nn.Module, nn.Module]]] = {}
+def _linears(decoder: nn.Module) -> dict[str, list[nn.Module]]:
+    """The linear layers of the language model by kind, those inside a LoRA layer as the one that they were."""
+    out: dict[str, list[nn.Module]] = {}
     inside: set[int] = set()
-    for parent in decoder.modules():
-        for kind, module in parent.named_children():
-            if isinstance(module, LoraLayer):
-                inside |= {id(part) for part in nn.Module.modules(module)}  # type: ignore[arg-type]
-                linear: Any = module.get_base_layer()
-            else:
-                linear = None if id(module) in inside else module
-            if isinstance(linear, nn.Linear):
-                out.setdefault(kind, []).append((parent, linear))
+    for path, module in decoder.named_modules():
+        if isinstance(module, LoraLayer):
+            inside |= {id(part) for part in nn.Module.modules(module)}  # type: ignore[arg-type]
+            linear: Any = module.get_base_layer()
+        else:
+            linear = None if id(module) in inside else module
+        if isinstance(linear, nn.Linear):
+            out.setdefault(path.rsplit(".", 1)[-1], []).append(linear)
     return out
 
 
-def inject(model: Any, name: str, settings: LoraSettings, *, fresh: bool = True) -> None:
-    """Put LoRA layers for patch ``name`` into the language model, in float32, in place. Other adapters stay as they are.
-
-    Args:
-        model: the base.
-        name: of the patch.
-        settings: of its LoRA.
-        fresh: False leaves the factors unwritten, for a caller who fills them.
-    """
-    targets, adapter = target_regex(model, settings), adapter_name(name)
-    fresh = fresh or settings.use_dora  # whose lengths are made from the factors
+def inject(model: Any, name: str, settings: LoraSettings) -> None:
+    """Put LoRA layers for patch ``name`` into the language model, in float32, in place. Other adapters stay as they are."""
     config = peft.LoraConfig(
         **adapter_settings(settings),
         lora_dropout=settings.dropout,
         init_lora_weights="gaussian" if settings.init == "gaussian" else True,
-        target_modules=r"\d+\.(" + "|".join(re.escape(t) for t in settings.targets) + ")",
+        target_modules=target_regex(model, settings),
         task_type="CAUSAL_LM",
     )
-    modules = _holders(model, settings)
-    active = {id(m): list(m.active_adapters) for m in modules.modules() if isinstance(m, LoraLayer)}
-    flags = {id(p): p.requires_grad for p in modules.parameters()}
+    active = {id(m): list(m.active_adapters) for m in model.modules() if isinstance(m, LoraLayer)}
+    flags = {id(p): p.requires_grad for p in model.parameters()}
+    modules = _without_type(model)
     try:
-        with warnings.catch_warnings(), contextlib.nullcontext() if fresh else Unwritten():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
-            peft.inject_adapter_in_model(config, modules, adapter_name=adapter)
+            peft.inject_adapter_in_model(config, modules, adapter_name=adapter_name(name))
     finally:  # PEFT makes a new adapter the only active one, and freezes the others
-        for layer in (m for m in modules.modules() if isinstance(m, LoraLayer)):
+        for layer in (m for m in model.modules() if isinstance(m, LoraLayer)):
             layer._active_adapter = active.get(id(layer), [])
-        for parameter in modules.parameters():
+        for parameter in model.parameters():
             parameter.requires_grad_(flags.get(id(parameter), True))
         if hasattr(modules, "peft_config"):
             model.peft_config = modules.peft_config
-    model.peft_config[adapter].target_modules = targets
-    for layer in _layers(modules, name).values():
+    for layer in _layers(model, name).values():
         if not isinstance(layer, RowLora):
             kind: Any = type(layer)
             layer.__class__ = _row_class(kind)
             layer.pave_patches = ()
         layer.pave_patches = (*layer.pave_patches, name)
         layer.lora_dropout.train(model.training)  # PEFT's starts in training mode, also inside a model in eval mode
-        for parameter in _own_parameters(layer, adapter):
+        for parameter in _own_parameters(layer, adapter_name(name)):
             parameter.data = parameter.data.float()
         if settings.use_dora:
-            _start_magnitude(layer, adapter)
+            _start_magnitude(layer, adapter_name(name))
 
 
 def _start_magnitude(layer: Any, name: str) -> None:
@@ -244,23 +229,16 @@ def _start_magnitude(layer: Any, name: str) -> None:
         magnitude.weight.copy_(magnitude.get_weight_norm(weight, update, layer.scaling[name]))
 
 
-def _holders(model: Any, settings: LoraSettings) -> Any:
-    """The modules that hold the chosen linear layers, by number, with the model's attributes and a config without ``model_type``.
+def _without_type(model: Any) -> Any:
+    """The same modules and attributes as a plain module whose config has no ``model_type``.
 
-    PEFT walks over all modules that it is given several times, and rewrites the targets of models that it knows by type as mixtures of
-    experts, for the sake of old checkpoints: to bare names, which match in every tower, and to packed experts. Here a target is a
-    linear layer of the language model and nothing else.
+    PEFT rewrites the targets of models that it knows by type as mixtures of experts, for the sake of old checkpoints:
+    to bare names, which match in every tower, and to packed experts. Here a target is a linear layer of the language model and nothing else.
     """
-    decoder = model.get_decoder()
-    found = _linears(decoder)
-    wanted = {id(holder) for kind in settings.targets for holder, _ in found[kind]}
     plain: Any = nn.Module()
     quantization = getattr(model.config, "quantization_config", None)
     config = SimpleNamespace(to_dict=dict, **({} if quantization is None else {"quantization_config": quantization}))
-    own = {"_modules": {}, "_parameters": {}, "_buffers": {}, "config": config}
-    plain.__dict__.update({**model.__dict__, **own})
-    for number, holder in enumerate(module for module in decoder.modules() if id(module) in wanted):
-        plain.add_module(str(number), holder)
+    plain.__dict__.update({**model.__dict__, "config": config})
     return plain
 
 
@@ -271,12 +249,6 @@ def _own_parameters(layer: Any, adapter: str) -> list[nn.Parameter]:
 def parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
     """The trainable LoRA parameters of patch ``name``."""
     return [p for layer in _layers(model, name).values() for p in _own_parameters(layer, adapter_name(name))]
-
-
-def without_dropout(model: nn.Module, name: str) -> None:
-    """Take the dropout off the inputs of patch ``name``'s updates."""
-    for layer in _layers(model, name).values():
-        layer.lora_dropout[adapter_name(name)] = nn.Identity()
 
 
 def remove(model: Any, name: str) -> None:
@@ -295,17 +267,6 @@ def remove(model: Any, name: str) -> None:
         model.peft_config.pop(adapter_name(name), None)
         if not model.peft_config:
             del model.peft_config
-
-
-def fold(model: Any, name: str) -> None:
-    """Add the updates of patch ``name`` to the base's own weights, in place. It stays attached and would act twice: take it off.
-
-    Raises:
-        ValueError: if a weight is not finite afterwards.
-    """
-    for layer in _layers(model, name).values():
-        layer.merge(safe_merge=True, adapter_names=[adapter_name(name)])
-        layer.merged_adapters.remove(adapter_name(name))
 
 
 def save_config(model: Any, name: str, folder: str, base_id: str | None) -> None:
@@ -364,16 +325,73 @@ def read_adapter_config(values: Mapping[str, Any], targets: tuple[str, ...], whe
     )
 
 
+def check_config(folder: Path, settings: LoraSettings) -> None:
+    """Refuse a folder whose ``adapter_config.json`` would make PEFT compute another update than ``settings`` do.
+
+    Raises:
+        ValueError: naming the file and what it says.
+    """
+    path = folder / peft.utils.CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the patch is incomplete")
+    ours = adapter_settings(settings)
+    values = read_json_object(path)
+    try:
+        found = {
+            key: values[key] if key in ("r", "lora_alpha") else values.get(key) or type(value)() for key, value in ours.items()
+        }
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path} is no config of a LoRA adapter; copy or download it again") from None
+    for key, value in ours.items():
+        if found[key] != value:
+            raise ValueError(
+                f"{path}: {key} is {found[key]!r}, but the patch was made with {value!r}; the files belong to two patches"
+            )
+
+
+def adapter_settings(settings: LoraSettings) -> dict[str, Any]:
+    """What PEFT's ``adapter_config.json`` says of the update that ``settings`` describe, by PEFT's names."""
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "rank_pattern": dict(settings.ranks),
+        "alpha_pattern": dict(settings.alphas),
+        "use_rslora": settings.use_rslora,
+        "use_dora": settings.use_dora,
+    }
+
+
+def module_of(key: str) -> str:
+    """The base's own name of the linear layer that an adapter tensor is for.
+
+    Raises:
+        ValueError: if the tensor is no part of a LoRA update.
+    """
+    found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(?:[AB]\.weight|magnitude_vector)", key)
+    if found is None:
+        raise ValueError(f"{key} is no tensor of a LoRA update")
+    return found[1]
+
+
+def check_ranks(tensors: Mapping[str, Tensor], settings: LoraSettings, where: str) -> None:
+    """Refuse first factors of other ranks than ``settings`` name, and kinds without any; ``where`` is named."""
+    absent = set(settings.targets)
+    for key, value in tensors.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        kind = key.removesuffix(".lora_A.weight").rsplit(".", 1)[-1]
+        absent.discard(kind)
+        rank = settings.rank_of(kind)
+        if value.shape[:1] != (rank,):
+            raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, patch_config.json says rank {rank}")
+    if absent:
+        raise ValueError(f"{where}: no tensor is for {sorted(absent)[0]}, which patch_config.json names in lora.targets")
+
+
 def state_dict(model: Any, name: str) -> dict[str, Tensor]:
     """The LoRA tensors under PEFT's on-disk names (``base_model.model.….lora_A.weight``)."""
-    adapter = adapter_name(name)
-    out: dict[str, Tensor] = {}
-    for path, layer in _layers(model, name).items():
-        where = f"base_model.model.{path.replace(_WRAPPED, '')}"
-        out |= {f"{where}.{part}.weight": getattr(layer, part)[adapter].weight.detach() for part in ("lora_A", "lora_B")}
-        if adapter in layer.lora_magnitude_vector:
-            out[f"{where}.lora_magnitude_vector"] = layer.lora_magnitude_vector[adapter].weight.detach()
-    return out
+    own = peft.get_peft_model_state_dict(model, adapter_name=adapter_name(name), save_embedding_layers=False)
+    return {f"base_model.model.{key}": value for key, value in own.items()}
 
 
 def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -387,3 +405,27 @@ def load_state_dict(model: Any, name: str, tensors: Mapping[str, Tensor], where:
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(like(value, tensors[key]))
+
+
+def like(own: Tensor, given: Tensor) -> Tensor:
+    """A whole tensor cut as ``own`` is, where FSDP2 shards that; every process must call it with the whole one."""
+    sharded: Any = own
+    if not hasattr(sharded, "full_tensor"):
+        return given
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(given.to(own.device), sharded.device_mesh, sharded.placements)
+
+
+def check_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
+    """Both hold the same names and shapes, or one ValueError names the first difference and counts the rest."""
+    missing, unexpected = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing:
+        raise ValueError(f"{where}: {len(missing)} tensor(s) missing, the first is {missing[0]}")
+    if unexpected:
+        raise ValueError(f"{where}: {len(unexpected)} unexpected tensor(s), the first is {unexpected[0]}")
+    for key, value in own.items():
+        if value.shape != given[key].shape:
+            raise ValueError(
+                f"{where}: {key} has shape {tuple(given[key].shape)}, this base and config need {tuple(value.shape)}"
+            )

@@ -6,36 +6,44 @@ import contextlib
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import Cache
 
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.branches import with_branches
-from pave.patching.call import SideChannels, keep_rows, prepared, touched
-from pave.patching.checkpoint import save_patch
-from pave.patching.fuse import FrameTimes
+from pave.patching.fuse import FrameTimes, Fused, fuse, present_videos, read_sides, read_times, zero_of
+from pave.patching.lengthen import Lengthening, at_given_positions
 from pave.patching.rows import (
     InSameRows,
     Patches,
     Plan,
+    Rows,
     Selection,
     check_strength,
     current_rows,
+    lora_rows,
     read_selection,
 )
 from pave.patching.slot import SLOTS, PatchSlot, base_state_dict, without_patches
+from pave.tokens import SideTokens
 from pave.video_llms import get_interface
-from pave.video_llms.encode import EncodedVideo
+from pave.video_llms.encode import PIXELS, EncodedVideo, encode, encoder_outputs, learning_parameters
 
 logger = logging.getLogger(__name__)
+
+SideChannels = Mapping[str, SideTokens | Mapping[str, SideTokens]]
+"""Side tokens of every video by channel, or by patch and channel."""
 
 
 @dataclass(frozen=True)
@@ -145,22 +153,17 @@ class PatchedVideoLLM:
         """``with model.patch_scaled(0.5):`` scales residuals and LoRA updates, in this thread or task only."""
         return _overridden(self, strength=check_strength(strength, "patch_strength"))
 
-    def selected_patches(self) -> dict[str, Any]:
-        """Which patches act where a call says nothing, by name with strengths: those of ``patches_selected`` or ``select_patches``, else
-        all as trained. What ``patch_strength`` says comes on top."""
-        override = _override(self).patches
-        chosen = self.pave_selection if override is None else override
-        return dict.fromkeys(self.patch_names, 1.0) if chosen is None else dict(chosen)
-
     def plan(self, patches: Patches, num_rows: int) -> Plan:
         """Which patches act on which row of a call, how strongly.
 
         Args:
-            patches: what the call says; None for ``selected_patches``.
+            patches: what the call says; None for what ``patches_selected`` or ``select_patches`` say, else all patches as trained.
             num_rows: of the batch.
         """
-        said = self.selected_patches() if patches is None else patches
-        return Plan.of(said, num_rows, self.patch_names, self.patch_strength)
+        names = self.patch_names
+        for said in (_override(self).patches, self.pave_selection, dict.fromkeys(names, 1.0)):
+            patches = said if patches is None else patches
+        return Plan.of(patches, num_rows, names, self.patch_strength)
 
     # --- calls
 
@@ -172,7 +175,6 @@ class PatchedVideoLLM:
         frame_times: FrameTimes | None = None,
         patches: Patches = None,
         vision_features: EncodedVideo | None = None,
-        added_tokens: Tensor | None = None,
     ) -> Iterator[dict[str, Any]]:
         """For code that runs inner modules itself: what ``forward`` does around the base's own.
 
@@ -182,16 +184,17 @@ class PatchedVideoLLM:
             frame_times: likewise.
             patches: likewise.
             vision_features: likewise.
-            added_tokens: likewise.
 
         Yields:
             The arguments to call ``model.base_model`` with inside the block.
         """
-        with prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
             yield call.inputs
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
         """Save the *base*, byte for byte as without patches, and each patch beside it under ``pave_patches/<name>``."""
+        from pave.patching.checkpoint import save_patch
+
         tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # then transformers saves those adapters, not the base
         kept = without_patches(tensors) if with_adapters else base_state_dict(tensors)
@@ -245,6 +248,213 @@ class PatchedVideoLLM:
         return (_rebuild, (self._pave_base,), *state[2:])
 
 
+# --- one call ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Prepared:
+    """The base's own arguments for a call."""
+
+    inputs: dict[str, Any]
+    encoded: bool = False
+    """Whether they hold encoder outputs in place of pixels."""
+    longer: Lengthening | None = None
+    idle: list[nn.Parameter] = field(default_factory=list)
+    """To be touched at the loss."""
+
+
+@contextlib.contextmanager
+def _prepared(
+    model: Any,
+    batch: Mapping[str, Any],
+    side_channels: SideChannels | None,
+    frame_times: FrameTimes | None,
+    patches: Patches,
+    vision_features: EncodedVideo | None,
+) -> Iterator[_Prepared]:
+    """Encode, fuse and hand over, inside the rows of the call. Where no patch acts, the base gets what it was given."""
+    slots: dict[str, PatchSlot] = dict(getattr(model, SLOTS).items())
+    plan: Plan = model.plan(patches, _num_rows(batch))
+    times_BF = read_times(frame_times)
+    sides = read_sides(slots, side_channels or {}, plan.names(), times_BF)
+    vocabulary = _vocabulary(slots, plan)
+    _check_vision_features(model, batch, vision_features)
+    held = None if side_channels or patches is not None or vision_features is not None else _rows_of_cache(model, batch)
+    if held is not None:
+        with _under_way(model), lora_rows(held):
+            yield _Prepared(dict(batch))
+        return
+    if not _must_fuse(model, slots, plan, sides):
+        _check_video(batch, sides, vision_features or EncodedVideo({}, ""))
+        fused = fuse(model, slots, EncodedVideo({}, ""), {}, None, plan, batch)
+        fused.outputs = {} if vision_features is None else encoder_outputs(model, vision_features)
+        with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary)):
+            yield _handed_over(dict(batch), fused)
+        return
+    if vision_features is None:
+        counts = None if times_BF is None else torch.isfinite(times_BF).sum(dim=1).tolist()
+        features = any(slots[name].needs_pre_projector() for name in sides)
+        encoded = encode(model, batch, frame_counts=counts, pre_projector=features)
+    else:
+        encoded = vision_features.to(model.get_input_embeddings().weight.device, vision_features.dtype)
+    _check_video(batch, sides, encoded)
+    grids = [name for name in plan.names() if slots[name].config.newline == "grid"]
+    if grids and (batch.get("mm_encoder_outputs") or {}).get("video") is not None:
+        raise ValueError(
+            "newline 'grid' needs the video's pixels in the call: pass pixel_values_videos, not mm_encoder_outputs"
+        )
+    prompt = {name: value for name, value in batch.items() if not name.startswith(PIXELS)}
+    fused = fuse(model, slots, encoded, sides, times_BF, plan, prompt)
+    with _under_way(model), lora_rows(Rows(model, fused.lora, vocabulary, fused.longer)):
+        yield _handed_over(prompt, fused)
+
+
+# A decoding loop of one's own hands the cache of one call to the next, and the rows with it.
+
+
+def _keep_rows(output: Any) -> None:
+    """Let the cache that a call returns remember its rows."""
+    found = (output,) if isinstance(output, Tensor) else output
+    found = found if isinstance(found, tuple) else (getattr(output, "past_key_values", None),)
+    for cache in found:
+        if isinstance(cache, Cache):
+            cache.pave_rows = current_rows()  # type: ignore[attr-defined]
+
+
+def _rows_of_cache(model: Any, batch: Mapping[str, Any]) -> Rows | None:
+    """The rows of the call whose cache this one goes on from, unless it brings a video or the patches are disabled."""
+    names, strength = model.patch_names, model.patch_strength
+    rows: Rows | None = getattr(batch.get("past_key_values"), "pave_rows", None)
+    video = any(name.startswith(PIXELS) and value is not None for name, value in batch.items())
+    if rows is None or rows.owner is not model or video or strength == 0.0:
+        return None
+    gone = [name for name, weights in rows.weights.items() if any(weights) and name not in names]
+    if gone:
+        raise ValueError(f"past_key_values come from a call with the patch {gone[0]!r}, which is not attached any more")
+    return rows
+
+
+_RUNNING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _count(model: nn.Module, by: int) -> None:
+    with _LOCK:
+        _RUNNING[model] = _RUNNING.get(model, 0) + by
+
+
+@contextlib.contextmanager
+def _under_way(model: nn.Module) -> Iterator[None]:
+    _count(model, 1)
+    try:
+        yield
+    finally:
+        _count(model, -1)
+
+
+def calls_under_way(model: nn.Module) -> int:
+    """How many calls of a patched model run at present, in all threads."""
+    with _LOCK:
+        return _RUNNING.get(model, 0)
+
+
+def _handed_over(prompt: dict[str, Any], fused: Fused) -> _Prepared:
+    inputs = prompt if fused.longer is None else fused.longer.arguments
+    if fused.outputs:
+        inputs = {**inputs, "mm_encoder_outputs": fused.outputs}
+    return _Prepared(inputs, bool(fused.outputs), fused.longer, fused.idle)
+
+
+def _check_vision_features(model: Any, batch: Mapping[str, Any], features: EncodedVideo | None) -> None:
+    if features is None:
+        return
+    if not isinstance(features, EncodedVideo):
+        raise ValueError(f"vision_features: expected EncodedVideo, got {type(features).__name__}")
+    given = [name for name, value in batch.items() if name.startswith(PIXELS) and value is not None]
+    if given:
+        raise ValueError(f"vision_features stand in place of pixels, but {given[0]} was given as well; pass one of them")
+    trained = learning_parameters(model) if torch.is_grad_enabled() else []
+    if trained:
+        raise ValueError(
+            f"the vision tower is trained (the first parameter that takes gradients is {trained[0]!r}), so its features change and cannot "
+            "be stored: freeze it, or pass the video's pixels"
+        )
+
+
+def _num_rows(batch: Mapping[str, Any]) -> int:
+    """Of the prompt; of the pixels where a base makes the prompt by itself."""
+    for name in ("input_ids", "inputs_embeds", "pixel_values"):
+        if batch.get(name) is not None:
+            return len(batch[name])
+    return 1
+
+
+def _must_fuse(model: Any, slots: Mapping[str, PatchSlot], plan: Plan, sides: Mapping[str, Any]) -> bool:
+    if torch.is_grad_enabled():
+        if model.training:
+            return True  # every fusion gets a gradient, of zero at least, and nothing is kept of the frozen encoders
+        if any(p.requires_grad for name in sides for p in slots[name].parameters()):
+            return True
+    acting = plan.names()
+    return any(any(present_videos(sides.get(name, {}))) or slots[name].config.newline == "grid" for name in acting)
+
+
+def _check_video(batch: Mapping[str, Any], sides: Mapping[str, Mapping[str, SideTokens]], encoded: EncodedVideo) -> None:
+    given = [channel for own in sides.values() for channel in own]
+    if encoded.has_videos or not any(any(present_videos(own)) for own in sides.values()):
+        return
+    if not encoded.video_key and any(name.startswith(PIXELS) and batch[name] is not None for name in batch):
+        return  # the base encodes them
+    raise ValueError(
+        f"side_channels ({', '.join(given)}) were given, but no video was encoded in this call; pass the video's pixels in "
+        "the same call, or leave side_channels out"
+    )
+
+
+def _vocabulary(slots: Mapping[str, PatchSlot], plan: Plan) -> list[int | None]:
+    """How many token ids each row chooses from, empty where no patch says anything of it."""
+    if all(slot.config.vocabulary is None for slot in slots.values()):
+        return []
+    out: list[int | None] = []
+    for row in plan.rows:
+        cut = [slots[use.name].config.vocabulary for use in row if use.acts]
+        out.append(min((rows for rows in cut if rows is not None), default=None))
+    return out
+
+
+def cut_vocabulary(head: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    """A hook on the output embeddings: -inf for ids that a patch's ``vocabulary`` leaves out, in place.
+
+    The softmax over the rest is then that of a head cut to ``vocabulary`` rows, in the loss and in decoding. Logits keep
+    their shape, because the base's own loss flattens them by the vocabulary size of its config.
+    """
+    rows = current_rows()
+    if rows is None or not any(rows.vocabulary) or rows.owner.get_output_embeddings() is not head:  # type: ignore[operator]
+        return
+    if len(set(rows.vocabulary)) == 1:
+        logits[..., rows.vocabulary[0] :] = float("-inf")
+        return
+    if logits.ndim != 3 or len(logits) % len(rows.vocabulary):
+        raise ValueError("rows with and without a patch's vocabulary cannot share this batch: pass them in separate batches")
+    copies = len(logits) // len(rows.vocabulary)
+    for row, count in enumerate(rows.vocabulary):
+        if count is not None:
+            logits[row * copies : (row + 1) * copies, ..., count:] = float("-inf")
+
+
+def _touched(output: Any, idle: list[nn.Parameter]) -> Any:
+    """Give fusion modules a part in the graph, with gradient zero, in a batch that has no video to carry it."""
+    zero = zero_of(idle)
+    if isinstance(output, tuple):  # return_dict=False: the loss comes first where there is one, else the logits
+        return (output[0] + zero.to(output[0].device, output[0].dtype), *output[1:])
+    for key in ("loss", "logits"):
+        value = getattr(output, key, None)
+        if value is not None:
+            setattr(output, key, value + zero.to(value.device, value.dtype))
+    return output
+
+
 # --- the class --------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +477,7 @@ def _forward_method(base: Any) -> Any:
     parameters = list(signature.parameters.values())
     required = [p.name for p in parameters[1:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     at = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    for name in ("branches", "vision_features", "patches", "added_tokens", "frame_times", "side_channels"):
+    for name in ("branches", "vision_features", "patches", "frame_times", "side_channels"):
         parameters.insert(at, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
 
     @functools.wraps(original)
@@ -276,7 +486,6 @@ def _forward_method(base: Any) -> Any:
         *args: Any,
         side_channels: Any = None,
         frame_times: Any = None,
-        added_tokens: Any = None,
         patches: Any = None,
         vision_features: Any = None,
         branches: Any = None,
@@ -291,14 +500,14 @@ def _forward_method(base: Any) -> Any:
         del batch["self"]
         if branches is not None:
             batch = with_branches(self, branches, batch)
-        with prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
             if call.encoded:
                 call.inputs = {**dict.fromkeys(required), **call.inputs}  # some ask for pixels by position
             output = original(self, **call.inputs)
             if call.idle and self.training and torch.is_grad_enabled():
-                output = touched(output, call.idle)
-            keep_rows(output)
-            return output
+                output = _touched(output, call.idle)
+            _keep_rows(output)
+            return output if call.longer is None else at_given_positions(output, call.longer, batch)
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     forward.__doc__ = (original.__doc__ or "") + _ARGUMENTS
@@ -309,8 +518,6 @@ _ARGUMENTS = """
         side_channels (`dict`, *optional*): tokens of each side channel (`SideTokens`, one row per video) by channel, or by patch and
             channel.
         frame_times (array, list or tensor of shape `(videos, frames)`, *optional*): seconds of the sampled frames, NaN-padded.
-        added_tokens (`torch.LongTensor` of shape `(videos, tokens)`, *optional*): where the prompt has room for tokens that a patch adds,
-            as `pave.lay_out_prompt` makes both; -1 behind the last.
         patches (*optional*): which patches act, for all rows or one entry a row: a name, a mapping from names to strengths, or None for
             the base. Default: those selected, else all.
         vision_features (`EncodedVideo`, *optional*): what the base made of the videos earlier, in place of their pixels.
@@ -331,18 +538,22 @@ def _generate_method(base: Any) -> Any:
         *args: Any,
         side_channels: Any = None,
         frame_times: Any = None,
-        added_tokens: Any = None,
         patches: Any = None,
         vision_features: Any = None,
         **kwargs: Any,
     ) -> Any:
         batch = kwargs if inputs is None else {**kwargs, prompt: inputs}
-        with prepared(self, batch, side_channels, frame_times, patches, vision_features, added_tokens) as call:
+        with _prepared(self, batch, side_channels, frame_times, patches, vision_features) as call:
             if call.encoded:
                 output = get_interface(self.config).generate(self, original, args, call.inputs)
             else:  # a few families have another first argument than the prompt: it is passed on only if given
                 output = original(self, *(() if inputs is None else (inputs,)), *args, **kwargs)
-            keep_rows(output)
+            _keep_rows(output)
+            if call.longer is None:
+                return output
+            if isinstance(output, Tensor):
+                return call.longer.shrink(output)
+            output.sequences = call.longer.shrink(output.sequences)
             return output
 
     return generate

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, Strict, read_strict
+from pave.patching.attach import check_name
 from pave.patching.fingerprint import BaseFingerprint
-from pave.patching.slot import check_name
 from pave.patching.storage import FusionStorage
 from pave.utils.json_files import MAX_JSON_BYTES, parse_json
 from pave.utils.reading import read_bytes
@@ -52,16 +52,6 @@ class PatchRecord(Strict):
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
-
-    @property
-    def verdicts(self) -> list[str]:
-        """Sentences that the training said of the patch at its end (``pave.training.verdict``)."""
-        told = self.provenance.get("verdicts")
-        return (
-            [str(one["sentence"]) for one in told if isinstance(one, dict) and "sentence" in one]
-            if isinstance(told, list)
-            else []
-        )
 
     def file_names(self) -> list[str]:
         """The files beside ``patch_config.json`` that are read when the patch is loaded."""

@@ -146,6 +146,7 @@ class Rows:
         owner: the patched model.
         weights: of every patch's LoRA update, row by row; a patch that is not named acts on no row.
         vocabulary: token ids that a row chooses from, None for all; see ``PatchConfig.vocabulary``.
+        longer: the longer prompt of the call, where a patch adds tokens to it.
     """
 
     def __init__(
@@ -153,10 +154,12 @@ class Rows:
         owner: nn.Module,
         weights: Mapping[str, Sequence[float]],
         vocabulary: Sequence[int | None] = (),
+        longer: Any = None,
     ) -> None:
         self.owner = owner
         self.weights = dict(weights)
         self.vocabulary = tuple(vocabulary)
+        self.longer = longer
         self._indexed: dict[Any, tuple[Tensor | None, float | Tensor]] = {}
 
     def of(self, name: str, x: Tensor) -> tuple[Tensor | None, float | Tensor]:

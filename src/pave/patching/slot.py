@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +14,6 @@ from pave.video_llms import VideoLayout
 
 SLOTS = "pave_patches"
 """Name of the submodule of a base that holds its patches, one slot each."""
-
-
-def check_name(what: str, name: str) -> None:
-    """Refuse a name of a patch or a channel that no submodule can have."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
-        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
 
 
 def without_patches(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,10 +46,6 @@ class PatchSlot(nn.Module):
     def __init__(self, config: PatchConfig, *, llm_width: int, pre_projector_width: int) -> None:
         super().__init__()
         self.config = config
-        self.provenance: Mapping[str, Any] = {}
-        """Where the patch came from, as its file says it; empty for one that was not loaded."""
-        self.frozen = False
-        """Whether it only acts, beside a patch that is trained."""
         self.fusions = nn.ModuleDict(
             {
                 name: build_fusion(
@@ -164,3 +152,32 @@ def add_residual(
         fused = torch.where(touched_BT[row, :T, None, None].to(tokens.device), body + residual, body)
         out.append(torch.cat([fused.reshape(T * S, -1), tokens[T * S :]]))
     return out
+
+
+def rows_of_videos(is_video_BL: Tensor, tokens_per_video: Sequence[int]) -> list[int]:
+    """The row of the batch that each video stands in: placeholders are filled in order, row by row.
+
+    Args:
+        is_video_BL: True at the placeholders of video tokens.
+        tokens_per_video: how many tokens of each video stand in the prompts.
+
+    Raises:
+        ValueError: if the prompts do not hold exactly one placeholder per video token, or a video would straddle rows.
+    """
+    per_row = is_video_BL.sum(dim=1).tolist()
+    if sum(per_row) != sum(tokens_per_video):
+        raise ValueError(
+            f"the prompts hold {sum(per_row)} video placeholders ({per_row} per row), but the {len(tokens_per_video)} videos "
+            f"make {sum(tokens_per_video)} tokens ({list(tokens_per_video)} per video)"
+        )
+    rows: list[int] = []
+    row, room = 0, per_row[0] if per_row else 0
+    for video, count in enumerate(tokens_per_video):
+        while room == 0 and row + 1 < len(per_row):
+            row += 1
+            room = per_row[row]
+        if count > room:
+            raise ValueError(f"video {video} has {count} tokens, but row {row} has room for {room} more")
+        rows.append(row)
+        room -= count
+    return rows

@@ -20,10 +20,9 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch
+from pave.patching.attach import attach_patch, patch_slot
 from pave.patching.cost import BYTES, COUNTED, fusion_flops, linear_flops, video_tokens, vision_flops
-from pave.patching.lookup import patch_slot
-from pave.patching.training_memory import Memory, Sizes, StepSettings, StepShape, Tokens, head_widths, memory_of
+from pave.patching.training_memory import Memory, Sizes, StepSettings, StepShape, Tokens, adds_tokens, head_widths, memory_of
 from pave.video_llms import get_interface
 
 
@@ -125,7 +124,7 @@ def _flops(
     frozen = per_token * L
     attention = text.num_hidden_layers * 4.0 * L**2 * head_widths(text)[0]
     update = 2.0 * sum(p.numel() for p in lora.parameters(model, "default")) * L
-    learnt = shape.answer_tokens * shape.mean_questions
+    learnt = L if adds_tokens(patch) else shape.answer_tokens * shape.mean_questions
     head = 2.0 * text.hidden_size * text.vocab_size * learnt
     layers = frozen + attention + update
     again = layers if settings.activation_checkpointing else 0.0

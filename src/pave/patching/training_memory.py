@@ -29,8 +29,8 @@ from typing import Any
 from torch import nn
 
 from pave.config import FusionConfig, PatchConfig
+from pave.patching.attach import patch_parameters, patch_slot
 from pave.patching.cost import BYTES, SIDE_LINEARS
-from pave.patching.lookup import patch_parameters, patch_slot
 
 _MASTER = 4
 """Bytes of a trained parameter and of its gradient; AdamW holds twice as much."""
@@ -236,6 +236,7 @@ def memory_of(sizes: Sizes, patch: PatchConfig, shape: StepShape, settings: Step
         for name, channel in patch.side_channels.items()
         if not channel.fusion.adds_llm_tokens
     )
+    learnt = rows if adds_tokens(patch) else shape.batch_size * shape.answer_tokens
     return Memory(
         base_weights=math.ceil(r * sizes.base_parameters / shards),
         patch_weights=math.ceil(trained / shards),
@@ -243,7 +244,7 @@ def memory_of(sizes: Sizes, patch: PatchConfig, shape: StepShape, settings: Step
         optimizer=math.ceil(2 * trained / shards),
         activations=kept,
         working=work + gathered,
-        logits=shape.batch_size * shape.answer_tokens * sizes.vocabulary * (a + 3 * 4),
+        logits=learnt * sizes.vocabulary * (a + 3 * 4),
         vision=_vision(sizes, shape, settings, a) + gathered,
     )
 
@@ -290,6 +291,11 @@ def _vision(sizes: Sizes, shape: StepShape, settings: StepSettings, a: int) -> i
         return rows * sizes.projected * a * sizes.E
     tower = rows * sizes.vision_patches * a * (2 * sizes.vision_mlp + 2 * sizes.vision_width)
     return states + max(tower, projector)
+
+
+def adds_tokens(patch: PatchConfig) -> bool:
+    """Whether a channel lengthens the prompt."""
+    return any(channel.fusion.adds_llm_tokens for channel in patch.side_channels.values())
 
 
 def head_widths(text: Any) -> tuple[int, int]:

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from math import log2
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pave.config import EncoderConfig
@@ -117,21 +115,6 @@ class LogMelEncoder:
         """M, always 1."""
         return 1
 
-    @property
-    def step(self) -> int:
-        """Samples of a step."""
-        return self._step
-
-    @property
-    def step_seconds(self) -> float:
-        """Seconds of a step."""
-        return self._step / self._rate
-
-    @property
-    def margin(self) -> int:
-        """Samples beyond its own that a step sees, on either side."""
-        return (self._window - self._hop) // 2
-
     def encode(self, source: AudioClip) -> SideFeatures:
         """Features of a clip: (K, 1, width) float32.
 
@@ -141,7 +124,7 @@ class LogMelEncoder:
         check_sample_rate(source, self._rate, "log_mel")
         samples = torch.from_numpy(source.samples).to(self._hann.device)
         K = max(1, (2 * len(samples) + self._step) // (2 * self._step))
-        margin = self.margin
+        margin = (self._window - self._hop) // 2
         needed = K * self._step + 2 * margin
         padded = torch.nn.functional.pad(samples, (margin, max(0, needed - margin - len(samples))))[:needed]
         blocks = []
@@ -150,7 +133,7 @@ class LogMelEncoder:
             begin = first * self._step
             blocks.append(self._log_mel(padded[begin : begin + steps * self._step + 2 * margin]))
         features_KC = torch.cat(blocks).reshape(K, self.width)
-        centres_K = (torch.arange(K, dtype=torch.float64) + 0.5) * self.step_seconds
+        centres_K = (torch.arange(K, dtype=torch.float64) + 0.5) * (self._step / self._rate)
         return SideFeatures(features_KC, source.start_time + centres_K)
 
     def _log_mel(self, samples: Tensor) -> Tensor:
@@ -177,66 +160,6 @@ class LogMelEncoder:
 
     def __repr__(self) -> str:
         return f"LogMelEncoder({', '.join(f'{k}={v}' for k, v in self._settings.items())})"
-
-
-class LogMelStream:
-    """The steps of a sound that is still being heard, each as soon as nothing can change it: those of the whole clip, bit for bit.
-
-    A step sees its own samples and half a window on both sides, so it is there that much later than its last sample.
-
-    Args:
-        encoder: that makes the steps.
-        start_time: seconds of the first sample on the stream's clock.
-    """
-
-    def __init__(self, encoder: LogMelEncoder, start_time: float = 0.0) -> None:
-        self._encoder = encoder
-        self._start_time = start_time
-        self._samples = np.zeros(0, dtype=np.float32)
-        self._first = 0  # step that the samples held begin with
-        self._made = 0  # steps that were given out
-        self._over = False
-
-    def push(self, samples: NDArray[np.float32]) -> SideFeatures | None:
-        """Hear the samples that follow those before.
-
-        Args:
-            samples: (n,) mono sound at the encoder's rate, full scale [-1, 1].
-
-        Returns:
-            The steps that are complete now; None where there are none.
-
-        Raises:
-            ValueError: if they are not one finite vector, or the sound was said to have ended.
-        """
-        new = np.asarray(samples, dtype=np.float32)
-        if new.ndim != 1 or not np.isfinite(new).all():
-            raise ValueError(f"sound: samples must be a finite vector of mono sound, got shape {new.shape}")
-        if self._over:
-            raise ValueError("sound: it has ended; begin another stream at its own start_time")
-        self._samples = np.concatenate([self._samples, new])
-        complete = self._first + (len(self._samples) - self._encoder.margin) // self._encoder.step
-        found = self._until(complete)
-        keep = max(self._first, self._made - -(-self._encoder.margin // self._encoder.step))
-        self._samples = self._samples[(keep - self._first) * self._encoder.step :]
-        self._first = keep
-        return found
-
-    def end(self) -> SideFeatures | None:
-        """The last steps, as those of a clip that ends here; None where there are none."""
-        self._over = True
-        whole = (2 * len(self._samples) + self._encoder.step) // (2 * self._encoder.step)
-        return self._until(self._first + max(whole, int(self._made == 0 and len(self._samples) > 0)))
-
-    def _until(self, step: int) -> SideFeatures | None:
-        if step <= self._made:
-            return None
-        assert self._encoder.sample_rate is not None
-        made = self._encoder.encode(AudioClip(self._samples, self._encoder.sample_rate))
-        centres_K = (torch.arange(self._made, step, dtype=torch.float64) + 0.5) * self._encoder.step_seconds
-        features_KMC = made.features_KMC[self._made - self._first : step - self._first]
-        self._made = step
-        return SideFeatures(features_KMC, self._start_time + centres_K)
 
 
 def mel_filters(n_mels: int, n_fft: int, sample_rate: int) -> Tensor:

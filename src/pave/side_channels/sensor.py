@@ -1,4 +1,4 @@
-"""Sensors: columns of numbers with times, and windows of them described by statistics and frequencies, without weights."""
+"""Sensors: columns of numbers with times, and windows of them described by statistics, without weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 
 from pave.config import EncoderConfig
 from pave.side_channels.base import SideFeatures
-from pave.side_channels.spectrum import BANDS, FREQUENCIES, Spectrum
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 STATISTICS = ("mean", "std", "min", "max", "slope", "last", "share")
-"""What a window says of a column by default, in the order of the features."""
-EVERY_STATISTIC = (*STATISTICS, *FREQUENCIES)
-"""What a window can say of a column."""
+"""What a window can say of a column, in the order of the features."""
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds of a unit."""
 _ROUNDING = 1e-9
@@ -95,9 +92,6 @@ class SensorWindows:
     min, max, slope (least squares, units a second; 0 for one value), last, and share (of the window's readings, how many have a
     value of this column). The numbers of a column stand together, columns in order.
 
-    What repeats itself, and how fast, none of these tells: crossings, centroid, peak and bands do (``pave.side_channels.spectrum``
-    has their formulas). They are chosen by ``statistics``, and want windows of at least two turns of what shall be told apart.
-
     A window without a value makes no step; nothing is filled in. If some columns have values and others none, the window makes
     a step only if share is among the statistics: the other numbers of an empty column are 0 and its share 0 says so.
 
@@ -106,8 +100,6 @@ class SensorWindows:
         window_seconds: length of a window.
         stride_seconds: distance of windows, at most their length; None puts them side by side.
         statistics: which of those above, in the order of the features.
-        bands: edges in Hz of the bands, also of the frequencies that centroid and peak look at; None is an octave each from 0.25 to
-            32 Hz, of which the lowest are always 0 in windows too short to tell them (from 0.25 to 0.5 Hz: up to 1 s).
         mean: per column, taken off its values first.
         scale: per column, its values are divided by it afterwards.
         offset_seconds: added to the times of the readings.
@@ -135,7 +127,6 @@ class SensorWindows:
         window_seconds: float = 1.0,
         stride_seconds: float | None = None,
         statistics: Sequence[str] = STATISTICS,
-        bands: Sequence[float] | None = None,
         mean: Sequence[float] | None = None,
         scale: Sequence[float] | None = None,
         offset_seconds: float = 0.0,
@@ -154,7 +145,6 @@ class SensorWindows:
         self._statistics = tuple(statistics)
         self._offset = offset_seconds
         self._check()
-        self._spectrum = self._spectrum_of(bands)
         self._mean = self._per_column("mean", mean, 0.0)
         self._scale = self._per_column("scale", scale, 1.0)
         if not (self._scale > 0).all():
@@ -176,9 +166,9 @@ class SensorWindows:
                 f"stride_seconds must be at most the window of {self._window:g} s, so that no reading is left out, and at least a thousandth "
                 f"of it, got {self._stride:g}"
             )
-        unknown = [name for name in self._statistics if name not in EVERY_STATISTIC]
+        unknown = [name for name in self._statistics if name not in STATISTICS]
         if unknown or not self._statistics or len(set(self._statistics)) < len(self._statistics):
-            wrong(f"statistics must be some of {', '.join(EVERY_STATISTIC)}, none twice, got {list(self._statistics)}")
+            wrong(f"statistics must be some of {', '.join(STATISTICS)}, none twice, got {list(self._statistics)}")
         if self.time_unit not in (*TIME_UNITS, "auto"):
             wrong(f"time_unit must be one of {', '.join(TIME_UNITS)}, auto, got {self.time_unit!r}")
         if self.zero not in ("clock", "first"):
@@ -189,25 +179,6 @@ class SensorWindows:
             wrong(f"rate must be a positive number of readings a second, got {self.rate}")
         if not isfinite(self._offset) or not isfinite(self.start):
             wrong(f"offset_seconds and start must be finite, got {self._offset} and {self.start}")
-
-    def _spectrum_of(self, bands: Sequence[float] | None) -> Spectrum | None:
-        """None where no statistic is one of frequencies."""
-        if not set(FREQUENCIES) & set(self._statistics):
-            if bands is not None:
-                raise ValueError(
-                    f"sensor_windows: bands are given, but no statistic uses them; add some of {', '.join(FREQUENCIES[1:])} to statistics"
-                )
-            return None
-        try:
-            spectrum = Spectrum(self._window, BANDS if bands is None else bands)
-        except ValueError as error:
-            raise ValueError(f"sensor_windows: {error}") from None
-        if not len(spectrum.frequencies_F) and set(FREQUENCIES[1:]) & set(self._statistics):
-            raise ValueError(
-                f"sensor_windows: windows of {self._window:g} s tell no frequency below {spectrum.edges[-1]:g} Hz; use longer windows, give "
-                f"bands, or leave {', '.join(FREQUENCIES[1:])} out of statistics"
-            )
-        return spectrum
 
     def _per_column(self, name: str, values: Sequence[float] | None, default: float) -> NDArray[np.float64]:
         if values is None:
@@ -221,9 +192,8 @@ class SensorWindows:
 
     @property
     def width(self) -> int:
-        """C: columns times statistics, of which bands are one for each band."""
-        widths = {} if self._spectrum is None else self._spectrum.widths
-        return len(self.columns) * sum(widths.get(name, 1) for name in self._statistics)
+        """C: columns times statistics."""
+        return len(self.columns) * len(self._statistics)
 
     @property
     def tokens_per_step(self) -> int:
@@ -263,14 +233,11 @@ class SensorWindows:
         filled_C = there_wC.any(axis=0)
         if not filled_C.any() or ("share" not in self._statistics and not filled_C.all()):
             return None
-        numbers = np.zeros((values_wC.shape[1], self.width // values_wC.shape[1]))
+        numbers = np.zeros((values_wC.shape[1], len(self._statistics)))
         for column in np.flatnonzero(filled_C):
             there = there_wC[:, column]
-            times_n, values_n = times_w[there], values_wC[there, column]
-            found = _statistics(times_n, values_n, float(there.mean()))
-            if self._spectrum is not None:
-                found |= self._spectrum.describe(times_n, values_n)
-            numbers[column] = np.concatenate([found[name] for name in self._statistics])
+            found = _statistics(times_w[there], values_wC[there, column], float(there.mean()))
+            numbers[column] = [found[name] for name in self._statistics]
         return numbers.reshape(-1)
 
     def encode_batch(self, sources: Sequence[SensorSeries]) -> list[SideFeatures]:
@@ -284,7 +251,6 @@ class SensorWindows:
             "window_seconds": self._window,
             "stride_seconds": self._stride,
             "statistics": list(self._statistics),
-            **({} if self._spectrum is None else {"bands": list(self._spectrum.edges)}),
             "mean": self._mean.tolist(),
             "scale": self._scale.tolist(),
             "offset_seconds": self._offset,
@@ -306,16 +272,16 @@ class SensorWindows:
         return f"SensorWindows({', '.join(f'{k}={v}' for k, v in self.spec().settings.items())})"
 
 
-def _statistics(times: NDArray[np.float64], values: NDArray[np.float64], share: float) -> dict[str, list[float]]:
+def _statistics(times: NDArray[np.float64], values: NDArray[np.float64], share: float) -> dict[str, float]:
     """Of the values that a column has in a window."""
     centred = times - times.mean()
     spread = float(centred @ centred)
     return {
-        "mean": [float(values.mean())],
-        "std": [float(values.std())],
-        "min": [float(values.min())],
-        "max": [float(values.max())],
-        "slope": [float(centred @ (values - values.mean())) / spread if spread > 0 else 0.0],
-        "last": [float(values[-1])],
-        "share": [share],
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "slope": float(centred @ (values - values.mean())) / spread if spread > 0 else 0.0,
+        "last": float(values[-1]),
+        "share": share,
     }

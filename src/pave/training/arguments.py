@@ -6,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,8 +14,6 @@ from accelerate.utils import parse_flag_from_env
 
 from pave.config import NullIsEmpty, Strict
 
-DEFAULT_PROJECT = "pave"
-"""What trackers collect runs under where nobody has said it."""
 MOST_STEPS = 10**9
 """Of a run; more are a slip of the pen."""
 MOST_SAMPLES = 10**6
@@ -136,20 +133,12 @@ class TrainingConfig(Strict):
     eval_every: int | None = None
     """Steps between two evaluations of the loss on data.eval."""
     report_to: Annotated[tuple[str, ...], NullIsEmpty()] = ()
-    """Trackers by the Trainer's names: tensorboard, wandb, trackio, mlflow, ..."""
-    project: str | None = None
-    """Name under which trackers collect runs. null: what the tracker's own variable says (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME), else
-    pave."""
-    run_name: str | None = None
-    """Name of this run in trackers; default the name of the output folder."""
+    """Trackers by the Trainer's names: tensorboard, wandb, ..."""
     trainer: Annotated[dict[str, Any], NullIsEmpty()] = field(default_factory=dict)
     """Further arguments of transformers.TrainingArguments by their own names; they win over everything above. Steps, seed
     and output are not among them."""
 
     def __post_init__(self) -> None:
-        for name in ("project", "run_name"):
-            if getattr(self, name) is not None and not getattr(self, name).strip():
-                raise ValueError(f"{name} is empty; give a name, or null")
         for name in ("batch_size", "accumulation", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -247,8 +236,6 @@ class TrainingConfig(Strict):
             "logging_nan_inf_filter": False,  # it would hold up every forward pass; NonFiniteGuard looks once a step
             "ddp_find_unused_parameters": False,  # a patched model uses all of them in every call, even without the channel
             "report_to": list(self.report_to),
-            "run_name": self.run_name or Path(output_dir).name,
-            "project": self.project or DEFAULT_PROJECT,
         }
         if self.activation_checkpointing:  # renamed in transformers 5.23
             values["activation_checkpointing" if "activation_checkpointing" in _known() else "gradient_checkpointing"] = True

@@ -14,7 +14,6 @@ from pave.patching.training_cost import TrainingCost, training_cost
 from pave.patching.training_memory import StepSettings, StepShape, Tokens
 from pave.side_channels import SideEncoder, build_encoder, encoder_source, modules_named
 from pave.training.arguments import TrainingConfig
-from pave.training.beside import all_channels
 from pave.training.checkpoints import last_checkpoint
 from pave.training.dry_run_order import look_at_order
 from pave.training.dry_run_shape import Assumptions, step_shape
@@ -23,7 +22,7 @@ from pave.training.parts import trains_channel
 from pave.training.recipe import Recipe
 from pave.training.run import base_of
 from pave.training.tasks import Task, read_task
-from pave.training.trackers import check_tracker, names_in_trackers, trackers
+from pave.training.trackers import check_tracker, trackers
 from pave.utils.embedded import model_path
 from pave.utils.optional import MissingExtraError
 from pave.video_llms.branches import check_base_shares
@@ -318,7 +317,6 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
             check_tracker(tracker)
         except (ValueError, MissingExtraError) as error:
             found.missing.append(str(error))
-    found.notes += names_in_trackers(recipe.training, recipe.output)
     store = recipe.data.store
     if store is not None and not (folder / store).is_dir():
         found.missing.append(f"{folder / store}: the feature store is not there; pave extract with this recipe fills it")
@@ -328,10 +326,6 @@ def _surroundings(found: _Found, recipe: Recipe, folder: Path, resume: bool) -> 
         )
     if recipe.init is not None and not (folder / recipe.init).is_dir():
         _look_for(found, "init, the patch to go on from", recipe.init, recipe.init_revision)
-    try:
-        all_channels(recipe, folder)
-    except ValueError as error:
-        found.missing.append(str(error))
     checkpoint = last_checkpoint(recipe.output)
     if checkpoint is not None and not resume:
         found.missing.append(
@@ -366,9 +360,9 @@ def _steps(recipe: Recipe, training: TrainingConfig, samples: int | None, proces
 
 def _prompt_length(found: _Found, recipe: Recipe, config: Any, shape: StepShape, tokens: Tokens) -> None:
     """Whether the longest prompt fits; what is only estimated keeps no run from starting."""
-    limit = recipe.data.max_length
-    over = over_limit(tokens.total, config, limit)
-    surely = over_limit(tokens.video + tokens.extra, config, limit)
+    limit = recipe.data.max_length  # of what the patch puts into a prompt it does not know
+    over = over_limit(tokens.total, config) or over_limit(tokens.total - tokens.extra, config, limit)
+    surely = over_limit(tokens.video + tokens.extra, config) or over_limit(tokens.video, config, limit)
     if over is not None and surely and shape.grid is None and recipe.data.frames.num_frames is not None:
         found.missing.append(f"{over} (text estimated); nothing is truncated, so sample fewer frames (data.frames)")
     elif over is not None:

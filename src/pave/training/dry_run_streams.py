@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pave.data.acting import ActingWatch
-from pave.data.answer_probe import probe_samples
 from pave.data.dataset import PatchDataset
 from pave.data.media import FrameSampling, MediaError, probe
 from pave.data.samples import Sample
@@ -19,8 +18,6 @@ from pave.training.recipe import Recipe
 
 MOST_LOOKED_AT = 8
 """Streams of a channel that are read."""
-MOST_PROBED = 100
-"""Streams of a channel whose features are probed for the answers."""
 _FRAMES = 8
 """Frames that stand for those of a video, where their number is not set: only the ends count."""
 
@@ -36,8 +33,7 @@ def look_at_streams(
         samples: of training.
 
     Returns:
-        What keeps the run from starting (a stream that cannot be read, a channel of which nothing can act), and notes, also of a channel
-        from whose features a probe surely reads the answers of no type of question (``pave.data.answer_probe``).
+        What keeps the run from starting (a stream that cannot be read, a channel of which nothing can act), and notes.
     """
     channels = {name: recipe.patch.side_channels[name] for name in encoders}
     data = PatchDataset((), recipe.data.frames, encoders, channels)
@@ -61,35 +57,7 @@ def look_at_streams(
                 missing.append(f"sample {sample.id!r}, side channel {name!r}: {error}")
     idle, said = watch.idle(), watch.sentences("samples looked at")
     missing += [text for name, text in said.items() if name in idle]
-    notes = [text for name, text in said.items() if name not in idle]
-    if not missing:
-        notes += _probe(data, [sample for sample in samples if os.path.isfile(sample.video)])
-    return missing, notes
-
-
-def _probe(data: PatchDataset, samples: Sequence[Sample]) -> list[str]:
-    """A sentence for each channel from whose features no answer is surely read. Videos themselves are not decoded for it."""
-    read = [sample for sample in samples if all(map(os.path.exists, filter(None, sample.side_channels.values())))]
-    named = [sample for sample in read if any(sample.side_channels.get(name) for name in data.encoders)]
-    try:
-        scores = probe_samples(named, data, most=MOST_PROBED)
-    except ValueError as error:  # looked at above: a few streams only
-        return [f"the features were not probed: {error}"]
-    said = []
-    for name in data.encoders:
-        own = [score for score in scores if score.channel == name and not score.several]
-        if own and all(score.near_chance or score.unsure for score in own):
-            found = ", ".join(
-                f"{score.name} {100 * score.accuracy:.0f} % (guessing {100 * score.chance:.0f} %)" for score in own
-            )
-            follows = "these features do not hold the answer, unless the question needs the picture too"
-            if any(score.unsure for score in own):
-                follows = "too few streams to tell whether these features hold the answer"
-            said.append(
-                f"side channel {name!r}: a linear probe on {max(score.streams for score in own)} streams reads no answer for sure from its "
-                f"features: {found}; {follows} (pave probe)"
-            )
-    return said
+    return missing, [text for name, text in said.items() if name not in idle]
 
 
 def _frame_times(video: str, sampling: FrameSampling) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pave.patching.rows import current_rows
+
 IGNORE = -100
 
 
@@ -48,19 +50,27 @@ def answer_loss(
 
     def only_answers(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BLE, *rest = args
-        if hidden_BLE.shape[:2] != keep_BL.shape:
+        rows = current_rows()
+        longer = None if rows is None else rows.longer
+        keep = keep_BL if longer is None else longer.stretch(keep_BL, False, False)
+        if hidden_BLE.shape[:2] != keep.shape:
             raise ValueError(
                 f"the language-model head was handed hidden states of shape {tuple(hidden_BLE.shape)} for labels of shape "
-                f"{tuple(keep_BL.shape)}: this base cannot be trained with the loss on answers only"
+                f"{tuple(keep.shape)}: this base cannot be trained with the loss on answers only"
             )
-        return (hidden_BLE[keep_BL.to(hidden_BLE.device)], *rest)
+        return (hidden_BLE[keep.to(hidden_BLE.device)], *rest)
 
     handle = head.register_forward_pre_hook(only_answers)
-    items = {} if num_items is None else {"num_items_in_batch": num_items}
     try:
-        outputs = model(**inputs, shift_labels=targets, use_cache=False, **items)
+        return plain_loss(model, {**inputs, "shift_labels": targets}, num_items)
     finally:
         handle.remove()
+
+
+def plain_loss(model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None = None) -> tuple[Tensor, Any]:
+    """The model's own loss, with logits over the whole prompt: for patches that lengthen the prompt."""
+    items = {} if num_items is None else {"num_items_in_batch": num_items}
+    outputs = model(**inputs, use_cache=False, **items)
     return (outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]), outputs
 
 

@@ -68,9 +68,6 @@ class DataConfig(Strict):
     labels: Literal["answers", "published"] = "answers"
     """What is learnt of a conversation. answers: the answers and their end-of-turn tokens. published: as the authors' code does, all of
     the assistant's turns with their headers and newlines, and every <|im_start|>, <|im_end|> and newline of the other turns."""
-    swap_pictures: bool | tuple[str, ...] = False
-    """Question types whose training samples are shown the picture of another sample in the same forward pass, or true for all: for
-    questions that the side channels answer alone, so that nothing can be memorised from the picture. Side channel and text stay."""
     stages: Annotated[tuple[Stage, ...], NullIsEmpty()] = ()
     """What is learnt first and what is mixed in later, by sample type; default all samples throughout."""
 
@@ -124,13 +121,8 @@ class EvaluationConfig(Strict):
     """Answer them too, as pave eval does: eval_accuracy, and eval_TASK_accuracy of each task. The best checkpoint can be chosen by it."""
     max_new_tokens: int = 32
     """Most tokens of such an answer."""
-    verdict_questions: int = 30
-    """At the end of training, so many training questions of each type are asked again, with their own channels, with those of other
-    clips, and without the patch, to tell what was learnt from what was memorised; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.verdict_questions < 0:
-            raise ValueError(f"verdict_questions must not be negative, got {self.verdict_questions}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
@@ -150,9 +142,6 @@ class Recipe(Strict):
     part of this patch, which may have further ones. null: a fresh patch."""
     init_revision: str | None = None
     """Commit, tag or branch of init on the hub."""
-    patches: Annotated[dict[str, str], NullIsEmpty()] = field(default_factory=dict)
-    """Saved patches that act beside the one that is trained, frozen: by name a folder (relative to the recipe) or the id of a repository
-    on the hub. The trained one then learns in their presence. Samples name their channels too."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it learns."""
     encoders: tuple[str, ...] = ()
@@ -175,7 +164,6 @@ class Recipe(Strict):
             )
         if self.training.eval_every and all(task.eval is None for task in self.data.all_tasks().values()):
             raise ValueError("training.eval_every needs data.eval, or a task with eval")
-        self._check_beside()
         if self.evaluation.generate:
             if all(task.eval is None for task in self.data.all_tasks().values()):
                 raise ValueError("evaluation.generate needs data.eval, or a task with eval")
@@ -201,7 +189,6 @@ class Recipe(Strict):
                 "first label; set data.labels to 'answers', or fusion.gate to false"
             )
         self._check_best()
-        self._check_swapped()
         if self.data.share_videos is not None:
             check_patch_shares(self.patch)
             if self.training.length_grouping is not None:
@@ -214,33 +201,6 @@ class Recipe(Strict):
                     "data.share_videos puts questions about one video together, whatever their tasks, and data.mixing.batches 'per_task' "
                     "keeps tasks apart; give only one of them"
                 )
-
-    def _check_swapped(self) -> None:
-        if not self.data.swap_pictures:
-            return
-        if self.training.batch_size < 2:
-            raise ValueError(
-                "data.swap_pictures takes pictures of the same forward pass; set training.batch_size to at least 2"
-            )
-        if self.data.share_videos is not None:
-            raise ValueError(
-                "data.swap_pictures gives every question another picture, and data.share_videos one picture to several; give only one"
-            )
-
-    def _check_beside(self) -> None:
-        for name in self.patches:
-            if not name.isidentifier() or name == "default":
-                raise ValueError(
-                    f"patches: {name!r} is no name for a patch beside the one that is trained (an identifier; default is that one's)"
-                )
-        if not self.patches:
-            return
-        if self.evaluation.generate:
-            raise ValueError(
-                "evaluation.generate answers with the patch that is trained alone; leave it out where patches are given"
-            )
-        if self.patch.newline == "grid" or any(c.fusion.adds_llm_tokens for c in self.patch.side_channels.values()):
-            raise ValueError("patches: the patch that is trained lengthens the prompt, so no other can act beside it")
 
     def own_encoders(self, folder: str | Path) -> tuple[str, ...]:
         """``encoders`` with the paths of files as they are from here; ``folder`` is the recipe's own."""

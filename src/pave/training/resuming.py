@@ -22,9 +22,6 @@ MAY_CHANGE = (
     "training.save_every",
     "training.keep_checkpoints",
     "training.report_to",
-    "training.project",
-    "training.run_name",
-    "evaluation.verdict_questions",
 )
 """Fields of a recipe on which no weight depends; a resumed run may have them otherwise."""
 

@@ -6,15 +6,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from pave.config import SideChannelConfig
 from pave.data.collator import PatchCollator
 from pave.data.dataset import CacheReport, PatchDataset, source_of
 from pave.data.samples import Sample
@@ -23,7 +21,6 @@ from pave.data.vision import BaseVision, MemoryVision, StorageDtype, VisionEncod
 from pave.patching import attach_patch, check_continues, continue_patch, patch_digest, patch_parameters, read_record
 from pave.side_channels import SideEncoder, build_encoder
 from pave.training.arguments import PatchTrainingArguments, uses_accelerator
-from pave.training.beside import all_channels, load_beside
 from pave.training.callbacks import RunProgress
 from pave.training.checkpoints import CheckpointError, check_room, held, resumable, sweep
 from pave.training.held_out import Judge
@@ -38,11 +35,9 @@ from pave.training.recipe_files import write_values
 from pave.training.resuming import RECIPE_FILE, check_same_data, checkpoint_to_resume, plain
 from pave.training.sampler import LengthGrouping, Stage, StagedSampler
 from pave.training.sharing import VideoGrouping
-from pave.training.swapped_pictures import SwappedPictures
 from pave.training.tasks import RunSamples
-from pave.training.trackers import check_tracker, project_named, trackers
+from pave.training.trackers import check_tracker, trackers
 from pave.training.trainer import PATCH_FOLDER, PatchTrainer
-from pave.training.verdict import Verdict, verdicts_of
 from pave.utils.files import DISK_ERRORS, atomic_write_text
 from pave.utils.threads import fitting_threads
 from pave.video_llms.branches import check_base_shares
@@ -72,8 +67,6 @@ class RunResult:
     """The same by task, where data.tasks names some with held-out samples."""
     eval_accuracy: float | None
     """Share of held-out samples answered right at the end, where evaluation.generate asks for it."""
-    verdicts: tuple[Verdict, ...]
-    """Of each type of training questions that need a channel: learnt, half learnt, memorised or nothing yet."""
     seconds: float
     """Of this call, loading included."""
 
@@ -140,13 +133,11 @@ def _run(
     checkpoint = checkpoint_to_resume(recipe, output, resume)
     for tracker in trackers(recipe.training):
         check_tracker(tracker)
-    surroundings.enter_context(project_named(recipe.training))
-    channels = all_channels(recipe, folder)
-    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(channels))
+    samples = RunSamples(recipe.data.all_tasks(), recipe.data.mixing, folder, list(recipe.patch.side_channels))
     train, held_out = samples.train, samples.held_out
     judge = _judge_of(recipe, judge, held_out)
     own = recipe.own_encoders(folder)
-    encoders = {name: build_encoder(channel.encoder, own) for name, channel in channels.items()}
+    encoders = {name: build_encoder(channel.encoder, own) for name, channel in recipe.patch.side_channels.items()}
     args, sampler = _plan(recipe, samples)
     provenance: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -160,14 +151,12 @@ def _run(
     if base is None:
         base = base_of(recipe, folder)
     stored, vision = _stored(recipe, [*train, *held_out], encoders, folder, base)
-    train_data = _dataset(recipe, train, encoders, channels, folder, stored, vision, train=True)
-    held_out_data = _dataset(recipe, held_out, encoders, channels, folder, stored, vision) if held_out else None
+    train_data = _dataset(recipe, train, encoders, folder, stored, vision)
+    held_out_data = _dataset(recipe, held_out, encoders, folder, stored, vision) if held_out else None
     model, processor = load_base(base, revision=recipe.base.revision, dtype=recipe.base.dtype)
     if not uses_accelerator():  # sums depend on their number in the last bits, so a resumed run takes that of its beginning
         recorded = None if checkpoint is None else read_record(checkpoint).provenance.get("threads")
         provenance["threads"] = surroundings.enter_context(fitting_threads(model.num_parameters(), recorded))
-    if recipe.patches:
-        provenance["beside"] = load_beside(recipe, model, processor, folder)
     parent = _attach(recipe, model, processor, folder, checkpoint, train_data)
     if parent is not None:
         provenance["parent"] = parent
@@ -191,12 +180,9 @@ def _run(
     outcome: dict[str, Any] = {"steps": steps, "train_loss": train_loss, "eval_loss": eval_loss}
     accuracy = losses.get("eval_accuracy")
     outcome |= ({"eval_losses": by_task} if by_task else {}) | ({} if accuracy is None else {"eval_accuracy": accuracy})
-    verdicts = verdicts_of(recipe, model, processor, train_data)
-    outcome |= {"verdicts": [verdict.to_dict() for verdict in verdicts]} if verdicts else {}
     trainer.finish(patch, outcome)
     logger.info("saved the patch to %s", patch)
-    seconds = time.monotonic() - start
-    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, verdicts, seconds)
+    return RunResult(patch, model, processor, steps, train_loss, eval_loss, by_task, accuracy, time.monotonic() - start)
 
 
 def _trainer(
@@ -215,8 +201,7 @@ def _trainer(
     collator = PatchCollator(
         processor,
         model.config,
-        train_data.channels,
-        newline=recipe.patch.newline,
+        recipe.patch.side_channels,
         max_length=recipe.data.max_length,
         broken_features=recipe.data.broken_features,
         share_videos=recipe.data.share_videos,
@@ -363,7 +348,7 @@ def _keep_vision(
             f"data.vision 'memory' runs the vision tower in the process that trains, whole, but {what} is set; leave it out, or "
             "use data.vision 'store'"
         )
-    features = any(config.reads_pre_projector for config in model.patch_configs.values())
+    features = recipe.patch.reads_pre_projector
     encoder = VisionEncoder(model, processor, recipe.data.vision_dtype, pre_projector=features)
     memory = MemoryVision(encoder, recipe.data.frames, int(recipe.data.cache_gigabytes * 2**30))
     for dataset in datasets:
@@ -374,21 +359,16 @@ def _dataset(
     recipe: Recipe,
     samples: list[Sample],
     encoders: Mapping[str, SideEncoder[Any]],
-    channels: Mapping[str, SideChannelConfig],
     folder: Path,
     stored: StoredChannels | None,
     vision: StoredVision | None,
-    train: bool = False,
 ) -> PatchDataset:
-    cache, swapped = recipe.data.cache, recipe.data.swap_pictures
-    kind: Callable[..., PatchDataset] = PatchDataset
-    if train and swapped:
-        kind = partial(SwappedPictures, types=swapped if isinstance(swapped, tuple) else None)
-    return kind(
+    cache = recipe.data.cache
+    return PatchDataset(
         samples,
         recipe.data.frames,
         encoders,
-        channels,
+        recipe.patch.side_channels,
         cache=str(folder / cache) if cache not in (None, "memory") else cache,
         cache_bytes=int(recipe.data.cache_gigabytes * 2**30),
         stored=stored,

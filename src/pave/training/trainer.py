@@ -44,11 +44,10 @@ from pave.training.checkpoints import (
 from pave.training.groups import parameter_groups
 from pave.training.held_out import HeldOut, Judge, accuracies
 from pave.training.hub import push_from_checkpoint, upload
-from pave.training.loss import answer_loss, row_losses
+from pave.training.loss import answer_loss, plain_loss, row_losses
 from pave.training.resuming import check_same_base
 from pave.training.together import check_sharding, problems_of_all, raise_together
 from pave.utils.files import naming_disk
-from pave.video_llms.prompt import lay_out_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +180,10 @@ class PatchTrainer(transformers.Trainer):
             self._acting.note(inputs, sample_ids)
         if model.training and self._rates:
             inputs["side_channels"] = self._without_dropped(inputs["side_channels"], sample_ids)
-            inputs = lay_out_prompt(inputs, self.model.config, self._slot.config, padding_side="right")
-        loss, outputs = answer_loss(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
+        if any(channel.fusion.adds_llm_tokens for channel in self._slot.config.side_channels.values()):
+            loss, outputs = plain_loss(model, inputs, num_items_in_batch)
+        else:
+            loss, outputs = answer_loss(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
         if model.training:
             self._guard.note_loss(loss, sample_ids)
         else:

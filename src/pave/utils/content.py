@@ -148,12 +148,7 @@ class ContentHashes:
         """
         name = os.path.abspath(file)
         found = self._lookup(name)
-        if found is not None:
-            return found
-        stamp, digest = self._hash(name, file)
-        if stamp.settled:
-            self._known[name] = (stamp, digest)
-        return digest
+        return self._hash(name, file)[1] if found is None else found
 
     def of_all(self, files: Iterable[str]) -> dict[str, str | ValueError]:
         """The hash of every file, or the error that kept it from being read."""

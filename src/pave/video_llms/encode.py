@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ class Features(BaseModelOutputWithPooling):
     """Per layer of the language model that adds some, as ``pooler_output`` holds the tokens."""
 
 
-_SAMPLED = 64
-"""Values of a weight that ``encoder_state`` looks at."""
 _PARTS = ("pooler_output", "deepstack_features")
 
 
@@ -197,31 +194,11 @@ def _encoder_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 def learning_parameters(model: Any) -> list[str]:
     """The parameters before the language model that take gradients, so that encoding must be part of the graph."""
-    return [name for name, p in _own_encoder_parameters(model).items() if p.requires_grad]
-
-
-def _own_encoder_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Of those before the language model the base's own."""
     head = model.get_output_embeddings()  # some families' inner model is the whole one
     patches = "pave_patches."
     own = set() if head is None else {id(p) for p in head.parameters()}
     named = _encoder_parameters(model).items()
-    return {name: p for name, p in named if id(p) not in own and not name.startswith(patches)}
-
-
-def encoder_state(model: Any) -> tuple[int, float]:
-    """Tells apart two states of the base's own weights before the language model, without reading all of them: how often they were changed
-    in place, and a sum of some of their values, for changes behind the back of that count (LoRA that is merged into them)."""
-    changes, values = 0, list[Tensor]()
-    for parameter in _own_encoder_parameters(model).values():
-        if not parameter.is_inference():
-            changes += parameter._version
-        if not parameter.is_meta and parameter.numel():
-            some = parameter.detach().view(-1) if parameter.is_contiguous() else parameter.detach().flatten()
-            values.append(some[:: max(1, len(some) // _SAMPLED)].float().sum())
-    weights = [math.sqrt(place) for place in range(1, len(values) + 1)]  # or two that change places would go unseen
-    known = torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
-    return changes, sum(weight * value for weight, value in zip(weights, known, strict=True))
+    return [name for name, p in named if p.requires_grad and id(p) not in own and not name.startswith(patches)]
 
 
 def _calls(inner: Any, interface: VideoLLMInterface, batch: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

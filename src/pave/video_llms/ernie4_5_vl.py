@@ -13,7 +13,6 @@ from pave.video_llms.mrope import rotary_positions
 
 class Ernie4_5VLInterface(GridInterface):
     model_types = ("ernie4_5_vl_moe",)
-    encodes_steps_apart = True
     frames_per_step = 2
     projector_path = "resampler_model"
 

@@ -7,6 +7,5 @@ from pave.video_llms.interface import GridInterface
 
 class Exaone4_5Interface(GridInterface):
     model_types = ("exaone4_5",)
-    encodes_steps_apart = True
     frames_per_step = 2
     windowed = True

@@ -12,7 +12,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 
 class Gemma4Interface(VideoLLMInterface):
     model_types = ("gemma4",)
-    encodes_steps_apart = True
     projector_path = "embed_vision"
 
     def pre_projector_width(self, config: Any) -> int:

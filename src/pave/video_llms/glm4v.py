@@ -11,7 +11,6 @@ class Glm4vInterface(GridInterface):
     """A prompt with an image and a video at once is refused by the base itself, so every image placeholder is the video's."""
 
     model_types = ("glm4v", "glm46v", "glm4v_moe")
-    encodes_steps_apart = True
     frames_per_step = 2
     width_field = "out_hidden_size"  # the patches of a token are merged by a convolution before the projector
 

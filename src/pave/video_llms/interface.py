@@ -67,8 +67,6 @@ class VideoLLMInterface(ABC):
     """Axis of the pixels along which the videos of a batch follow each other."""
     vision_not_stored: ClassVar[str] = ""
     """Why what the features method makes of a video alone cannot take the place of its pixels; empty where it can."""
-    encodes_steps_apart: ClassVar[bool] = False
-    """True where what the features method makes of a time step depends on the frames of that step alone, and that is tested."""
 
     # --- static facts, from the config alone
 
@@ -131,16 +129,10 @@ class VideoLLMInterface(ABC):
         return list(flat.split([layout.num_tokens for layout in layouts]))
 
     def join(self, videos: list[Tensor], like: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        """The inverse of ``split``. Videos that grew keep one part each.
-
-        Where the base takes a tensor, those that grew unequally become one row for each token: transformers tells by the rows which
-        prompt a video belongs to when it repeats prompts for beams, and the families flatten them before they fill placeholders.
-        """
+        """The inverse of ``split``. Videos that grew keep one part each."""
         flat = torch.cat(videos)
         if isinstance(like, Tensor):
-            if flat.numel() == like.numel():
-                return flat.view(like.shape)
-            return torch.stack(videos) if len({len(tokens) for tokens in videos}) == 1 else flat[:, None]
+            return flat.view(like.shape) if flat.numel() == like.numel() else flat.view(len(like), -1, flat.shape[-1])
         sizes = [part[..., 0].numel() for part in like]
         return tuple(flat.split(sizes)) if sum(sizes) == len(flat) else tuple(videos)
 

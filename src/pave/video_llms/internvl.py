@@ -12,7 +12,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface, videos_of_
 
 class InternVLInterface(VideoLLMInterface):
     model_types = ("internvl",)
-    encodes_steps_apart = True
     shares_videos = True
     features_method = "get_image_features"
     video_key = "image"

@@ -9,7 +9,6 @@ from pave.video_llms.interface import ATTENTION_LINEARS, GridInterface
 
 class Lfm3VLInterface(GridInterface):
     model_types = ("lfm3_vl",)
-    encodes_steps_apart = True
     frames_per_step = 2
     projector_path = "multi_modal_projector"
 

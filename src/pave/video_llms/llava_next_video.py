@@ -12,7 +12,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 
 class LlavaNextVideoInterface(VideoLLMInterface):
     model_types = ("llava_next_video",)
-    encodes_steps_apart = True
     shares_videos = True
     projector_path = "multi_modal_projector"
 

@@ -13,7 +13,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 
 class LlavaOnevisionInterface(VideoLLMInterface):
     model_types = ("llava_onevision",)
-    encodes_steps_apart = True
     lengthens_prompt = True
     shares_videos = True
     projector_path = "multi_modal_projector"

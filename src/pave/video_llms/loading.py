@@ -16,7 +16,7 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     """A base model and its processor, on the CPU.
 
     Args:
-        base: folder or hub id, or "playground" (as records have it: "pave:playground") for the small one inside the package.
+        base: folder or hub id, or "playground" for the small one inside the package.
         revision: on the hub.
         dtype: "auto" holds the weights as they are stored; or float32, bfloat16, float16.
 
@@ -30,7 +30,7 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     _, processor = load_processor(name, revision=revision)  # raises before gigabytes are read
     with _errors_named(name):
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            resolve_base(name), revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            model_path(name), revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     model, info = loaded
     # weights that are not in a checkpoint are drawn at random, with a warning only
@@ -38,12 +38,6 @@ def load_base(base: str | os.PathLike[str], *, revision: str | None = None, dtyp
     if missing:
         raise ValueError(f"base {name!r} lacks {len(missing)} of its weights, among them {missing[0]}; download it again")
     return model, processor
-
-
-def resolve_base(name: str | os.PathLike[str]) -> str:
-    """Where a base is loaded from: the folder inside the package for ``playground`` and ``pave:playground``, as records call it, else the
-    folder or hub id as it is."""
-    return model_path(name)
 
 
 def load_processor(base: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Any, Any]:
@@ -57,11 +51,9 @@ def load_processor(base: str | os.PathLike[str], *, revision: str | None = None)
     name = os.fspath(base)
     with _errors_named(name):
         # transformers would ask on the terminal whether to run a repository's own code
-        config = transformers.AutoConfig.from_pretrained(resolve_base(name), revision=revision, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(model_path(name), revision=revision, trust_remote_code=False)
         get_interface(config)
-        return config, transformers.AutoProcessor.from_pretrained(
-            resolve_base(name), revision=revision, trust_remote_code=False
-        )
+        return config, transformers.AutoProcessor.from_pretrained(model_path(name), revision=revision, trust_remote_code=False)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from pave.video_llms.qwen3_vl import GATED_DELTA_LINEARS
 
 class MiniCPMV4_6Interface(VideoLLMInterface):
     model_types = ("minicpmv4_6",)
-    encodes_steps_apart = True
     needs_frame_counts = True
     projector_path = "merger"
     pixels_axis = 3

@@ -14,7 +14,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 
 class Molmo2Interface(VideoLLMInterface):
     model_types = ("molmo2",)
-    encodes_steps_apart = True
     projector_path = "multi_modal_projector"
 
     def pre_projector_width(self, config: Any) -> int:

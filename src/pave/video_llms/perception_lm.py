@@ -13,7 +13,6 @@ from pave.video_llms.interface import VideoLayout, VideoLLMInterface
 
 class PerceptionLMInterface(VideoLLMInterface):
     model_types = ("perception_lm",)
-    encodes_steps_apart = True
     shares_videos = True
     features_method = "get_image_features"
     projector_path = "multi_modal_projector"

@@ -13,7 +13,6 @@ from pave.video_llms.mrope import rotary_positions
 
 class Qwen2VLInterface(GridInterface):
     model_types = ("qwen2_vl",)
-    encodes_steps_apart = True
     frames_per_step = 2
     lengthens_prompt = True
     shares_videos = True
@@ -25,7 +24,6 @@ class Qwen2VLInterface(GridInterface):
 
 class Qwen2_5VLInterface(GridInterface):
     model_types = ("qwen2_5_vl",)
-    encodes_steps_apart = True
     frames_per_step = 2
     lengthens_prompt = True
     shares_videos = True

@@ -19,7 +19,6 @@ GATED_DELTA_LINEARS = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "ou
 
 class Qwen3VLInterface(GridInterface):
     model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-    encodes_steps_apart = True
     frames_per_step = 2
     shares_videos = True
 

@@ -13,7 +13,6 @@ from pave.video_llms.interface import ATTENTION_LINEARS, GridInterface
 
 class Qwen2_5OmniInterface(GridInterface):
     model_types = ("qwen2_5_omni_thinker",)
-    encodes_steps_apart = True
     frames_per_step = 2
     windowed = True
 

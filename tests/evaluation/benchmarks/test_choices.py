@@ -10,9 +10,9 @@ from benchmark_files import answered, converted, result_of, touch, verdicts, wri
 from pave.data.media import read_audio, read_frames, write_picture, write_video
 from pave.evaluation.benchmarks import get_benchmark
 from pave.evaluation.benchmarks.choices import first_letter
+from pave.evaluation.counterfactuals import Counterfactual
 from pave.evaluation.metrics import accuracy_interval, compare_paired
 from pave.evaluation.result import compare_results, score_predictions
-from pave.inference.counterfactuals import Counterfactual
 
 # --- AVQA
 

@@ -29,12 +29,7 @@ class PromptCheck:
         assert setup.base is not None
         config, processor = load_processor(setup.base, revision=setup.revision)
         self._collator = PatchCollator(
-            processor,
-            config,
-            setup.channels,
-            newline=setup.newline,
-            max_length=setup.max_length,
-            broken_features="missing",
+            processor, config, setup.channels, max_length=setup.max_length, broken_features="missing"
         )
         self._most_of_answer = setup.max_answer_tokens
 

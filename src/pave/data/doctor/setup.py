@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pave.config import SideChannelConfig, Strict
 from pave.data.media import FrameSampling
@@ -15,8 +14,6 @@ class Setup(Strict):
 
     channels: dict[str, SideChannelConfig] = field(default_factory=dict)
     """The patch's channels. Of a channel that is not here, only whether its file is there is checked."""
-    newline: Literal["base", "grid"] = "base"
-    """The patch's."""
     encoders: tuple[str, ...] = ()
     """Modules, or .py files, with side encoders of one's own that the channels may name."""
     frames: FrameSampling = field(default_factory=lambda: FrameSampling(num_frames=8))

@@ -3,8 +3,6 @@
 The clock of a video starts at its first frame: every time here, of frames and of sound, is in seconds after that.
 """
 
-from pave.data.media.archives import unpack
-from pave.data.media.child import ChildLimits, MediaChildren, reading_in_children
 from pave.data.media.container import MediaError
 from pave.data.media.frames import VideoClip, read_frames
 from pave.data.media.pictures import read_depth, read_picture, write_depth, write_picture
@@ -17,10 +15,8 @@ from pave.data.media.writing import write_video
 
 __all__ = [
     "AudioInfo",
-    "ChildLimits",
     "FrameSampling",
     "FramesInPieces",
-    "MediaChildren",
     "MediaError",
     "MediaInfo",
     "VideoClip",
@@ -31,10 +27,8 @@ __all__ = [
     "read_depth",
     "read_frames",
     "read_picture",
-    "reading_in_children",
     "remarks",
     "sound_remarks",
-    "unpack",
     "write_depth",
     "write_picture",
     "write_video",

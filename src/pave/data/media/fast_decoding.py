@@ -52,7 +52,7 @@ def decode_with_torchcodec(
     Raises:
         ValueError: if torchcodec is not installed or does not load.
     """
-    decoders = load_torchcodec()
+    decoders = _load()
     try:
         decoder = decoders.VideoDecoder(name, seek_mode="exact", num_ffmpeg_threads=num_threads)
         if decoder.metadata.num_frames != len(index.ticks):
@@ -75,7 +75,7 @@ def decode_with_torchcodec(
     return frames_FHWC
 
 
-def load_torchcodec() -> Any:
+def _load() -> Any:
     try:
         return require("torchcodec.decoders", extra="torchcodec", purpose=f"{VARIABLE}=torchcodec")
     except (RuntimeError, OSError):

@@ -16,7 +16,7 @@ import av.container
 import numpy as np
 from numpy.typing import NDArray
 
-from pave.data.media.child import reads_in_child, run_in_child
+from pave.data.media.child import run_in_child
 from pave.data.media.container import (
     MediaError,
     PacketIndex,
@@ -99,7 +99,7 @@ def read_frames(
     if on_corrupt not in ("error", "keep"):
         raise ValueError(f"read_frames: on_corrupt must be 'error' or 'keep', got {on_corrupt!r}")
     sampling = sampling or FrameSampling()
-    if reads_in_child(timeout):
+    if timeout is not None:
         options = {"sampling": sampling.to_dict(), "on_corrupt": on_corrupt, "num_threads": num_threads}
         return VideoClip(**run_in_child("read_frames", path, options, timeout))
     return _Reader(os.fspath(path), sampling, on_corrupt == "keep", num_threads).read()

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pave.data.media.child import reads_in_child, run_in_child
 from pave.data.media.container import MediaError, check_size
 from pave.utils.files import atomic_path
 
@@ -23,9 +22,6 @@ def read_picture(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         MediaError: naming the file, if it is missing, damaged or no picture.
     """
-    if reads_in_child():
-        picture_HWC: NDArray[np.uint8] = run_in_child("read_picture", path, {})["array"]
-        return picture_HWC
     with _opened(path) as image:
         try:
             return np.asarray(image.convert("RGB"))
@@ -44,9 +40,6 @@ def read_depth(path: str | os.PathLike[str], metres_per_unit: float | None = Non
     Raises:
         MediaError: naming the file, if it is missing, damaged, of another kind, or not one number for each pixel.
     """
-    if reads_in_child():
-        depth_HW: NDArray[np.float32] = run_in_child("read_depth", path, {"metres_per_unit": metres_per_unit})["array"]
-        return depth_HW
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
     if suffix == ".png":

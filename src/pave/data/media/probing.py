@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
 
-from pave.data.media.child import reads_in_child, run_in_child
+from pave.data.media.child import run_in_child
 from pave.data.media.container import (
     MediaError,
     PacketIndex,
@@ -106,7 +106,7 @@ def probe(path: str | os.PathLike[str], *, timeout: float | None = None) -> Medi
     Raises:
         MediaError: if the file is missing, cannot be read, has neither video nor audio, or is a video without a decoder.
     """
-    if reads_in_child(timeout):
+    if timeout is not None:
         fields = run_in_child("probe", path, {}, timeout)
         video, audio = fields.pop("video"), fields.pop("audio")
         return MediaInfo(video=video and VideoInfo(**video), audio=audio and AudioInfo(**audio), **fields)

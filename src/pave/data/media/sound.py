@@ -14,7 +14,7 @@ import av.container
 import numpy as np
 from numpy.typing import NDArray
 
-from pave.data.media.child import reads_in_child, run_in_child
+from pave.data.media.child import run_in_child
 from pave.data.media.container import MediaError, decode_packets, find_audio, find_video, first_frame_tick, open_media
 from pave.data.media.mixing import mix_to_mono
 from pave.data.media.stated import missing_sound
@@ -82,7 +82,7 @@ def read_audio(
         raise ValueError(f"read_audio: channels must be 'mix' or 'all', got {channels!r}")
     if start is not None and end is not None and not start < end:
         raise ValueError(f"read_audio: end ({end}) must come after start ({start})")
-    if reads_in_child(timeout):
+    if timeout is not None:
         options: dict[str, Any] = {
             "sample_rate": sample_rate,
             "channels": channels,

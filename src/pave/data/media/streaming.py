@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pave.data.media.child import reads_in_child
 from pave.data.media.container import MediaError, index_packets, open_media, require_video
-from pave.data.media.frames import VideoClip, _Pixels, _Plan, _plan, _Reader, read_frames
+from pave.data.media.frames import VideoClip, _Pixels, _Plan, _plan, _Reader
 from pave.data.media.sampling import FrameSampling
 
 
@@ -29,15 +28,12 @@ class FramesInPieces:
     """Frames at a time."""
 
     def __iter__(self) -> Iterator[VideoClip]:
-        if reads_in_child():  # which answers with all of them
-            yield from self._parts(read_frames(self.path, self.sampling))
-            return
         name = os.fspath(self.path)
         reader = _Reader(name, self.sampling, keep=False, num_threads=1)
         with open_media(name) as container:
             index = index_packets(container, require_video(container, name), name)
         if index.problem is not None or not index.trusted:
-            yield from self._parts(reader.read())
+            yield from self._whole(reader)
             return
         chosen, _ = reader._choose(index.ticks, index.end_tick, index.tick)
         plans: list[_Plan] = [_plan(index, chosen), [(None, chosen)]]  # by seeking, else in one go
@@ -59,9 +55,10 @@ class FramesInPieces:
                 return
         if done:
             raise MediaError(f"{name}: sampled frame {done} is not where its time stamp says; re-encode the video")
-        yield from self._parts(reader.read())
+        yield from self._whole(reader)
 
-    def _parts(self, clip: VideoClip) -> Iterator[VideoClip]:
+    def _whole(self, reader: _Reader) -> Iterator[VideoClip]:
+        clip = reader.read()
         for first in range(0, len(clip.times_F), self.piece):
             part = slice(first, first + self.piece)
             yield VideoClip(

@@ -1,7 +1,16 @@
-"""Child processes that fill chunks: a file that hangs or crashes a decoder ends its process, never the run."""
+"""Child processes that fill chunks: a file that hangs or crashes a decoder ends its process, never the run.
+
+Parent and child talk in lines of JSON. Nothing that comes from a child is unpickled: the file that it reads may be hostile. A child
+is a program of its own and does not import the script that called, so that the script needs no guard.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,9 +20,11 @@ from pave.data.store.filling import Report, fill_chunk
 from pave.data.store.plan import Wanted
 from pave.data.store.shards import FeatureStore, ShardLimits
 from pave.data.vision import build
-from pave.utils.children import Answers, Child, requests
 from pave.utils.content import Stamp
 from pave.utils.files import DiskError
+
+_PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from pave.data.store.workers import main; main()"
+"""What a child runs: modules come from where they come from in the parent, and from nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,8 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._child = Child("pave.data.store.workers")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._late = threading.Event()
         self._stopped = False
 
     def fill(self, chunk: Sequence[Wanted], report: Report) -> None:
@@ -73,21 +85,21 @@ class Worker:
 
     def _attempt(self, todo: Sequence[Wanted], batch_size: int, again: bool, report: Report) -> tuple[list[str], str] | None:
         """None when done, else the keys at work when the child had to be ended or ended itself, and why."""
-        self._child.start(asdict(self._settings))
+        self._start()
         reading: list[str] = []
         known = {want.key for want in todo}
         limit = self._settings.timeout
-        self._child.send({"batch_size": batch_size, "again": again, "chunk": [asdict(want) for want in todo]})
+        self._send({"batch_size": batch_size, "again": again, "chunk": [asdict(want) for want in todo]})
         while True:
-            received = self._child.receive(None if limit is None or not reading else limit * len(reading))
-            if received is None:
-                status = self._child.end()
-                if self._child.late:
-                    return reading, f"reading and encoding took longer than the {limit:g} s allowed"
+            event = self._receive(None if limit is None or not reading else limit * len(reading))
+            if event is None and self._late.is_set():
+                self.close()
+                return reading, f"reading and encoding took longer than the {limit:g} s allowed"
+            if event is None:
+                status = self._end()
                 if not reading or self._stopped:
                     raise RuntimeError(f"a process that extracts features ended with status {status} while it read no file")
                 return reading, f"the process that read it ended with status {status}"
-            event, _ = received
             if event["event"] == "end":
                 return None
             if event["event"] in _STOPS:
@@ -97,15 +109,69 @@ class Worker:
             reading = event["keys"] if event["event"] == "files" else [] if event["event"] == "shard" else reading
             report(event)
 
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None:
+            self._end()
+        self._late.clear()
+        command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps([os.path.abspath(part) for part in sys.path])]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._send(asdict(self._settings))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:  # it ended: the missing answer says so
+            return
+
+    def _receive(self, seconds: float | None) -> dict[str, Any] | None:
+        """The next event, or None where the child has ended, which it also does when the time is over."""
+        assert self._process is not None and self._process.stdout is not None
+        timer = None if seconds is None else threading.Timer(seconds, self._time_is_over, [self._process])
+        if timer is not None:
+            timer.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not line.endswith(b"\n"):
+            return None
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+    def _time_is_over(self, process: subprocess.Popen[bytes]) -> None:
+        self._late.set()
+        process.kill()
+
+    def _end(self) -> int:
+        """Clean up after a child that has ended; its status."""
+        assert self._process is not None
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except OSError:
+                continue
+        status = self._process.wait()
+        self._process = None
+        return status
+
     def stop(self) -> None:
         """Give up what the child is doing; for other threads than the one that ``fill`` runs in, which then raises."""
         self._stopped = True
-        self._child.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the child."""
-        self._child.kill()
-        self._child.end()
+        if self._process is not None:
+            self._process.kill()
+            self._end()
 
 
 _STOPS: dict[str, type[Exception]] = {"refused": ValueError, "disk": DiskError, "broken": RuntimeError}
@@ -114,14 +180,21 @@ _STOPS: dict[str, type[Exception]] = {"refused": ValueError, "disk": DiskError, 
 
 def main() -> None:
     """What a child does: chunk after chunk, until the parent closes the pipe or is gone."""
-    answers, orders = Answers(), requests()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever libraries print must not be taken for an answer
+
+    def report(event: dict[str, Any]) -> None:
+        answers.write(json.dumps(event).encode() + b"\n")
+        answers.flush()
+
+    lines = iter(sys.stdin.buffer.readline, b"")
     try:
-        _serve(WorkerSettings(**next(orders)), orders, answers.send)
+        _serve(WorkerSettings(**json.loads(next(lines))), lines, report)
     except (StopIteration, BrokenPipeError, KeyboardInterrupt):
         return
 
 
-def _serve(settings: WorkerSettings, orders: Iterator[dict[str, Any]], report: Report) -> None:
+def _serve(settings: WorkerSettings, lines: Iterator[bytes], report: Report) -> None:
     import torch
     import transformers
 
@@ -130,7 +203,8 @@ def _serve(settings: WorkerSettings, orders: Iterator[dict[str, Any]], report: R
     store = FeatureStore(settings.store)
     limits = ShardLimits(settings.entries, settings.num_bytes)
     encoders: dict[str, Any] = {}
-    for request in orders:
+    for line in lines:
+        request = json.loads(line)
         chunk = [wanted_from(row) for row in request["chunk"]]
         name = chunk[0].encoder
         try:

@@ -15,8 +15,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pave.utils.proportions import wilson
-
 RESAMPLES = 10_000
 MANY_CLUSTERS = 300
 """From here on a mean of scores is as good as normal, and nothing is drawn."""
@@ -218,7 +216,12 @@ class _Clustered:
 
 
 def _wilson(p: float, n: float, quantile: float) -> Interval:
-    return Interval(*wilson(p, n, quantile), "wilson")
+    z2 = quantile**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low = 0.0 if p <= 0 else max(0.0, centre - half)
+    high = 1.0 if p >= 1 else min(1.0, centre + half)
+    return Interval(low, high, "wilson")
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -8,18 +8,14 @@ from __future__ import annotations
 from pave.patching.convert.base import ConvertedBase, convert_base, is_reference_base
 from pave.patching.convert.export import export_patch
 from pave.patching.convert.golden import run_golden
-from pave.patching.convert.merged import MergedExport, export_beside, export_merged
 from pave.patching.convert.reference_fusion import ReferenceFusion, fusion_from_reference
 from pave.patching.convert.reference_patch import ImportedPatch, import_patch
 
 __all__ = [
     "ConvertedBase",
     "ImportedPatch",
-    "MergedExport",
     "ReferenceFusion",
     "convert_base",
-    "export_beside",
-    "export_merged",
     "export_patch",
     "fusion_from_reference",
     "import_patch",

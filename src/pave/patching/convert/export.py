@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
 
-from pave.patching import adapter_files
+import pave
+from pave.patching import lora
 from pave.patching.checkpoint import read_files, resolve_patch
-from pave.patching.record import ADAPTER_CONFIG, LORA_FILE, LORA_FOLDER, PatchRecord, read_record
+from pave.patching.record import LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 from pave.utils.files import atomic_folder
 from pave.utils.json_files import read_json_object
-from pave.version import __version__
 
 EXPORT_VERSION = 1
 SETTINGS_FILE = "pave_export.json"
@@ -54,18 +53,13 @@ def export_patch(patch: str | Path, out: str | Path) -> ExportedPatch:
     with atomic_folder(out) as work:
         safetensors.torch.save_file(fusion, work / EXPORTED_FUSION, metadata={"format": "pt"})
         if adapter is not None:
-            write_adapter(source, work, adapter)
+            config = read_json_object(source / LORA_FOLDER / "adapter_config.json")
+            config["target_modules"] = sorted({lora.module_of(key) for key in adapter})
+            _write_json(work / "adapter_config.json", config)
+            safetensors.torch.save_file(adapter, work / LORA_FILE, metadata={"format": "pt"})
         _write_json(work / SETTINGS_FILE, _settings(record, must))
         files = tuple(sorted(path.name for path in work.iterdir()))
     return ExportedPatch(Path(out), files, must)
-
-
-def write_adapter(source: Path, folder: Path, adapter: dict[str, Tensor]) -> None:
-    """Write the LoRA of the patch in ``source`` as PEFT's own files, with the full names of the layers as its targets."""
-    config = read_json_object(source / LORA_FOLDER / ADAPTER_CONFIG)
-    config["target_modules"] = sorted({adapter_files.module_of(key) for key in adapter})
-    _write_json(folder / ADAPTER_CONFIG, config)
-    safetensors.torch.save_file(adapter, folder / LORA_FILE, metadata={"format": "pt"})
 
 
 def _duties(record: PatchRecord) -> tuple[str, ...]:
@@ -89,7 +83,7 @@ def _settings(record: PatchRecord, must: tuple[str, ...]) -> dict[str, Any]:
     values = record.to_dict()
     return {
         "export_version": EXPORT_VERSION,
-        "pave_version": __version__,
+        "pave_version": pave.__version__,
         "base": values["base"],
         "patch": values["patch"],
         "files": {"fusion": EXPORTED_FUSION, "lora": LORA_FILE if record.patch.lora is not None else None},

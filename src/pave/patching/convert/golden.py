@@ -19,16 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.config import PatchConfig
-from pave.patching.attach import attach_patch, detach_patch
+from pave.patching.attach import attach_patch, detach_patch, patch_slot
+from pave.patching.checkpoint import load_patch
 from pave.patching.convert.base import convert_base
 from pave.patching.convert.reference_fusion import reference_name
 from pave.patching.convert.reference_patch import import_patch
-from pave.patching.load import load_patch
-from pave.patching.lookup import is_patched, patch_slot
 from pave.tokens import SideTokens
 from pave.utils.json_files import read_json_object
 from pave.video_llms import get_interface
-from pave.video_llms.prompt import lay_out_prompt
 
 _VIDEO, _IGNORE, _CHANNEL = -200, -100, "side"
 _TOWER_SETTINGS = ("num_attention_heads", "image_size", "hidden_act", "layer_norm_eps")
@@ -70,15 +68,6 @@ class _Golden:
             "pixel_values_videos": images[videos],
         }
         return {**batch, "labels": _padded(targets, _IGNORE)} if labels else batch
-
-    def laid_out(self, batch: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """All arguments of a call, the prompt with room for what the model's patch adds to it."""
-        given = {**batch, **more}
-        return (
-            lay_out_prompt(given, self.model.config, self.model.patch_config, padding_side="right")
-            if is_patched(self.model)
-            else given
-        )
 
     def side(self, row: int | None = None) -> dict[str, SideTokens]:
         """The side features (B, C, K, h, w) as side tokens."""
@@ -181,9 +170,8 @@ class _Seen:
 
 @torch.no_grad()
 def _capture(golden: _Golden, batch: Mapping[str, Any], **more: Any) -> _Seen:
-    """Call the model; what it embeds and computes is taken at its modules."""
+    """Call the model; logits are taken at the head, because a patched model gives back those of the shorter prompt only."""
     model = golden.model
-    batch = golden.laid_out(batch, **more)
     found: dict[str, Any] = {}
     handles = [
         model.lm_head.register_forward_hook(lambda _, __, out: found.update(logits=out)),
@@ -194,7 +182,7 @@ def _capture(golden: _Golden, batch: Mapping[str, Any], **more: Any) -> _Seen:
         fusion: Any = patch_slot(model).fusions[_CHANNEL]
         handles.append(fusion.register_forward_hook(lambda _, args, out: found.update(fusion=out, video=args[0])))
     try:
-        model(**batch)
+        model(**batch, **more)
     finally:
         for handle in handles:
             handle.remove()
@@ -270,7 +258,7 @@ def _training(golden: _Golden) -> dict[str, float]:
         return {}
     model, notes = golden.model, golden.notes
     model.zero_grad()
-    loss = model(**golden.laid_out(golden.batch("train_input_ids", "train_labels"), side_channels=golden.side())).loss
+    loss = model(**golden.batch("train_input_ids", "train_labels"), side_channels=golden.side()).loss
     loss.backward()
     own: dict[str, Tensor] = {}
     for key, parameter in model.named_parameters():
@@ -306,8 +294,8 @@ def _greedy(
         return {}
     wrong = 0
     for row, wanted in enumerate(recorded):
-        given: dict[str, Any] = {} if side is None else {"side_channels": side(row)}
-        batch, more = golden.laid_out(golden.batch(row=row), **given), dict[str, Any]()
+        batch = golden.batch(row=row)
+        more: dict[str, Any] = {} if side is None else {"side_channels": side(row)}
         if rows is not None:  # rows that were appended for placeholders are no choice
             more["suppress_tokens"] = list(range(rows, golden.model.config.get_text_config().vocab_size)) or None
         count = len(wanted["ids"])

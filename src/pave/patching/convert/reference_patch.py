@@ -17,19 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+import pave
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
-from pave.patching import adapter_files, lora
-from pave.patching.attach import attach_patch
+from pave.patching import lora
+from pave.patching.attach import attach_patch, patch_slot
 from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import BaseFingerprint, fingerprint, sizes_only
-from pave.patching.lookup import patch_slot
 from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
 from pave.utils.json_files import read_json_object
-from pave.version import __version__
 from pave.video_llms import get_interface
 from pave.video_llms.known import is_built_in, load_config
 
@@ -164,10 +163,10 @@ def _write(
     attach_patch(model, config, name=name)
     (channel,) = config.side_channels
     fusion = {f"{channel}.{key}": value for key, value in read.module.state_dict().items()}
-    adapter_files.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
+    lora.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
     adapter = _rename_adapter(files, model, name)
     record = PatchRecord(
-        pave_version=__version__,
+        pave_version=pave.__version__,
         name=name,
         patch=config,
         base=base,
@@ -344,7 +343,7 @@ def _rename_adapter(files: _Files, model: Any, name: str) -> dict[str, Tensor]:
     decoder = next(path for path, module in model.named_modules() if module is model.get_decoder())
     own = lora.state_dict(model, name)
     theirs = {key.replace(f"base_model.model.{decoder}.", "base_model.model.model.", 1): key for key in own}
-    adapter_files.check_same_tensors(
+    lora.check_same_tensors(
         {key: own[ours] for key, ours in theirs.items()}, files.adapter, str(one_of(files.folder, *ADAPTER_FILES))
     )
     return {ours: files.adapter[key] for key, ours in theirs.items()}
