@@ -5,16 +5,9 @@ from __future__ import annotations
 from pave.patching.attach import (
     attach_patch,
     detach_patch,
-    is_patched,
-    patch_name,
-    patch_names,
-    patch_parameter_groups,
-    patch_parameters,
-    patch_slot,
     unload_patch,
 )
 from pave.patching.checkpoint import (
-    load_patch,
     load_tensors,
     push_patch_to_hub,
     resolve_patch,
@@ -23,6 +16,15 @@ from pave.patching.checkpoint import (
 from pave.patching.continuing import check_continues, continue_patch, patch_digest
 from pave.patching.fingerprint import BaseFingerprint, fingerprint
 from pave.patching.fuse import Fused, fuse
+from pave.patching.load import load_patch
+from pave.patching.lookup import (
+    is_patched,
+    patch_name,
+    patch_names,
+    patch_parameter_groups,
+    patch_parameters,
+    patch_slot,
+)
 from pave.patching.record import PatchRecord, read_record
 from pave.patching.rows import InSameRows, Plan, Use, lora_rows
 from pave.patching.signing import sign_patch

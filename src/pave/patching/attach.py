@@ -24,9 +24,10 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.patched import PatchedVideoLLM, calls_under_way, cut_vocabulary, patched_class
+from pave.patching.lookup import is_patched, patch_name, patch_names
+from pave.patching.patched import calls_under_way, cut_vocabulary, patched_class
 from pave.patching.rows import InSameRows
-from pave.patching.slot import SLOTS, PatchSlot
+from pave.patching.slot import SLOTS, PatchSlot, check_name
 from pave.video_llms import VideoLLMInterface, get_interface
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -229,13 +230,6 @@ def build_slot(base_config: Any, config: PatchConfig) -> PatchSlot:
     )
 
 
-def check_name(what: str, name: str) -> None:
-    """Refuse a name of a patch or a channel that no submodule can have."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
-        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
-
-
 def check_forward(model: Any) -> None:
     """Refuse a ``forward`` that something bound to the instance: it would go past the class that is swapped in or out.
 
@@ -258,58 +252,3 @@ def rebind_forward(model: Any) -> None:
         model._old_forward = types.MethodType(type(model).forward, model)
         hooked: Any = functools.update_wrapper(model.forward, model._old_forward)
         hooked.__signature__ = inspect.signature(model._old_forward)
-
-
-# --- what is attached -------------------------------------------------------------------------------------------------
-
-
-def is_patched(model: nn.Module) -> bool:
-    """True if a patch is attached to ``model`` itself."""
-    return isinstance(model, PatchedVideoLLM)
-
-
-def patch_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the attached patches, in the order in which they were attached."""
-    return model.patch_names if isinstance(model, PatchedVideoLLM) else ()
-
-
-def patch_name(model: nn.Module, name: str | None = None) -> str:
-    """The name of an attached patch.
-
-    Args:
-        model: a patched model.
-        name: the one that is meant; None where there is only one.
-
-    Raises:
-        ValueError: if there is none (of that name), or several and none is named.
-    """
-    names = patch_names(model)
-    if not names:
-        raise ValueError(f"this {type(model).__name__} carries no patch; call attach_patch or load_patch first")
-    if name is None and len(names) > 1:
-        raise ValueError(f"the model carries several patches ({', '.join(names)}); say by name which one is meant")
-    if name is not None and name not in names:
-        raise ValueError(f"the model carries no patch {name!r}; attached: {', '.join(names)}")
-    return names[0] if name is None else name
-
-
-def patch_slot(model: nn.Module, name: str | None = None) -> PatchSlot:
-    """The fusion modules of an attached patch, named where there are several."""
-    slot: PatchSlot = getattr(model, SLOTS)[patch_name(model, name)]
-    return slot
-
-
-def patch_parameter_groups(model: nn.Module, name: str | None = None) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters of a patch by role: "fusion", "output_norm", "gate", "lora". Disjoint and complete."""
-    groups: dict[str, list[nn.Parameter]] = {"fusion": [], "output_norm": [], "gate": []}
-    fusion: Any
-    for fusion in patch_slot(model, name).fusions.values():
-        for role, parameters in fusion.parameter_groups().items():
-            groups[role] += parameters
-    groups["lora"] = lora.parameters(model, patch_name(model, name))
-    return groups
-
-
-def patch_parameters(model: nn.Module, name: str | None = None) -> list[nn.Parameter]:
-    """Every trainable parameter of a patch, named where there are several."""
-    return [p for group in patch_parameter_groups(model, name).values() for p in group]

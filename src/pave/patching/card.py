@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from torch import Tensor
 
+from pave.config import PatchConfig
+from pave.patching.record import PatchRecord
 from pave.patching.storage import parameter_count, tensor_bytes
 from pave.side_channels.own import own_modules
 from pave.utils.embedded import PLAYGROUND
 from pave.utils.optional import INSTALL
-
-if TYPE_CHECKING:
-    from pave.config import PatchConfig
-    from pave.patching.record import PatchRecord
 
 
 def patch_card(record: PatchRecord, fusion: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> str:

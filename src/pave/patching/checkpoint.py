@@ -13,24 +13,22 @@ The hashes bind the files together: what was damaged, or belongs to another patc
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import pave
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, build_slot, check_base, detach_patch, patch_name, patch_slot
 from pave.patching.card import patch_card
-from pave.patching.fingerprint import BaseFingerprint, differences, fingerprint, weights_compared
+from pave.patching.fingerprint import BaseFingerprint, fingerprint
+from pave.patching.lookup import patch_name, patch_slot
 from pave.patching.record import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
@@ -44,10 +42,7 @@ from pave.patching.record import (
 )
 from pave.patching.storage import to_storage, unpack
 from pave.utils.files import atomic_folder
-
-logger = logging.getLogger(__name__)
-
-_Model = TypeVar("_Model", bound=nn.Module)
+from pave.version import __version__
 
 
 def save_patch(
@@ -85,7 +80,7 @@ def save_patch(
     slot = patch_slot(model, name)
     dtype = getattr(torch, storage_dtype or slot.config.storage_dtype)
     record = PatchRecord(
-        pave_version=pave.__version__,
+        pave_version=__version__,
         name=name,
         patch=slot.config,
         base=base or fingerprint(model, processor),
@@ -127,59 +122,6 @@ def write_files(
         write_record(work, work / CONFIG_FILE, record)
         (work / "README.md").write_text(patch_card(record, fusion, adapter or {}), encoding="utf-8")
     return target
-
-
-def load_patch(
-    model: _Model,
-    patch: str | Path,
-    *,
-    name: str | None = None,
-    revision: str | None = None,
-    processor: Any = None,
-    allow_base_mismatch: bool = False,
-) -> _Model:
-    """Attach a saved patch to a base, in place. Several may be attached one after the other, under names of their own.
-
-    Args:
-        model: the base the patch was trained on.
-        patch: a local folder, or the id of a repository on the hub.
-        name: name of the patch on this model, which tells it from others there; default, the one it was saved under.
-        revision: of the hub repository.
-        processor: the base's processor, to check tokenizer and chat template too.
-        allow_base_mismatch: load on another base all the same; a warning says what is overridden. Sizes must still fit.
-
-    Returns:
-        The same model, patched.
-
-    Raises:
-        ValueError: if anything is missing, unexpected or of another shape, or the base is another one; the model is then as it was.
-    """
-    check_base(model)
-    folder = resolve_patch(patch, revision)
-    record = read_record(folder)
-    own = fingerprint(model, processor)
-    if not weights_compared(record.base, own):
-        logger.warning(
-            "%s: the base's weights could not be compared with those the patch was trained on (sharded, offloaded, or not recorded); "
-            "only the architecture was",
-            patch,
-        )
-    found = differences(record.base, own)
-    if found:
-        trained_on = record.base.model_id or record.base.architecture.get("model_type")
-        text = f"{patch}: the patch was trained on another base ({trained_on}); this one differs in: {'; '.join(found)}"
-        if not allow_base_mismatch:
-            raise ValueError(f"{text}. Load it on its own base, or pass allow_base_mismatch=True")
-        logger.warning("%s. Loading it all the same, as asked", text)
-    tensors = read_files(folder, record)
-    _check_sizes(model, folder, record.patch, tensors)
-    attach_patch(model, record.patch, name=name or record.name)
-    try:
-        copy_into(model, folder, tensors, name=name or record.name)
-    except BaseException:
-        detach_patch(model, name or record.name)
-        raise
-    return model
 
 
 def load_tensors(model: nn.Module, folder: str | Path, *, name: str | None = None) -> None:
@@ -227,21 +169,6 @@ def read_files(folder: Path, record: PatchRecord) -> PatchTensors:
     adapter = unpack(_read_file(folder, f"{LORA_FOLDER}/{LORA_FILE}", record), "plain", str(adapter_file))
     lora.check_ranks(adapter, patch.lora, str(adapter_file))
     return PatchTensors(fusion, adapter, stored)
-
-
-def _check_sizes(model: Any, folder: Path, patch: PatchConfig, tensors: PatchTensors) -> None:
-    """Refuse a config that asks for other sizes than the files hold before it makes anything take memory."""
-    layers = sum(channel.fusion.num_layers for channel in patch.side_channels.values())
-    if layers > len(tensors.fusion):
-        raise ValueError(
-            f"{folder / FUSION_FILE} holds {len(tensors.fusion)} tensors, too few for {layers} layers in {CONFIG_FILE}"
-        )
-    try:
-        with torch.device("meta"):
-            own = build_slot(model.config, patch).fusions.state_dict()
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: sizes that no module can have ({str(error).splitlines()[0]})") from None
-    lora.check_same_tensors(own, tensors.fusion, str(folder / FUSION_FILE))
 
 
 def copy_into(

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pave
 from pave.config import LoraSettings
 from pave.patching import lora
 from pave.patching.checkpoint import PatchTensors, read_files, resolve_patch, write_files
 from pave.patching.record import ADAPTER_CONFIG, LORA_FOLDER, PatchRecord, read_record
 from pave.patching.storage import FusionStorage, pack, tensor_bytes, to_storage, unpack
 from pave.utils.json_files import read_json_object
+from pave.version import __version__
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CompressedPatch:
             for part, is_lora in (("fusion", False), ("lora", True))
         }
         return {
-            "pave_version": pave.__version__,
+            "pave_version": __version__,
             "lora_ranks": {kind: list(pair) for kind, pair in self.ranks.items()},
             "fusion_storage": self.record.fusion_storage,
             "bytes_before": sum(self.bytes_before.values()),
@@ -103,7 +103,7 @@ def compress_patch(
     made = dataclasses.replace(
         record,
         fusion_storage=storage,
-        pave_version=pave.__version__,
+        pave_version=__version__,
         patch=dataclasses.replace(record.patch, lora=settings),
     )
     return CompressedPatch(source, made, stored, adapter, before, after, ranks, errors)

@@ -17,7 +17,8 @@ from torch import nn
 
 from pave.config import FusionConfig, PatchConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, patch_slot
+from pave.patching.attach import attach_patch
+from pave.patching.lookup import patch_slot
 from pave.patching.storage import FusionStorage, stored_bytes
 from pave.video_llms import get_interface
 

@@ -22,6 +22,7 @@ from transformers import Cache
 from pave.config import PatchConfig
 from pave.patching import lora
 from pave.patching.branches import with_branches
+from pave.patching.checkpoint import save_patch
 from pave.patching.fuse import FrameTimes, Fused, fuse, present_videos, read_sides, read_times, zero_of
 from pave.patching.lengthen import Lengthening, at_given_positions
 from pave.patching.rows import (
@@ -193,8 +194,6 @@ class PatchedVideoLLM:
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> Any:
         """Save the *base*, byte for byte as without patches, and each patch beside it under ``pave_patches/<name>``."""
-        from pave.patching.checkpoint import save_patch
-
         tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
         with_adapters = getattr(self, "_hf_peft_config_loaded", False)  # then transformers saves those adapters, not the base
         kept = without_patches(tensors) if with_adapters else base_state_dict(tensors)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pave.config import PatchConfig, Strict, read_strict
-from pave.patching.attach import check_name
 from pave.patching.fingerprint import BaseFingerprint
+from pave.patching.slot import check_name
 from pave.patching.storage import FusionStorage
 from pave.utils.json_files import MAX_JSON_BYTES, parse_json
 from pave.utils.reading import read_bytes

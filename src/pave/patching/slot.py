@@ -16,6 +16,13 @@ SLOTS = "pave_patches"
 """Name of the submodule of a base that holds its patches, one slot each."""
 
 
+def check_name(what: str, name: str) -> None:
+    """Refuse a name of a patch or a channel that no submodule can have."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        reason = "is taken by torch" if name.isidentifier() else "must be a Python identifier"
+        raise ValueError(f"{what}: a name of a patch or channel {reason}, got {name!r}; choose another one")
+
+
 def without_patches(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a patched model's state dict that belong to no patch: the base's, and those of its user's own adapters."""
     return {

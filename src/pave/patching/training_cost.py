@@ -20,8 +20,9 @@ from torch import nn
 
 from pave.config import PatchConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, patch_slot
+from pave.patching.attach import attach_patch
 from pave.patching.cost import BYTES, COUNTED, fusion_flops, linear_flops, video_tokens, vision_flops
+from pave.patching.lookup import patch_slot
 from pave.patching.training_memory import Memory, Sizes, StepSettings, StepShape, Tokens, adds_tokens, head_widths, memory_of
 from pave.video_llms import get_interface
 

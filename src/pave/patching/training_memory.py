@@ -29,8 +29,8 @@ from typing import Any
 from torch import nn
 
 from pave.config import FusionConfig, PatchConfig
-from pave.patching.attach import patch_parameters, patch_slot
 from pave.patching.cost import BYTES, SIDE_LINEARS
+from pave.patching.lookup import patch_parameters, patch_slot
 
 _MASTER = 4
 """Bytes of a trained parameter and of its gradient; AdamW holds twice as much."""

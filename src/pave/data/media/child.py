@@ -1,12 +1,12 @@
 """Reading a file in a child process: with a time limit, and without harm if the decoder crashes.
 
-The child answers on its standard output with one line of JSON, followed by the bytes of the arrays that the line announces.
+The child runs ``child_main``. It answers on its standard output with one line of JSON, followed by the bytes of the arrays that the
+line announces.
 Nothing is pickled: the file may be hostile, and so may what its decoder hands back.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -39,7 +39,7 @@ def run_in_child(function: str, path: str | os.PathLike[str], options: dict[str,
     name = os.fspath(path)
     request = json.dumps({"function": function, "path": os.path.abspath(name), "options": options})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    command = [sys.executable, "-m", "pave.data.media.child"]
+    command = [sys.executable, "-m", "pave.data.media.child_main"]
     try:
         done = subprocess.run(
             command, input=request.encode(), capture_output=True, timeout=timeout, env=environment, check=False
@@ -62,35 +62,3 @@ def run_in_child(function: str, path: str | os.PathLike[str], options: dict[str,
         fields[field] = np.frombuffer(body, dtype=dtype, count=count, offset=start).reshape(shape).copy()
         start += fields[field].nbytes
     return fields
-
-
-def main() -> None:
-    """Answer the one request on standard input."""
-    from pave.data import media
-
-    request = json.loads(sys.stdin.buffer.read())
-    functions = {"read_frames": media.read_frames, "read_audio": media.read_audio, "probe": media.probe}
-    options = request["options"]
-    if "sampling" in options:
-        options["sampling"] = media.FrameSampling(**options["sampling"])
-    out = sys.stdout.buffer
-    try:
-        result: Any = functions[request["function"]](request["path"], **options)  # type: ignore[operator]
-    except MediaError as error:
-        out.write(json.dumps({"error": str(error), "code": error.code}).encode())
-        return
-    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)} if result is not None else {}
-    arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
-    plain = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in fields.items()
-        if name not in arrays
-    }
-    layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
-    out.write(json.dumps({"fields": plain, "arrays": layout}).encode() + b"\n")
-    for array in arrays.values():
-        out.write(array.data)
-
-
-if __name__ == "__main__":
-    main()

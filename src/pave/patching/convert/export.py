@@ -9,12 +9,12 @@ from typing import Any
 
 import safetensors.torch
 
-import pave
 from pave.patching import lora
 from pave.patching.checkpoint import read_files, resolve_patch
 from pave.patching.record import LORA_FILE, LORA_FOLDER, PatchRecord, read_record
 from pave.utils.files import atomic_folder
 from pave.utils.json_files import read_json_object
+from pave.version import __version__
 
 EXPORT_VERSION = 1
 SETTINGS_FILE = "pave_export.json"
@@ -83,7 +83,7 @@ def _settings(record: PatchRecord, must: tuple[str, ...]) -> dict[str, Any]:
     values = record.to_dict()
     return {
         "export_version": EXPORT_VERSION,
-        "pave_version": pave.__version__,
+        "pave_version": __version__,
         "base": values["base"],
         "patch": values["patch"],
         "files": {"fusion": EXPORTED_FUSION, "lora": LORA_FILE if record.patch.lora is not None else None},

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pave.config import PatchConfig
-from pave.patching.attach import attach_patch, detach_patch, patch_slot
-from pave.patching.checkpoint import load_patch
+from pave.patching.attach import attach_patch, detach_patch
 from pave.patching.convert.base import convert_base
 from pave.patching.convert.reference_fusion import reference_name
 from pave.patching.convert.reference_patch import import_patch
+from pave.patching.load import load_patch
+from pave.patching.lookup import patch_slot
 from pave.tokens import SideTokens
 from pave.utils.json_files import read_json_object
 from pave.video_llms import get_interface

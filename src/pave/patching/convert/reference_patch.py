@@ -17,18 +17,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-import pave
 from pave.config import LORA_LINEARS, EncoderConfig, FusionConfig, LoraSettings, PatchConfig, SideChannelConfig
 from pave.patching import lora
-from pave.patching.attach import attach_patch, patch_slot
+from pave.patching.attach import attach_patch
 from pave.patching.checkpoint import write_patch
 from pave.patching.convert.base import is_reference_base
 from pave.patching.convert.files import first_names, one_of, read_tensors
 from pave.patching.convert.reference_fusion import ReadFusion, read_fusion
 from pave.patching.fingerprint import BaseFingerprint, fingerprint, sizes_only
+from pave.patching.lookup import patch_slot
 from pave.patching.record import PatchRecord
 from pave.patching.storage import to_storage
 from pave.utils.json_files import read_json_object
+from pave.version import __version__
 from pave.video_llms import get_interface
 from pave.video_llms.known import is_built_in, load_config
 
@@ -166,7 +167,7 @@ def _write(
     lora.check_same_tensors(patch_slot(model).fusions.state_dict(), fusion, str(files.folder))
     adapter = _rename_adapter(files, model, name)
     record = PatchRecord(
-        pave_version=pave.__version__,
+        pave_version=__version__,
         name=name,
         patch=config,
         base=base,
