@@ -84,8 +84,8 @@ def test_what_is_read_and_what_is_assumed(source, base, tmp_path, caplog):
         "num_cross_attn_head",
         "use_3d_rope",
         "the rate of the side features",
-        "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code does with sound; "
-        "give tokens_per_step where a step has several",
+        "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code does "
+        "with sound; give tokens_per_step where a step has several",
     ]
     assert all(sentence in caplog.text for sentence in result.assumed)
     assert result.dropped == tuple(

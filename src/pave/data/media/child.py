@@ -1,7 +1,7 @@
 """Reading a file in a child process: with a time limit, and without harm if the decoder crashes.
 
-The child runs ``child_main``. It answers on its standard output with one line of JSON, followed by the bytes of the arrays that the
-line announces.
+The child runs ``child_main``. It answers on its standard output with one line of JSON, followed by the bytes of the
+arrays that the line announces.
 Nothing is pickled: the file may be hostile, and so may what its decoder hands back.
 """
 

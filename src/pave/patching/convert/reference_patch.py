@@ -106,7 +106,8 @@ def import_patch(
         vocabulary: number of token ids to choose from. None: the length of the base's tokenizer without its placeholder
             tokens, or, if that cannot be read, the ``vocab_size`` of config.json.
         channel: name of the side channel.
-        tokens_per_step: M of its stored features. 1 reads (K, M, C) as K * M steps of one token, as the released code does with sound.
+        tokens_per_step: M of its stored features. 1 reads (K, M, C) as K * M steps of one token, as the released code does
+            with sound.
         rate: steps a second of its stored features. None: 1; index alignment does not look at times.
         arguments: constructor arguments of the fusion module by the authors' names, where they are known.
         name: name of the patch.
@@ -301,11 +302,12 @@ def _encoder(width: int, tokens_per_step: int, rate: float | None, assumed: list
         assumed.append(
             "the rate of the side features is not given; steps are stamped 1 second apart, which index alignment ignores"
         )
-    settings: dict[str, Any] = {"width": width, "tokens_per_step": tokens_per_step, "rate": 1.0 if rate is None else rate}
+    rate = 1.0 if rate is None else rate
+    settings: dict[str, Any] = {"width": width, "tokens_per_step": tokens_per_step, "rate": rate}
     if tokens_per_step == 1:
         assumed.append(
-            "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code does with "
-            "sound; give tokens_per_step where a step has several"
+            "one side token per step of stored features, three-dimensional ones flattened to K * M steps as the released code "
+            "does with sound; give tokens_per_step where a step has several"
         )
         settings["flatten_tokens"] = True
     return EncoderConfig(name="features", settings=settings)
